@@ -1,0 +1,40 @@
+"""What every command line of the project shares: one-line errors with exit status 2, and options read from YAML."""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class InputError(Exception):
+    """Bad input from the user. The message is one line that names the thing, the place and the remedy."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser, but a wrong option is one line on stderr (no usage dump) and options are never abbreviated."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], None]:
+    """Decorates a `main(argv=None)`: an `InputError` becomes one line on stderr and exit status 2."""
+
+    @functools.wraps(main)
+    def wrapper(argv: list[str] | None = None) -> None:
+        try:
+            main(argv)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return wrapper

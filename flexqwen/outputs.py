@@ -1,0 +1,74 @@
+"""Outputs appear whole or not at all, and say what made them."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flexqwen import __version__
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Yields `<path>.partial` to write a file or a folder to; renames it to `path` on success and removes it on error.
+
+    An existing `path` is replaced only at the rename, so a reader never sees half of an output. A `.partial` left by a
+    killed process is removed first.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    remove(partial)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        old = path.with_name(path.name + ".old.partial")
+        remove(old)
+        if path.is_dir():  # os.replace cannot put a folder over a folder that has content
+            os.replace(path, old)
+        os.replace(partial, path)
+        remove(old)
+    except BaseException:
+        remove(partial)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes `value` as indented UTF-8 JSON, whole or not at all."""
+    with written_aside(path) as partial:
+        partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hexadecimal) of a JSON-serialisable value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 (hexadecimal) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of flexqwen, Python and the named packages; a package that is not installed is left out."""
+    found = {"flexqwen": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
