@@ -1,0 +1,354 @@
+"""FlexQwen: a Qwen3 that attends causally, bidirectionally, or bidirectionally within a prefix, chosen per call.
+
+In causal mode every class runs Qwen3's own forward pass. The other modes change the attention mask and nothing else, so
+that parameters, their names and their initialisation are Qwen3's.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import Qwen3ForCausalLM, Qwen3Model, Qwen3PreTrainedModel
+from transformers.masking_utils import and_masks, create_bidirectional_mask, find_packed_sequence_indices
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, MaskedLMOutput
+from transformers.utils import can_return_tuple
+
+try:
+    from .configuration_flexqwen import FlexQwenConfig
+except ImportError:  # this file lies at the root of a checkout and is imported by its bare name
+    from configuration_flexqwen import FlexQwenConfig
+
+IGNORE = -100  # the label that PyTorch's cross entropy and every transformers collator leave out
+CHUNK_ELEMENTS = 2**24  # logits held at once by the loss: 64 MiB in float32
+
+
+class _LabelledCrossEntropy(torch.autograd.Function):
+    """Weighted cross entropy of `hidden @ weight.T`, a chunk of tokens at a time.
+
+    Both gradients are made in the forward pass, where a chunk's logits already lie in memory, so that logits are
+    computed once and never kept (the method of Liger Kernel's fused linear cross entropy, arXiv 2410.10989, section 3).
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, token_weights):
+        dtype = hidden.dtype
+        if torch.is_autocast_enabled(hidden.device.type):
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+        matrix = weight.to(dtype)
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        for start in range(0, len(labels), size):
+            part = slice(start, start + size)
+            states, target = hidden[part].to(dtype), labels[part, None]
+            logits = (states @ matrix.t()).float()
+            log_normalizer = logits.logsumexp(-1, keepdim=True)
+            losses[part] = (log_normalizer - logits.gather(-1, target)).squeeze(-1)
+            if not (needs_hidden or needs_weight):
+                continue
+            grad = logits.sub_(log_normalizer).exp_()
+            grad.scatter_add_(-1, target, torch.full_like(target, -1, dtype=grad.dtype))
+            grad = grad.mul_(token_weights[part, None]).to(dtype)
+            if needs_hidden:
+                grad_hidden[part] = grad @ matrix
+            if needs_weight and dtype == weight.dtype:
+                grad_weight.addmm_(grad.t(), states)
+            elif needs_weight:
+                grad_weight += grad.t() @ states
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(losses)
+        return (losses * token_weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx, grad_loss, _):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden * grad_loss,
+            None if grad_weight is None else grad_weight * grad_loss,
+            None,
+            None,
+        )
+
+
+def labelled_loss(hidden_states, weight, labels, shift, num_items_in_batch=None, row_weights=None):
+    """Cross entropy at the labelled positions only; logits of the other positions are never computed.
+
+    Args:
+        hidden_states: `(batch, sequence, hidden)`, the model's last hidden states.
+        weight: `(vocabulary, hidden)`, the head's matrix.
+        labels: int64 `(batch, sequence)`, the token to be predicted *at* each position, -100 where there is none.
+        shift: bool `(batch,)`; a row's label at position t is predicted from the output at t-1 where True, at t where
+            False. A shifted row has nothing to predict position 0 from: a label there is left out, as in Qwen3.
+        num_items_in_batch: what the summed loss is divided by; by default the number of labels.
+        row_weights: float `(batch,)`, weight of every label of a row; 1 by default.
+
+    Returns:
+        loss: float32 scalar, in nats. 0 (with a gradient of 0) where nothing is labelled.
+        row_losses: float32 `(batch,)`, the unweighted summed loss of each row in nats, without gradient.
+        row_labels: int64 `(batch,)`, how many labels each row has.
+    """
+    rows, columns = (labels != IGNORE).nonzero(as_tuple=True)
+    sources = columns - shift[rows].long()
+    keep = sources >= 0
+    rows, columns, sources = rows[keep], columns[keep], sources[keep]
+    token_weights = torch.ones(len(rows), device=labels.device) if row_weights is None else row_weights.float()[rows]
+    total, losses = _LabelledCrossEntropy.apply(
+        hidden_states[rows, sources], weight, labels[rows, columns], token_weights
+    )
+    row_losses = torch.zeros(len(labels), device=labels.device).index_add_(0, rows, losses)
+    row_labels = torch.bincount(rows, minlength=len(labels))
+    return total / (max(len(rows), 1) if num_items_in_batch is None else num_items_in_batch), row_losses, row_labels
+
+
+@dataclass
+class FlexQwenCausalLMOutput(CausalLMOutputWithPast):
+    """`CausalLMOutputWithPast`, and of a training step with labels also what each row lost.
+
+    Args:
+        row_losses: float32 `(batch,)`, the unweighted summed loss of each row in nats, without gradient.
+        row_labels: int64 `(batch,)`, how many labels each row has.
+    """
+
+    row_losses: torch.FloatTensor | None = None
+    row_labels: torch.LongTensor | None = None
+
+
+class FlexQwenModel(Qwen3Model):
+    """Qwen3's decoder with the attention mode chosen per call."""
+
+    config_class = FlexQwenConfig
+    config: FlexQwenConfig
+    _auto_class = "AutoModel"
+    default_is_causal = True  # encoder heads set False on their own base model
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        is_causal: bool | torch.BoolTensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Qwen3's forward pass, and:
+
+        Args:
+            is_causal (`bool` or bool tensor of shape `(batch,)`, *optional*):
+                True: each token attends to itself and those before it. False: to the whole row. A tensor chooses for
+                each row. By default `config.is_causal`, and where that is absent, the class's own default.
+            position_ids (int64 `(batch, sequence)`, *optional*):
+                Where they restart, a new document begins: in every mode, tokens attend only within their document.
+
+        Raises:
+            ValueError: a cache together with bidirectional attention, with a mode for each row, or with packed rows.
+        """
+        is_causal = self.attention_is_causal(is_causal)
+        documents = None
+        if position_ids is not None and past_key_values is None and not isinstance(attention_mask, dict):
+            documents = find_packed_sequence_indices(position_ids.expand(len(position_ids), -1))
+        if is_causal is not True or documents is not None:
+            if past_key_values is not None or use_cache:
+                raise ValueError(
+                    "a cache holds one document a row, computed left to right: with is_causal=False, a mode for each "
+                    "row, or position_ids that restart, pass use_cache=False and no past_key_values"
+                )
+            use_cache = False  # with a cache, Qwen3 would not look for packed rows
+        if is_causal is not True or (documents is not None and attention_mask is not None):
+            if (input_ids is None) == (inputs_embeds is None):
+                raise ValueError("pass exactly one of input_ids and inputs_embeds")
+            if inputs_embeds is None:
+                inputs_embeds, input_ids = self.embed_tokens(input_ids), None
+            if not isinstance(attention_mask, dict):
+                attention_mask = {
+                    "full_attention": self.flexible_mask(inputs_embeds, attention_mask, documents, is_causal)
+                }
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            is_causal=is_causal is True,
+            **kwargs,
+        )
+
+    def attention_is_causal(self, is_causal: bool | torch.Tensor | None) -> bool | torch.Tensor:
+        """The mode in force: the call's, else the config's, else the class's own."""
+        if is_causal is None:
+            is_causal = getattr(self.config, "is_causal", None)
+        return self.default_is_causal if is_causal is None else is_causal
+
+    def flexible_mask(self, inputs_embeds, attention_mask, documents, is_causal):
+        """One mask for all layers, in the attention implementation's own format (None where none is needed).
+
+        transformers keeps packed documents apart only in causal mode and with no 2D mask, so it is done here.
+
+        Args:
+            documents: int64 `(batch or 1, sequence)`, which document of its row each token belongs to, or None.
+        """
+        if self.has_sliding_layers:
+            raise ValueError("sliding-window layers attend causally only; set use_sliding_window=False")
+        batch_size, rules = len(inputs_embeds), []
+        if documents is not None:
+            documents = documents.expand(batch_size, -1)
+            rules.append(lambda b, h, q, kv: documents[b, q] == documents[b, kv])
+        if is_causal is True:
+            rules.append(lambda b, h, q, kv: kv <= q)
+        elif isinstance(is_causal, torch.Tensor):
+            if is_causal.shape != (batch_size,) or is_causal.dtype != torch.bool:
+                raise ValueError(
+                    f"is_causal must be a bool or a bool tensor of shape ({batch_size},), "
+                    f"got {is_causal.dtype} of shape {tuple(is_causal.shape)}"
+                )
+            rules.append(lambda b, h, q, kv: (kv <= q) | ~is_causal[b])
+        return create_bidirectional_mask(
+            self.config, inputs_embeds, attention_mask, and_mask_function=and_masks(*rules) if rules else None
+        )
+
+
+class FlexQwenForCausalLM(Qwen3ForCausalLM):
+    """Qwen3ForCausalLM on a `FlexQwenModel`: generation, and both training objectives through one head and one loss."""
+
+    config_class = FlexQwenConfig
+    config: FlexQwenConfig
+    _auto_class = "AutoModelForCausalLM"
+
+    def __init__(self, config: FlexQwenConfig):
+        super(Qwen3ForCausalLM, self).__init__(config)  # Qwen3ForCausalLM's own would build a Qwen3Model first
+        self.model = FlexQwenModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        is_causal: bool | torch.BoolTensor | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        row_weights: torch.FloatTensor | None = None,
+        **kwargs,
+    ) -> FlexQwenCausalLMOutput:
+        """Qwen3ForCausalLM's forward pass, and:
+
+        Args:
+            labels (int64 `(batch, sequence)`, *optional*):
+                The token at each position that is to be predicted, -100 elsewhere; the shift is made here. A causal
+                row's label at t is predicted from the output at t-1, and so is a masked row's, unless
+                `config.masked_prediction` is `"in_place"`. In training mode the head runs only where there is a label
+                and `logits` is None; in evaluation mode the full logits are returned as well.
+            is_causal: see `FlexQwenModel.forward`.
+            num_items_in_batch: what the summed loss is divided by; by default the number of labels.
+            row_weights (float `(batch,)`, *optional*): weight of every label of a row in the loss.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            is_causal=is_causal,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        result = FlexQwenCausalLMOutput(
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        if labels is not None:
+            shift = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+            if self.config.masked_prediction == "in_place":
+                shift = shift & self.model.attention_is_causal(is_causal)
+            result.loss, result.row_losses, result.row_labels = labelled_loss(
+                hidden_states, self.lm_head.weight, labels, shift, num_items_in_batch, row_weights
+            )
+        if labels is None or not self.training:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            result.logits = self.lm_head(hidden_states[:, kept, :])
+        return result
+
+
+class FlexQwenForMaskedLM(Qwen3PreTrainedModel):
+    """Fills masks. Bidirectional by default; `logits[:, t]` predicts the token at t, whatever `masked_prediction` is.
+
+    With `"next_token"` prediction, position 0 has no output before it; its logits are those at 0 itself, and mean
+    nothing. That is where BOS stands, which is never masked.
+    """
+
+    config_class = FlexQwenConfig
+    config: FlexQwenConfig
+    _auto_class = "AutoModelForMaskedLM"
+    _tied_weights_keys = Qwen3ForCausalLM._tied_weights_keys
+
+    def __init__(self, config: FlexQwenConfig):
+        super().__init__(config)
+        if config.mask_token_id is None:
+            raise ValueError("masked prediction needs config.mask_token_id, the id of the tokenizer's mask token")
+        self.model = FlexQwenModel(config)
+        self.model.default_is_causal = False
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings):
+        self.lm_head = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        is_causal: bool | torch.BoolTensor | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """
+        Args:
+            labels (int64 `(batch, sequence)`, *optional*): the token behind each mask, -100 elsewhere. In training
+                mode the head runs only where there is a label and `logits` is None.
+            is_causal: see `FlexQwenModel.forward`; False by default.
+
+        Returns:
+            `MaskedLMOutput` with `logits` of shape `(batch, sequence, vocabulary)`, aligned with the labels.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            is_causal=is_causal,
+            use_cache=False,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if self.config.masked_prediction == "next_token":
+            hidden_states = torch.cat([hidden_states[:, :1], hidden_states[:, :-1]], dim=1)
+        result = MaskedLMOutput(hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+        if labels is not None:
+            shift = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+            result.loss, _, _ = labelled_loss(hidden_states, self.lm_head.weight, labels, shift, num_items_in_batch)
+        if labels is None or not self.training:
+            result.logits = self.lm_head(hidden_states)
+        return result
+
+
+__all__ = ["FlexQwenForCausalLM", "FlexQwenForMaskedLM", "FlexQwenModel"]
