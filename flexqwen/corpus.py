@@ -1,0 +1,281 @@
+"""Corpus Carolina's TEI shards -> verified documents.
+
+The published layout (Corpus Carolina 2.0.1, `carolina-c4ai/corpus-carolina` on the Hugging Face Hub):
+
+    corpus/<taxonomy>/[pt/|pt-BR/]<SHARD>.xml.gz     a gzipped TEI corpus, one <TEI> element a document
+    corpus/<taxonomy>/checksum.sha256                SHA-256 of each *uncompressed* shard, named without `.gz`
+
+A shard is read once, as a stream: bytes are unzipped, hashed and parsed on the way, and one document is in memory at a
+time. What is wrong with a shard is a `ShardError`; what is wrong with a document drops the document, and is counted.
+"""
+
+import gzip
+import hashlib
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from lxml import etree
+
+from flexqwen.cli import InputError
+
+NAMESPACE = "{http://www.tei-c.org/ns/1.0}"
+CHECKSUMS = "checksum.sha256"
+MIN_TOKENS = 21
+"""The corpus's originality is defined from 21 tokens on; shorter documents carry a 0 that means nothing."""
+
+MAX_DOCUMENT_BYTES = 256 << 20
+"""Largest XML of one document: a gzip bomb must not fill the memory."""
+
+# What may stand before the root element. There is no DOCTYPE in it, so no entity can be declared.
+_PROLOG = re.compile(rb"(?:\xef\xbb\xbf)?(?>\s+|<\?.*?\?>|<!--.*?-->)*+<teiCorpus[\s>]", re.DOTALL)
+_PROLOG_BYTES = 1 << 16
+
+
+class ShardError(InputError):
+    """A shard that cannot be trusted: unreadable, damaged, refused, or not what the checksum file says."""
+
+
+class Document(NamedTuple):
+    """One text of the corpus.
+
+    Attributes:
+        id: the corpus's own identifier, such as `WIK000001101b`.
+        text: paragraphs joined by newlines; inside a paragraph, each run of white space is one space.
+        taxonomy: the folder of the shard, such as `wikis`.
+        typology: source typology, such as `TWEET_VIR_W`; empty where the header names none, as are the next three.
+        language: `pt` or `pt-BR`.
+        license: address (or, failing that, name) of the licence under which the document is published.
+        source: address of the source medium.
+        tokens: length in white-space-separated tokens, from the header.
+        originality: the header's own measure, 0-100; None only where it was not asked for (see `read_shard`).
+    """
+
+    id: str
+    text: str
+    taxonomy: str
+    typology: str
+    language: str
+    license: str
+    source: str
+    tokens: int
+    originality: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard that is present: its `name` relative to the corpus folder, its path, and its published digest."""
+
+    name: str
+    path: Path
+    sha256: str
+
+    @property
+    def taxonomy(self) -> str:
+        return self.name.split("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A corpus folder: shards in the order of their names, names that are listed but absent, and files that are no part."""
+
+    folder: Path
+    shards: list[Shard]
+    absent: list[str]
+    strays: list[str]
+
+
+def open_corpus(folder: str | Path) -> Corpus:
+    """Finds the shards under `folder` (the folder that holds `corpus/`, or `corpus/` itself).
+
+    Raises `InputError` where there is no such folder, no checksum file, no shard, or a shard that no checksum names.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the one that holds Corpus Carolina's corpus/")
+    if (folder / "corpus").is_dir():
+        folder = folder / "corpus"
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    present = {name for name in found if name.endswith(".xml.gz")}
+    lists = sorted(name for name in found if name.count("/") == 1 and name.endswith("/" + CHECKSUMS))
+    if not present and not lists:
+        raise InputError(f"{folder}: no <taxonomy>/**/*.xml.gz here; give the folder that holds Corpus Carolina's corpus/")
+    digests: dict[str, str] = {}
+    for name in lists:
+        digests |= _read_checksums(found[name], name.removesuffix(CHECKSUMS))
+    for name in sorted(present - digests.keys()):
+        where = folder / name.split("/")[0] / CHECKSUMS
+        what = f"{where} does not name it" if where.is_file() else f"there is no {where}"
+        raise InputError(f"{folder / name}: cannot be verified, {what}; download the checksum file beside the shards")
+    if not present:
+        raise InputError(f"{folder}: {len(digests)} shards are listed and none is here; download some (.xml.gz)")
+    return Corpus(
+        folder=folder,
+        shards=[Shard(name, found[name], digests[name]) for name in sorted(present)],
+        absent=sorted(digests.keys() - present),
+        strays=sorted(found.keys() - present - set(lists) - {"schema.rng"}),
+    )
+
+
+def _read_checksums(path: Path, prefix: str) -> dict[str, str]:
+    """Reads lines of `<sha256> <name>.xml` into {`<prefix><name>.xml.gz`: digest}."""
+    digests = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); download it again") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        match = re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(?:\./)?(\S+\.xml)\s*", line)
+        if not match:
+            raise InputError(f"{path}:{number}: not '<sha256> <name>.xml'; download it again")
+        digests[f"{prefix}{match[2]}.gz"] = match[1].lower()
+    return digests
+
+
+class _Stream:
+    """What lxml reads from: unzips, hashes, and refuses a DOCTYPE before the parser sees it."""
+
+    def __init__(self, file: gzip.GzipFile):
+        self.file = file
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+        self.document_start = 0  # set by the reader after each document
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(size if self.bytes else _PROLOG_BYTES)
+        if not self.bytes and not _PROLOG.match(data):
+            if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+                raise ShardError("declares a DOCTYPE or entities, which is refused unread")
+            raise ShardError("is not a Carolina shard: it does not begin with <teiCorpus>")
+        self.sha256.update(data)
+        self.bytes += len(data)
+        if self.bytes - self.document_start > MAX_DOCUMENT_BYTES:
+            raise ShardError(f"holds a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB")
+        return data
+
+
+def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = True) -> Iterator[Document]:
+    """Yields the documents of a shard in order; counts in `dropped` those it leaves out, by reason.
+
+    With `need_originality=False` a document whose header has no valid originality is kept, with None.
+
+    Documents come before the digest is known to be right: what is made of them counts only once the generator has
+    ended. Raises `ShardError`, naming file, place and remedy, at the first sign that the shard is not whole.
+    """
+    number = 0
+    seen: set[str] = set()
+    stream = None
+    try:
+        with gzip.open(shard.path) as file:
+            stream = _Stream(file)
+            # huge_tree lifts libxml2's limit of 10 MB for one text node. The limits on entities that it lifts too are
+            # not needed: there is no DOCTYPE. The encoding is fixed so that no other hides one.
+            elements = etree.iterparse(
+                stream,
+                events=("end",),
+                tag=NAMESPACE + "TEI",
+                encoding="utf-8",
+                remove_blank_text=True,
+                resolve_entities=False,
+                no_network=True,
+                load_dtd=False,
+                collect_ids=False,
+                huge_tree=True,
+            )
+            for number, (_, element) in enumerate(elements, 1):
+                document = _read_document(element, shard.taxonomy, need_originality)
+                element.clear(keep_tail=False)
+                while element.getprevious() is not None:
+                    del element.getparent()[0]
+                stream.document_start = stream.bytes
+                if isinstance(document, str):
+                    dropped[document] += 1
+                elif document.id in seen:
+                    dropped["duplicate id"] += 1
+                else:
+                    seen.add(document.id)
+                    yield document
+    except ShardError as error:
+        raise _bad(shard, str(error)) from error
+    except etree.XMLSyntaxError as error:
+        raise _bad(shard, f"is not well-formed XML at line {error.lineno}, after {number} documents ({error.msg})") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        place = f"after {stream.bytes if stream else 0:,} bytes of XML, {number} documents"
+        raise _bad(shard, f"is a damaged gzip file {place} ({error})") from error
+    except OSError as error:
+        raise _bad(shard, f"cannot be read ({error.strerror or error})") from error
+    if (sha256 := stream.sha256.hexdigest()) != shard.sha256:
+        raise _bad(shard, f"has SHA-256 {sha256[:12]}…, and {CHECKSUMS} says {shard.sha256[:12]}…")
+
+
+def _bad(shard: Shard, what: str) -> ShardError:
+    return ShardError(f"{shard.path}: {what}; download the shard again, or leave it out with --skip-bad-shards")
+
+
+_HEADER, _TEXT, _P = (NAMESPACE + name for name in ("teiHeader", "text", "p"))
+_TITLE, _MEASURE, _LICENSE, _SOURCE, _MEDIA, _CATREF, _LANGUAGE = (
+    NAMESPACE + name for name in ("title", "measure", "license", "biblFull", "media", "catRef", "language")
+)
+
+
+def _read_document(element: etree._Element, taxonomy: str, need_originality: bool) -> Document | str:
+    """A document, or the reason to drop it.
+
+    One walk over the header instead of a path for each field: a path costs several times as much, and this is done two
+    million times. The schema fixes the order: the document's own title, measures and licence stand before <biblFull>,
+    which describes the source in the same elements.
+    """
+    header, text = element.find(_HEADER), element.find(_TEXT)
+    if header is None:
+        return "no header"
+    identifier = license_ = source = typology = language = ""
+    measures = {}
+    own = True
+    for node in header.iter(_TITLE, _MEASURE, _LICENSE, _SOURCE, _MEDIA, _CATREF, _LANGUAGE):
+        tag = node.tag
+        if own:
+            if tag == _MEASURE:
+                measures[node.get("type") or node.get("unit")] = node.get("quantity")
+            elif tag == _TITLE:
+                identifier = identifier or (node.text or "").strip()
+            elif tag == _LICENSE:
+                license_ = node.get("target") or (node.text or "").strip()
+            elif tag == _SOURCE:
+                own = False
+        elif tag == _MEDIA:
+            source = node.get("url", "")
+        elif tag == _CATREF:
+            if node.get("scheme") == "#Source_typology":
+                typology = node.get("target", "").removeprefix("#")
+        elif tag == _LANGUAGE:
+            language = node.get("ident", "")
+    if not identifier:
+        return "no id"
+    tokens = measures.get("tokens")
+    if tokens is None:
+        return "tokens: missing"
+    if not (tokens.isascii() and tokens.isdigit()):
+        return "tokens: not a whole number"
+    originality = measures.get("originality")
+    if originality is not None and originality.isascii() and originality.isdigit() and int(originality) <= 100:
+        originality = int(originality)
+    elif need_originality:
+        return "originality: missing" if originality is None else "originality: not a whole number from 0 to 100"
+    else:
+        originality = None
+    paragraphs = []
+    for node in text.iter(_P) if text is not None else ():
+        content = node.text if len(node) == 0 else "".join(node.itertext())
+        if content and (content := " ".join(content.split())):
+            paragraphs.append(content)
+    if not paragraphs:
+        return "empty text"
+    return Document(
+        identifier, "\n".join(paragraphs), taxonomy, typology, language, license_, source, int(tokens), originality
+    )
