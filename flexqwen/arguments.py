@@ -1,0 +1,140 @@
+"""The settings of a training run: dataclasses, read from a YAML file and the command line."""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import transformers
+import yaml
+from transformers import HfArgumentParser
+
+from flexqwen.cli import InputError
+from flexqwen.objectives import ObjectiveArguments
+
+
+@dataclass
+class ModelArguments:
+    """The model's shape, by the names of `Qwen3Config`; or a checkpoint to go on from, which then decides it."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "a FlexQwen or Qwen3 checkpoint to start from, instead of a new model"}
+    )
+    hidden_size: int = 384
+    intermediate_size: int = 1280
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 6
+    num_key_value_heads: int = 6
+    head_dim: int = 64
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    attn_implementation: str = field(default="sdpa", metadata={"help": "eager, sdpa, flex_attention, ..."})
+
+
+@dataclass
+class DataArguments:
+    """The text: a folder made by carolina_originality.py, one of its configs, a tokenizer."""
+
+    dataset: str = "carolina_originality"
+    dataset_config: str = field(default="gold", metadata={"help": "the config whose train split is trained on"})
+    tokenizer: str = field(default="runs/tokenizer", metadata={"help": "folder made by python -m flexqwen.tokenizer"})
+    token_stores: str = field(default="runs/tokens", metadata={"help": "folder where tokenized, packed rows are kept"})
+    sequence_length: int = field(default=512, metadata={"help": "tokens of a row"})
+    eval_documents: int = field(
+        default=200, metadata={"help": "documents of heldout/validation on which evaluation during training is made"}
+    )
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """The Trainer's own options. The run's folder is `<output_dir>/<strategy>-<sequence_length>/`."""
+
+    # The order of this union is the Trainer's own: HfArgumentParser cannot read another.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="tensorboard", metadata={"help": "where logs go"}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "replace a finished or interrupted run that was made with other settings"}
+    )
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        raise InputError(message)
+
+
+@dataclass
+class Arguments:
+    """All settings of a run."""
+
+    model: ModelArguments
+    data: DataArguments
+    objective: ObjectiveArguments
+    training: TrainingArguments
+
+
+def parse(argv: list[str]) -> Arguments:
+    """Reads `<config.yaml> [--name value ...]`; what stands on the command line wins.
+
+    The YAML file is a flat mapping of the same names, read by the same parser.
+
+    Raises:
+        InputError: no such file, not a mapping, an unknown key, a value of the wrong type.
+    """
+    parser = _Parser(
+        (ModelArguments, DataArguments, ObjectiveArguments, TrainingArguments),
+        prog="train.py",
+        usage="train.py <config.yaml> [--name value ...]",
+        description="Trains a FlexQwen. The config is a YAML file of the options below.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", nargs="?", help="YAML file of options")
+    given = parser.parse_known_args(argv)[0].config
+    known = {action.dest for action in parser._actions} - {"help", "config"}
+    options = _options_from_yaml(given, known) if given else []
+    try:
+        parser.parse_known_args(options)
+    except InputError as error:
+        raise InputError(f"config {given}: {error}") from None
+    *groups, namespace, unknown = parser.parse_args_into_dataclasses(
+        [*options, *argv], return_remaining_strings=True, look_for_args_file=False
+    )
+    del namespace
+    if unknown:
+        raise InputError(f"unknown option {unknown[0]}{_nearest(unknown[0].lstrip('-'), known)} (see train.py --help)")
+    return Arguments(*groups)
+
+
+def _options_from_yaml(path: str, known: set[str]) -> list[str]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config {path} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"config {path} must be a mapping of option names to values")
+    options = []
+    for name, value in content.items():
+        if name not in known:
+            raise InputError(f"config {path}: unknown key {name!r}{_nearest(str(name), known)}")
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        options += [f"--{name}", *(str(item) for item in values)]
+    return options
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def as_dict(arguments: Arguments) -> dict:
+    """All settings as one flat JSON-serialisable mapping, as they would stand in a config file."""
+    flat = {}
+    for group in (arguments.model, arguments.data, arguments.objective):
+        flat.update(dataclasses.asdict(group))
+    return {**flat, **arguments.training.to_dict()}

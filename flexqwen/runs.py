@@ -1,0 +1,92 @@
+"""A run's folder: what made it, whether it is finished, and where it goes on.
+
+<output_dir>/<strategy>-<sequence_length>/
+    run.json        every setting, digests of dataset and tokenizer, versions, the command
+    config.yaml     the settings that differ from the defaults; train.py <this file> makes the run again
+    metrics.jsonl   one line a log entry
+    runs/           TensorBoard logs
+    step_000500/    checkpoints, complete or absent
+    best/           the checkpoint with the lowest held-out loss
+    loss.png        loss against tokens
+    finished.json   written last
+"""
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from flexqwen.arguments import Arguments, TrainingArguments, as_dict
+from flexqwen.cli import InputError
+from flexqwen.outputs import remove, write_json, written_aside
+
+# Settings that say where and how a run happens, not what comes out of it.
+CIRCUMSTANCES = re.compile(
+    r"output_dir|overwrite|dataset|tokenizer|token_stores|disable_tqdm|report_to|run_name|log_level.*|logging_.*|"
+    r"dataloader_.*|save_.*|push_to_hub|hub_.*|resume_from_checkpoint|use_cpu|ddp_.*|.*local_rank|project|trackio_.*"
+)
+
+
+def run_folder(arguments: Arguments) -> Path:
+    """`<output_dir>/<strategy>-<sequence_length>`."""
+    name = f"{arguments.objective.strategy}-{arguments.data.sequence_length}"
+    return Path(arguments.training.output_dir) / name
+
+
+def describe(arguments: Arguments, digests: dict[str, str], versions: dict[str, str], command: list[str]) -> dict:
+    """What `run.json` says of a run that is about to start."""
+    return {"settings": as_dict(arguments), "digests": digests, "versions": versions, "command": command}
+
+
+def open_run(folder: Path, description: dict, overwrite: bool) -> str:
+    """Decides what to do with a run's folder, and prepares it.
+
+    Returns:
+        "new", "resume" (it was interrupted; same settings) or "finished" (nothing to do).
+
+    Raises:
+        InputError: the folder holds a run made with other settings or data, and `overwrite` is False; the message
+            names what differs.
+    """
+    file = folder / "run.json"
+    if not folder.exists() or not any(folder.iterdir()):
+        state = "new"
+    elif not file.is_file():
+        raise InputError(f"{folder} is not empty and holds no run; pass another --output_dir")
+    else:
+        changes = differences(json.loads(file.read_text(encoding="utf-8")), description)
+        if not changes:
+            state = "finished" if (folder / "finished.json").is_file() else "resume"
+        elif overwrite:
+            remove(folder)
+            state = "new"
+        else:
+            raise InputError(
+                f"{folder} holds a run with other settings ({'; '.join(changes)}); pass --overwrite to replace it, or "
+                "another --output_dir"
+            )
+    if state == "new":
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, description)
+        defaults = TrainingArguments(output_dir=description["settings"]["output_dir"]).to_dict()
+        settings = {key: value for key, value in description["settings"].items() if defaults.get(key, ...) != value}
+        with written_aside(folder / "config.yaml") as aside:
+            aside.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    return state
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """`name: old -> new` for each setting or digest that would change what comes out."""
+    found = []
+    for part in ("settings", "digests"):
+        for name in sorted({*old[part], *new[part]}):
+            before, after = old[part].get(name), new[part].get(name)
+            if before != after and not (part == "settings" and CIRCUMSTANCES.fullmatch(name)):
+                found.append(f"{name}: {before} -> {after}")
+    return found
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The `step_...` folder of the highest step."""
+    return max(folder.glob("step_[0-9]*[0-9]"), default=None)
