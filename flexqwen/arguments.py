@@ -90,18 +90,16 @@ def parse(argv: list[str]) -> Arguments:
         description="Trains a FlexQwen. The config is a YAML file of the options below.",
         allow_abbrev=False,
     )
-    parser.add_argument("config", nargs="?", help="YAML file of options")
-    given = parser.parse_known_args(argv)[0].config
-    known = {action.dest for action in parser._actions} - {"help", "config"}
-    options = _options_from_yaml(given, known) if given else []
+    given, options = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    known = {action.dest for action in parser._actions} - {"help"}
+    from_file = _options_from_yaml(given, known) if given else []
     try:
-        parser.parse_known_args(options)
+        parser.parse_known_args(from_file)
     except InputError as error:
         raise InputError(f"config {given}: {error}") from None
-    *groups, namespace, unknown = parser.parse_args_into_dataclasses(
-        [*options, *argv], return_remaining_strings=True, look_for_args_file=False
+    *groups, unknown = parser.parse_args_into_dataclasses(
+        [*from_file, *options], return_remaining_strings=True, look_for_args_file=False
     )
-    del namespace
     if unknown:
         raise InputError(f"unknown option {unknown[0]}{_nearest(unknown[0].lstrip('-'), known)} (see train.py --help)")
     return Arguments(*groups)

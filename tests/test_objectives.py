@@ -1,0 +1,161 @@
+"""Modes, masks and labels of training rows: what they are, and that they are a function of seed and place alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from flexqwen.cli import InputError
+from flexqwen.objectives import IGNORE, STRATEGIES, ObjectiveArguments, TrainingRows, collate, mask_spans
+
+PAD, BOS, EOS, MASK = range(4)
+VOCABULARY = 500
+LENGTH = 64
+
+
+class Rows:
+    """Packed rows of random documents, in memory."""
+
+    def __init__(self, number=40):
+        rng = np.random.default_rng(0)
+        self.input_ids = rng.integers(4, VOCABULARY, size=(number, LENGTH)).astype(np.uint16)
+        self.input_ids[:, [0, 20, 45]] = BOS
+        self.input_ids[:, [19, 44, 60]] = EOS
+        self.input_ids[:, 61:] = PAD
+        self.info = {
+            "bos_token_id": BOS,
+            "eos_token_id": EOS,
+            "pad_token_id": PAD,
+            "mask_token_id": MASK,
+            "vocab_size": VOCABULARY,
+        }
+
+    def __len__(self):
+        return len(self.input_ids)
+
+
+def training_rows(strategy="hybrid-shift", seed=0, max_steps=20, rows_per_step=8, **changes):
+    return TrainingRows(Rows(), ObjectiveArguments(strategy=strategy, **changes), seed, max_steps, rows_per_step)
+
+
+def modes(rows):
+    return np.array([rows.is_causal(item) for item in range(len(rows))]).reshape(rows.max_steps, rows.rows_per_step)
+
+
+def test_each_pass_over_the_data_holds_every_row_once_in_a_new_order():
+    rows = training_rows()
+    numbers = [rows.row_number(item) for item in range(120)]
+    for start in (0, 40, 80):
+        assert sorted(numbers[start : start + 40]) == list(range(40))
+    assert numbers[:40] != numbers[40:80]
+
+
+def test_modes_of_each_strategy():
+    assert modes(training_rows("baseline-causal")).all()
+    assert not modes(training_rows("baseline-masked")).any()
+    biphasic = modes(training_rows("biphasic", causal_fraction=0.25))
+    assert biphasic[:5].all() and not biphasic[5:].any()
+    alternating = modes(training_rows("alternating"))
+    assert alternating[:5].all() and not alternating[5:10].any() and alternating[10:15].all()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1 / 8, 0.3, 0.5, 0.75, 1.0])
+def test_every_hybrid_step_has_its_share_of_causal_rows(fraction):
+    causal = modes(training_rows("hybrid-shift", causal_fraction=fraction, max_steps=500)).sum(1)
+    assert set(causal) <= {int(8 * fraction), int(np.ceil(8 * fraction))}
+    assert causal.mean() == pytest.approx(8 * fraction, abs=0.15)
+
+
+def test_a_causal_row_predicts_every_token_but_bos_and_padding():
+    rows = training_rows("baseline-causal")
+    for item in range(10):
+        row, stored = rows[item], rows.rows.input_ids[rows.row_number(item)]
+        assert (row["input_ids"] == stored).all()
+        for place in range(LENGTH):
+            expected = IGNORE if stored[place] in (BOS, PAD) else stored[place]
+            assert row["labels"][place] == expected
+
+
+def test_a_masked_row_predicts_the_original_of_what_it_masks_and_nothing_else():
+    rows = training_rows("baseline-masked")
+    for item in range(40):
+        row, stored = rows[item], rows.rows.input_ids[rows.row_number(item)].astype(np.int64)
+        labelled = row["labels"] != IGNORE
+        assert (row["labels"][labelled] == stored[labelled]).all()
+        assert (row["input_ids"][~labelled] == stored[~labelled]).all()
+        assert not (labelled & (stored < 4)).any()
+
+
+def masked_sample(probability, **changes):
+    """One very long row, masked: labels' places, and how each was replaced."""
+    objective = replace(ObjectiveArguments(), **changes)
+    ids = np.random.default_rng(1).integers(4, VOCABULARY, size=400_000)
+    inputs, labels = mask_spans(ids, probability, np.random.default_rng(2), objective, [0, 1, 2, 3], MASK, VOCABULARY)
+    return ids, inputs, labels != IGNORE
+
+
+@pytest.mark.parametrize("probability", [0.15, 0.3])
+def test_mask_rate_and_80_10_10(probability):
+    ids, inputs, masked = masked_sample(probability)
+    assert masked.mean() == pytest.approx(probability, abs=0.005)  # about 3.5 standard errors
+    replaced, kept = inputs[masked] == MASK, inputs[masked] == ids[masked]
+    assert replaced.mean() == pytest.approx(0.8, abs=0.01)
+    assert kept.mean() == pytest.approx(0.1 + 0.1 / VOCABULARY, abs=0.01)
+    assert inputs[masked].max() < VOCABULARY and not np.isin(inputs[masked], [PAD, BOS, EOS]).any()
+
+
+def test_spans_are_of_one_to_three_tokens_uniformly():
+    # Few enough spans that two of them seldom touch; a lone run of masks is then one span.
+    _, _, masked = masked_sample(0.01)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], masked.astype(int), [0]])))
+    lengths = edges[1::2] - edges[::2]
+    shares = np.bincount(lengths, minlength=8)[1:] / len(lengths)
+    assert shares[:3] == pytest.approx([1 / 3] * 3, abs=0.04)
+    assert shares[3:].sum() < 0.03
+    _, _, single = masked_sample(0.01, mask_span_max=1)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], single.astype(int), [0]])))
+    assert (edges[1::2] - edges[::2] == 1).mean() > 0.98
+
+
+def test_the_mask_rate_falls_linearly_over_training():
+    rows = training_rows("baseline-masked", max_steps=300, rows_per_step=16)
+    rates = np.array(
+        [
+            np.mean([(rows[step * 16 + slot]["labels"] != IGNORE).sum() / 55 for slot in range(16)])
+            for step in range(0, 300, 10)
+        ]
+    )
+    slope, start = np.polyfit(np.arange(0, 300, 10) / 299, rates, 1)
+    assert start == pytest.approx(0.3, abs=0.03)
+    assert start + slope == pytest.approx(0.15, abs=0.03)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_row_is_a_function_of_seed_and_place_whatever_the_workers(strategy):
+    def batches(workers, seed=0):
+        rows = training_rows(strategy, seed=seed)
+        return list(torch.utils.data.DataLoader(rows, batch_size=8, collate_fn=collate, num_workers=workers))
+
+    alone, other = batches(0), batches(0, seed=1)
+    for workers in (1, 2):
+        for one, two in zip(alone, batches(workers), strict=True):
+            assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one["labels"], two["labels"]) for one, two in zip(alone, other, strict=True))
+    late = training_rows(strategy)[100]  # asked for first, as after a restart
+    assert all(torch.equal(alone[12][name][4], torch.as_tensor(late[name])) for name in late)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategy": "hybrid"}, "hybrid-shift, hybrid-inplace"),
+        ({"causal_fraction": 1.5}, "causal_fraction is 1.5"),
+        ({"mask_replace": 0.9, "mask_random": 0.2}, "at most 1"),
+        ({"mask_span_max": 0}, "at least 1"),
+        ({"loss_weighting": "sum"}, "row, token"),
+    ],
+)
+def test_objectives_that_cannot_be(changes, message):
+    with pytest.raises(InputError, match=message):
+        ObjectiveArguments(**changes)
