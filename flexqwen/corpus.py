@@ -81,7 +81,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A corpus folder: shards in the order of their names, names that are listed but absent, and files that are no part."""
+    """A corpus folder: its shards in order, the names that are listed but absent, and files that are no part of it."""
 
     folder: Path
     shards: list[Shard]
@@ -103,7 +103,9 @@ def open_corpus(folder: str | Path) -> Corpus:
     present = {name for name in found if name.endswith(".xml.gz")}
     lists = sorted(name for name in found if name.count("/") == 1 and name.endswith("/" + CHECKSUMS))
     if not present and not lists:
-        raise InputError(f"{folder}: no <taxonomy>/**/*.xml.gz here; give the folder that holds Corpus Carolina's corpus/")
+        raise InputError(
+            f"{folder}: no <taxonomy>/**/*.xml.gz here; give the folder that holds Corpus Carolina's corpus/"
+        )
     digests: dict[str, str] = {}
     for name in lists:
         digests |= _read_checksums(found[name], name.removesuffix(CHECKSUMS))
@@ -188,7 +190,8 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
                 collect_ids=False,
                 huge_tree=True,
             )
-            for number, (_, element) in enumerate(elements, 1):
+            for _, element in elements:
+                number += 1
                 document = _read_document(element, shard.taxonomy, need_originality)
                 element.clear(keep_tail=False)
                 while element.getprevious() is not None:
@@ -204,7 +207,9 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
     except ShardError as error:
         raise _bad(shard, str(error)) from error
     except etree.XMLSyntaxError as error:
-        raise _bad(shard, f"is not well-formed XML at line {error.lineno}, after {number} documents ({error.msg})") from error
+        raise _bad(
+            shard, f"is not well-formed XML at line {error.lineno}, after {number} documents ({error.msg})"
+        ) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         place = f"after {stream.bytes if stream else 0:,} bytes of XML, {number} documents"
         raise _bad(shard, f"is a damaged gzip file {place} ({error})") from error

@@ -27,15 +27,20 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
-        old = path.with_name(path.name + ".old.partial")
-        remove(old)
-        if path.is_dir():  # os.replace cannot put a folder over a folder that has content
-            os.replace(path, old)
-        os.replace(partial, path)
-        remove(old)
+        put(partial, path)
     except BaseException:
         remove(partial)
         raise
+
+
+def put(partial: Path, path: Path) -> None:
+    """Renames a finished file or folder to `path`, in place of what is there."""
+    old = path.with_name(path.name + ".old.partial")
+    remove(old)
+    if path.is_dir():  # os.replace cannot put a folder over a folder that has content
+        os.replace(path, old)
+    os.replace(partial, path)
+    remove(old)
 
 
 def remove(path: Path) -> None:

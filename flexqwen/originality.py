@@ -1,0 +1,137 @@
+"""How original each document is: the percentage of its word 7-grams that no other document of the corpus holds.
+
+Words are lower-cased `\\w+`; every position of a document counts once. Words and 7-grams are known by 64-bit hashes;
+nothing else is approximate. It works out of core: each batch of texts leaves a *run*, the (hash, document) records of
+its 7-grams sorted by hash; then ranges of hash values, one after another or in parallel, are cut from all runs and
+merged. A range is as large as the memory allows, and what it yields are counts that add up: the result depends neither
+on the order of documents, nor on the number of workers or ranges.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+NGRAM = 7
+SHARED = np.uint32(0xFFFFFFFF)
+"""Stands for "several documents" where a record names one."""
+
+_RECORD_BYTES = 64  # of memory, for each record of a range while it is merged
+_FEW_RECORDS = 1 << 22  # larger ranges sort more slowly: they leave the processor's caches
+_VOCABULARY = 1 << 20  # hashes kept at hand, about 150 bytes each
+_words = re.compile(r"\w+").findall
+
+
+class _WordHashes(dict):
+    """Word -> 64-bit hash (BLAKE2b), computed the first time that the word is looked up."""
+
+    def __missing__(self, word: str) -> int:
+        value = int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+        if len(self) < _VOCABULARY:
+            self[word] = value
+        return value
+
+
+_hash_of = _WordHashes().__getitem__
+
+
+def word_hashes(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of all words of the texts, one text after another (uint64), and each text's number of words (int64)."""
+    counts: list[int] = []
+
+    def hashes() -> Iterable[int]:
+        for text in texts:
+            words = _words(text.lower())
+            counts.append(len(words))
+            yield from map(_hash_of, words)
+
+    values = np.fromiter(hashes(), np.uint64)
+    return values, np.array(counts, np.int64)
+
+
+def ngram_hashes(words: np.ndarray, counts: np.ndarray, n: int = NGRAM) -> tuple[np.ndarray, np.ndarray]:
+    """n-grams inside each text: their hashes (uint64), and the number of the text that each stands in (uint32).
+
+    `words` and `counts` are what `word_hashes` gives.
+    """
+    size = len(words) - n + 1
+    if size <= 0:
+        return np.empty(0, np.uint64), np.empty(0, np.uint32)
+    text = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
+    inside = text[:size] == text[n - 1 :]
+    value = np.zeros(size, np.uint64)
+    for k in range(n):
+        value ^= words[k : k + size]
+        value *= np.uint64(0x9E3779B97F4A7C15)
+        value ^= value >> np.uint64(32)
+    return value[inside], text[:size][inside]
+
+
+def write_run(path: Path, hashes: np.ndarray, documents: np.ndarray) -> None:
+    """Writes the records of one batch as `<path>.hashes.npy` (uint64, ascending) and `<path>.documents.npy` (uint32).
+
+    A 7-gram that several documents of the batch hold is left as one record whose document is `SHARED`.
+    """
+    order = np.argsort(hashes)
+    hashes, documents = hashes[order], documents[order]
+    first, shared = _groups(hashes, documents)
+    keep = ~shared | first
+    documents[shared] = SHARED
+    np.save(f"{path}.hashes.npy", hashes[keep])
+    np.save(f"{path}.documents.npy", documents[keep])
+
+
+def _groups(hashes: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For sorted records: which is the first of its hash, and which has a hash that several documents hold (bool)."""
+    first = np.ones(len(hashes), bool)
+    first[1:] = hashes[1:] != hashes[:-1]
+    differs = documents == SHARED
+    differs[1:] |= ~first[1:] & (documents[1:] != documents[:-1])
+    if not differs.any():
+        return first, differs
+    group = np.cumsum(first) - 1
+    several = np.zeros(group[-1] + 1, bool)
+    several[group[differs]] = True
+    return first, several[group]
+
+
+def count_unique(runs: Sequence[tuple[Path, int]], low: int, high: int, documents: int) -> np.ndarray:
+    """For each of `documents` documents, how many of its 7-grams with `low` <= hash <= `high` no other document holds.
+
+    `runs` are paths as given to `write_run`, each with the number to add to its document numbers. Returns uint32 of
+    shape `(documents,)`.
+    """
+    hashes, numbers = [], []
+    for path, offset in runs:
+        values = np.load(f"{path}.hashes.npy", mmap_mode="r")
+        start, end = np.searchsorted(values, np.uint64(low)), np.searchsorted(values, np.uint64(high), side="right")
+        if start == end:
+            continue
+        part = np.array(np.load(f"{path}.documents.npy", mmap_mode="r")[start:end])
+        part[part != SHARED] += np.uint32(offset)
+        hashes.append(np.array(values[start:end]))
+        numbers.append(part)
+    if not hashes:
+        return np.zeros(documents, np.uint32)
+    hashes, numbers = np.concatenate(hashes), np.concatenate(numbers)
+    order = np.argsort(hashes)
+    hashes, numbers = hashes[order], numbers[order]
+    _, shared = _groups(hashes, numbers)
+    return np.bincount(numbers[~shared], minlength=documents).astype(np.uint32)
+
+
+def ranges(records: int, memory: int, workers: int) -> list[tuple[int, int]]:
+    """Ranges (low, high) that cut the 64-bit hashes so that `workers` of them at a time fit in `memory` bytes."""
+    room = max(1, min(memory // (workers * _RECORD_BYTES), _FEW_RECORDS))
+    parts = max(workers, -(-records // room))
+    edges = [(1 << 64) * i // parts for i in range(parts + 1)]
+    return [(low, high - 1) for low, high in pairwise(edges)]
+
+
+def percentage(unique: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """100 unique / total (float64), NaN for a document without any 7-gram."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(total > 0, 100 * unique / total, np.nan)
