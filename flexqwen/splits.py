@@ -1,6 +1,6 @@
 """Gold, its matched controls, tokenizer and held-out documents: chosen, disjoint, described.
 
-Works on columns only (numpy arrays with one entry a document); the text stays on disk. Every choice among equals follows
+Works on columns only (numpy arrays, one entry a document); the text stays on disk. Every choice among equals follows
 one random order of the documents drawn from the seed.
 """
 
@@ -21,6 +21,9 @@ HELDOUT, HELDOUT_SHARE = 2_500, 0.03
 TOLERANCE = 0.02
 """A control is as long as its partner within this share, and never more than this share or one token off."""
 
+SPARE = 1.1
+"""Pairs proposed for each that is asked for: decontamination leaves some out."""
+
 MIN_GAP = 10
 """Points of originality, at least, by which a document exceeds its control."""
 
@@ -31,7 +34,7 @@ STRATA = ("", "_original", "_unoriginal")
 
 @dataclass
 class Splits:
-    """Document numbers (int64): `training` by config, `heldout` by split. Row i of matched is the partner of row i of gold.
+    """Document numbers (int64): `training` by config, `heldout` by split; row i of matched is the partner of row i of gold.
 
     `notes` says for each name how many were asked for and what limited them.
     """
@@ -54,7 +57,7 @@ def propose(tokens: np.ndarray, originality: np.ndarray, typology: np.ndarray, s
         originality: 0-100, NaN where it is not defined (float).
         typology: code of each document's source typology (int).
 
-    Training configs hold every pair that can be made, most original first; `decontaminate` cuts them to size.
+    Training configs hold some more than is asked for; `decontaminate` cuts them to size.
     """
     documents = len(tokens)
     order = random_order(documents, seed)
@@ -75,11 +78,11 @@ def propose(tokens: np.ndarray, originality: np.ndarray, typology: np.ndarray, s
             f"originality, among {documents} documents; give more shards or more --documents"
         )
     # A random part of the pairs is held out, so that it is like the part that trains.
-    first = pairs[: size["gold"] + 2 * held_pairs]
-    chosen = np.random.default_rng([seed, 3]).permutation(len(first))
+    pairs = pairs[: round(SPARE * (size["gold"] + 2 * held_pairs))]
+    chosen = np.random.default_rng([seed, 3]).permutation(len(pairs))
     is_held = np.zeros(len(pairs), bool)
     for split, part in (("validation", chosen[:held_pairs]), ("test", chosen[held_pairs : 2 * held_pairs])):
-        heldout[f"{split}_original"], heldout[f"{split}_unoriginal"] = first[part].T
+        heldout[f"{split}_original"], heldout[f"{split}_unoriginal"] = pairs[part].T
         is_held[part] = True
     left = np.setdiff1d(eligible, pairs[is_held], assume_unique=True)
     typology_pairs = match(left, tokens, originality, order, typology)
@@ -166,7 +169,8 @@ def decontaminate(splits: Splits, contaminated: np.ndarray, tokens: np.ndarray, 
     for name, partner in (("gold", "matched"), ("gold_typology", "matched_typology"), ("tokenizer", None)):
         rows = np.stack([splits.training[key] for key in (name, partner) if key])
         clean = rows[:, ~contaminated[rows].any(axis=0)]
-        cut = clean[:, : wanted[name]]
+        shuffle = np.random.default_rng([seed, 2]).permutation(clean.shape[1])
+        cut = clean[:, shuffle[: wanted[name]]]
         if partner:
             cut = _balance(cut.T, tokens).T
         reasons = []
@@ -179,8 +183,7 @@ def decontaminate(splits: Splits, contaminated: np.ndarray, tokens: np.ndarray, 
         note = f"{cut.shape[1]:,} of {wanted[name]:,}" + (
             f" ({'; '.join(reasons)})" if cut.shape[1] < wanted[name] else ""
         )
-        shuffle = np.random.default_rng([seed, 2]).permutation(cut.shape[1])
-        for key, part in zip((name, partner), cut[:, shuffle], strict=False):
+        for key, part in zip((name, partner), cut, strict=False):
             training[key], notes[key] = part, note
     for name, part in splits.heldout.items():
         notes[name] = f"{len(part):,} of {size['heldout']:,}"
