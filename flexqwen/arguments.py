@@ -97,9 +97,12 @@ def parse(argv: list[str]) -> Arguments:
         parser.parse_known_args(from_file)
     except InputError as error:
         raise InputError(f"config {given}: {error}") from None
-    *groups, unknown = parser.parse_args_into_dataclasses(
-        [*from_file, *options], return_remaining_strings=True, look_for_args_file=False
-    )
+    try:
+        *groups, unknown = parser.parse_args_into_dataclasses(
+            [*from_file, *options], return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:  # the Trainer's own checks
+        raise InputError(" ".join(str(error).split())) from None
     if unknown:
         raise InputError(f"unknown option {unknown[0]}{_nearest(unknown[0].lstrip('-'), known)} (see train.py --help)")
     return Arguments(*groups)
