@@ -4,6 +4,7 @@ python carolina_originality.py sample sample_corpus
 python carolina_originality.py build --corpus sample_corpus
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def make_sample(args) -> None:
     made["code"] = digest([file_digest(module.__file__) for module in (portuguese, sample)])
     stamp = args.folder / "sample.json"
     if args.folder.exists():
-        if stamp.is_file() and stamp.read_text() == _as_text(made):
+        if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == made:
             print(f"{args.folder}: already there, reused")
             return
         if not args.overwrite:
@@ -31,12 +32,6 @@ def make_sample(args) -> None:
         sample.write_sample(partial, args.documents, args.seed)
         write_json(partial / "sample.json", made)
     print(f"{args.folder}: a sample corpus of {args.documents:,} documents")
-
-
-def _as_text(value) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
 
 def make_dataset(args) -> None:

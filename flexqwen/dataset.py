@@ -232,7 +232,7 @@ def _documents(files: list[Path], parameters: Parameters) -> tuple[pa.Table, tup
     """Columns (no text) of the documents in use, where each stands (shard, row), and what was dropped across shards."""
     tables = []
     for file in files:
-        with pa.OSFile(str(file)) as source:
+        with pa.memory_map(str(file)) as source:  # the text is not touched
             tables.append(pa.ipc.open_file(source).read_all().drop_columns("text"))
     shard_of = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     row_of = np.concatenate([np.arange(len(table)) for table in tables])

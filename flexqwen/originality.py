@@ -7,10 +7,12 @@ merged. A range is as large as the memory allows, and what it yields are counts 
 on the order of documents, nor on the number of workers or ranges.
 """
 
+import functools
+import hashlib
+import itertools
 import re
+import sys
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,35 +23,68 @@ SHARED = np.uint32(0xFFFFFFFF)
 
 _RECORD_BYTES = 64  # of memory, for each record of a range while it is merged
 _FEW_RECORDS = 1 << 22  # larger ranges sort more slowly: they leave the processor's caches
-_VOCABULARY = 1 << 20  # hashes kept at hand, about 150 bytes each
-_words = re.compile(r"\w+").findall
+_CHUNK = 1 << 20  # characters hashed at a time: what is made of them stays in the processor's caches
+_LONG_WORD = 255
+_FACTOR, _HALF = np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
 
 
-class _WordHashes(dict):
-    """Word -> 64-bit hash (BLAKE2b), computed the first time that the word is looked up."""
-
-    def __missing__(self, word: str) -> int:
-        value = int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-        if len(self) < _VOCABULARY:
-            self[word] = value
-        return value
-
-
-_hash_of = _WordHashes().__getitem__
+@functools.cache
+def _word_characters() -> np.ndarray:
+    """Which code points `\\w` matches: bool of shape `(0x110000,)`."""
+    table = np.zeros(sys.maxunicode + 1, bool)
+    table[[match.start() for match in re.finditer(r"\w", "".join(map(chr, range(len(table)))))]] = True
+    return table
 
 
 def word_hashes(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of all words of the texts, one text after another (uint64), and each text's number of words (int64)."""
-    counts: list[int] = []
+    """64-bit hashes of `re.findall(r"\\w+", text.lower())`, one text after another, without making the words.
 
-    def hashes() -> Iterable[int]:
-        for text in texts:
-            words = _words(text.lower())
-            counts.append(len(words))
-            yield from map(_hash_of, words)
+    Returns the hashes of all words of the texts (uint64), and each text's number of words (int64).
+    """
+    hashes, counts, chunk, characters = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [], 0
+    for text in itertools.chain(texts, [None]):
+        if text is not None:
+            chunk.append(text)
+            characters += len(text)
+        if chunk and (text is None or characters > _CHUNK):
+            part, count = _hash_words(chunk)
+            hashes.append(part)
+            counts.append(count)
+            chunk, characters = [], 0
+    return np.concatenate(hashes), np.concatenate(counts)
 
-    values = np.fromiter(hashes(), np.uint64)
-    return values, np.array(counts, np.int64)
+
+def _hash_words(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """`word_hashes` of a few texts: all first characters are mixed into the hashes at once, then all second ones, …"""
+    joined = "\0".join([text.replace("\0", " ") for text in texts]).lower()  # \0 ends a word and a text
+    code = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
+    inside = np.zeros(len(code) + 2, bool)
+    inside[1:-1] = _word_characters()[code]
+    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    start, end = edges[::2], edges[1::2]
+    counts = np.diff(np.searchsorted(start, np.flatnonzero(code == 0)), prepend=0, append=len(start))
+    if not len(start):
+        return np.empty(0, np.uint64), counts
+
+    length = np.minimum(end - start, _LONG_WORD).astype(np.uint8)
+    longest_first = np.argsort(_LONG_WORD - length, kind="stable")
+    longer_than = len(start) - np.cumsum(np.bincount(length))  # how many words have more than k characters
+    ordered, value = start[longest_first], np.zeros(len(start), np.uint64)
+    for k, number in enumerate(longer_than[:-1]):
+        _mix(value[:number], code[ordered[:number] + k])
+    hashes = np.empty_like(value)
+    hashes[longest_first] = value
+    for i in np.flatnonzero(length == _LONG_WORD):
+        word = code[start[i] : end[i]].tobytes()
+        hashes[i] = int.from_bytes(hashlib.blake2b(word, digest_size=8).digest(), "little")
+    return hashes, counts
+
+
+def _mix(value: np.ndarray, more: np.ndarray) -> None:
+    """Takes `more` (unsigned) into the hashes `value` (uint64), in place; for one `more` no two values become one."""
+    value ^= more
+    value *= _FACTOR
+    value ^= value >> _HALF
 
 
 def ngram_hashes(words: np.ndarray, counts: np.ndarray, n: int = NGRAM) -> tuple[np.ndarray, np.ndarray]:
@@ -64,9 +99,7 @@ def ngram_hashes(words: np.ndarray, counts: np.ndarray, n: int = NGRAM) -> tuple
     inside = text[:size] == text[n - 1 :]
     value = np.zeros(size, np.uint64)
     for k in range(n):
-        value ^= words[k : k + size]
-        value *= np.uint64(0x9E3779B97F4A7C15)
-        value ^= value >> np.uint64(32)
+        _mix(value, words[k : k + size])
     return value[inside], text[:size][inside]
 
 
@@ -128,7 +161,7 @@ def ranges(records: int, memory: int, workers: int) -> list[tuple[int, int]]:
     room = max(1, min(memory // (workers * _RECORD_BYTES), _FEW_RECORDS))
     parts = max(workers, -(-records // room))
     edges = [(1 << 64) * i // parts for i in range(parts + 1)]
-    return [(low, high - 1) for low, high in pairwise(edges)]
+    return [(low, high - 1) for low, high in itertools.pairwise(edges)]
 
 
 def percentage(unique: np.ndarray, total: np.ndarray) -> np.ndarray:

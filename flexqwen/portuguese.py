@@ -347,7 +347,8 @@ class Writer:
             when = self.pick(["quando", "enquanto", "depois que", "assim que"])
             text = f"{when} {self.clause(tense)}, {self.clause(tense)}"
         elif kind < 0.74:
-            text = f"{self.clause(tense)}, {self.pick(['mas', 'e', 'porque', 'embora', 'pois'])} {self.clause('imperfect')}"
+            joined = self.pick(["mas", "e", "porque", "embora", "pois"])
+            text = f"{self.clause(tense)}, {joined} {self.clause('imperfect')}"
         elif kind < 0.86:
             text = f"segundo {the(self.noun(PEOPLE, False))}, {self.clause(tense)} {self.circumstance()}"
         else:

@@ -34,7 +34,7 @@ STRATA = ("", "_original", "_unoriginal")
 
 @dataclass
 class Splits:
-    """Document numbers (int64): `training` by config, `heldout` by split; row i of matched is the partner of row i of gold.
+    """Document numbers (int64): `training` by config, `heldout` by split; rows of gold and matched are partners.
 
     `notes` says for each name how many were asked for and what limited them.
     """
