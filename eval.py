@@ -15,8 +15,6 @@ from flexqwen.outputs import file_digest, versions, write_json
 from flexqwen.tasks import bits_per_byte
 from flexqwen.texts import dataset_digest
 
-MODES = ("causal", "masked")
-
 
 @command
 def main(argv: list[str] | None = None) -> None:
@@ -24,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="folder of a FlexQwen checkpoint")
     parser.add_argument("--dataset", default="carolina_originality", help="folder made by carolina_originality.py")
     parser.add_argument("--split", default="test", help="split of its heldout config")
-    parser.add_argument("--modes", default=",".join(MODES), help="comma-separated")
+    parser.add_argument("--modes", default=",".join(bits_per_byte.MODES), help="comma-separated")
     parser.add_argument("--documents", type=int, default=500, help="documents scored, at most")
     parser.add_argument("--output", help="folder to write; by default eval-<checkpoint> beside the checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace results made otherwise")
@@ -33,8 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     if not (model_folder / "model.safetensors").is_file():
         raise InputError(f"no checkpoint in {model_folder}: model.safetensors is missing")
     modes = args.modes.split(",")
-    if unknown := set(modes) - set(MODES):
-        raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(MODES)}")
+    if unknown := set(modes) - set(bits_per_byte.MODES):
+        raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(bits_per_byte.MODES)}")
     output = Path(args.output) if args.output else model_folder.parent / f"eval-{model_folder.name}"
     made_by = {
         "model": str(model_folder),
@@ -66,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def evaluate(args, modes: list[str]) -> list[dict]:
     """One row a mode, as it stands in results.json."""
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True)
     length = model.config.max_position_embeddings
     text = bits_per_byte.held_out(args.dataset, args.split, tokenizer, length, args.documents)

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"run: {folder} is already finished, with the same settings and data; reused")
         return
 
-    tokenizer = AutoTokenizer.from_pretrained(data.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(data.tokenizer, model_max_length=data.sequence_length)
     rows = token_store(
         data.dataset, data.dataset_config, tokenizer, data.tokenizer, data.sequence_length, data.token_stores
     )

@@ -6,10 +6,30 @@ from pathlib import Path
 
 import torch
 import transformers
+from transformers.trainer_callback import ProgressCallback
 
 from flexqwen.objectives import IGNORE, ObjectiveArguments
 from flexqwen.outputs import written_aside
-from flexqwen.tasks.bits_per_byte import HeldOut, score
+from flexqwen.tasks.bits_per_byte import MODES, HeldOut, score
+
+
+class Progress(ProgressCallback):
+    """The Trainer's bar with the latest losses in it, and a line for each evaluation."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("training")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is None:
+            return
+        shown = {name.removeprefix("loss_"): f"{logs[name]:.3f}" for name in logs if name.startswith("loss_")}
+        if shown:
+            self.training_bar.set_postfix(shown)
+        held_out = [f"{mode} {logs[f'eval_loss_{mode}']:.3f}" for mode in MODES if f"eval_loss_{mode}" in logs]
+        if held_out:
+            self.training_bar.write(f"step {state.global_step}: held-out loss (nats/token) {', '.join(held_out)}")
 
 
 class FlexQwenTrainer(transformers.Trainer):
@@ -22,11 +42,13 @@ class FlexQwenTrainer(transformers.Trainer):
 
     def __init__(self, *args, objective: ObjectiveArguments, held_out: HeldOut, **kwargs):
         super().__init__(*args, **kwargs)
+        self.pop_callback(ProgressCallback)
+        self.add_callback(Progress)
         self.objective, self.held_out = objective, held_out
         if objective.loss_weighting == "row":
             # A batch's loss is then a mean over its rows, and the Trainer takes the mean over accumulated batches.
             self.model_accepts_loss_kwargs = False
-        self._sums = dict.fromkeys(("causal", "masked"), 0)  # nats and labels since the last log, left on the device
+        self._sums = dict.fromkeys(MODES, 0)  # nats and labels since the last log, left on the device
 
     def _get_train_sampler(self, train_dataset=None):
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
@@ -49,6 +71,8 @@ class FlexQwenTrainer(transformers.Trainer):
                 logs[f"loss_{mode}"] = nats / max(labels, 1)
                 self._sums[mode] = 0
         logs["tokens_seen"] = self.state.global_step * self.tokens_per_step
+        # The Trainer takes the whole run for one epoch; say how often the data was seen instead.
+        self.state.epoch = self.state.global_step * self.train_dataset.rows_per_step / len(self.train_dataset.rows)
         super().log(logs, start_time)
         if self.args.should_save:
             with open(Path(self.args.output_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -62,7 +86,7 @@ class FlexQwenTrainer(transformers.Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Held-out loss (nats per predicted token) and bits per byte in each mode."""
         metrics = {}
-        for mode in ("causal", "masked"):
+        for mode in MODES:
             scores = score(self.model, self.held_out, mode, batch_tokens=self.args.per_device_eval_batch_size * 512)
             metrics[f"{metric_key_prefix}_loss_{mode}"] = float(scores.sum() / self.held_out.tokens.sum())
             metrics[f"{metric_key_prefix}_bits_per_byte_{mode}"] = float(

@@ -40,14 +40,14 @@ def test_position_ids_restart_at_bos_and_at_the_padding():
 
 
 @pytest.fixture(scope="module")
-def store(dataset, tokenizer, tokenizer_folder, tmp_path_factory):
+def store(built, tokenizer, tokenizer_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("tokens")
-    return token_store(str(dataset), "gold", tokenizer, str(tokenizer_folder), 128, str(root))
+    return token_store(str(built), "gold", tokenizer, str(tokenizer_folder), 128, str(root))
 
 
-def test_a_store_holds_every_token_of_every_document_in_exactly_one_row(store, dataset, tokenizer):
+def test_a_store_holds_every_token_of_every_document_in_exactly_one_row(store, built, tokenizer):
     expected, pieces = Counter(), 0
-    for document in encode_documents(tokenizer, (text for _, text in read_texts(dataset, "gold", "train"))):
+    for document in encode_documents(tokenizer, (text for _, text in read_texts(built, "gold", "train"))):
         for piece in cut(document, 128):
             expected[tuple(piece)] += 1
             pieces += 1
@@ -58,7 +58,7 @@ def test_a_store_holds_every_token_of_every_document_in_exactly_one_row(store, d
         for piece in np.split(real, np.flatnonzero(real == tokenizer.bos_token_id)[1:]):
             found[tuple(piece.tolist())] += 1
     assert found == expected
-    assert store.info["documents"] == sum(1 for _ in read_texts(dataset, "gold", "train"))
+    assert store.info["documents"] == sum(1 for _ in read_texts(built, "gold", "train"))
 
 
 def test_a_store_has_at_most_one_percent_of_padding(store):
@@ -67,8 +67,8 @@ def test_a_store_has_at_most_one_percent_of_padding(store):
     assert share <= 0.01
 
 
-def test_a_rows_documents_are_those_whose_text_stands_in_it(store, dataset, tokenizer):
-    texts = dict(read_texts(dataset, "gold", "train"))
+def test_a_rows_documents_are_those_whose_text_stands_in_it(store, built, tokenizer):
+    texts = dict(read_texts(built, "gold", "train"))
     for number in (0, len(store) // 2, len(store) - 1):
         text = tokenizer.decode(store.input_ids[number], skip_special_tokens=True)
         documents = store.documents(number)
@@ -78,9 +78,9 @@ def test_a_rows_documents_are_those_whose_text_stands_in_it(store, dataset, toke
 
 
 def test_a_store_is_reused_and_the_same_bytes_come_out_again(
-    store, dataset, tokenizer, tokenizer_folder, tmp_path, capsys
+    store, built, tokenizer, tokenizer_folder, tmp_path, capsys
 ):
-    arguments = (str(dataset), "gold", tokenizer, str(tokenizer_folder), 128)
+    arguments = (str(built), "gold", tokenizer, str(tokenizer_folder), 128)
     again = token_store(*arguments, str(store.folder.parent))
     assert again.folder == store.folder and "reused" in capsys.readouterr().out
     anew = token_store(*arguments, str(tmp_path))
@@ -88,9 +88,9 @@ def test_a_store_is_reused_and_the_same_bytes_come_out_again(
     assert anew.folder.name == store.folder.name
 
 
-def test_a_missing_store_or_split_is_named(dataset, tokenizer, tokenizer_folder, tmp_path):
+def test_a_missing_store_or_split_is_named(built, tokenizer, tokenizer_folder, tmp_path):
     with pytest.raises(InputError, match=r"info\.json"):
         PackedRows(tmp_path)
     with pytest.raises(InputError, match=r"silver.*gold/train"):
-        token_store(str(dataset), "silver", tokenizer, str(tokenizer_folder), 128, str(tmp_path))
+        token_store(str(built), "silver", tokenizer, str(tokenizer_folder), 128, str(tmp_path))
     assert list(tmp_path.iterdir()) == []

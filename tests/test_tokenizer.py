@@ -35,14 +35,14 @@ def test_special_tokens_spelled_in_a_text_are_text(tokenizer):
     assert not set(ids[1:-1]) & set(tokenizer.all_special_ids)
 
 
-def test_training_is_deterministic(dataset, tokenizer):
-    again = train_tokenizer(dataset, len(tokenizer), progress=False)
+def test_training_is_deterministic(built, tokenizer):
+    again = train_tokenizer(built, len(tokenizer), progress=False)
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 
-def test_command_reuses_refuses_and_overwrites(dataset, tmp_path, capsys):
+def test_command_reuses_refuses_and_overwrites(built, tmp_path, capsys):
     output = tmp_path / "tokenizer"
-    options = ["--dataset", str(dataset), "--output", str(output)]
+    options = ["--dataset", str(built), "--output", str(output)]
     module.main([*options, "--vocab_size", "300"])
     first = (output / "tokenizer.json").read_bytes()
     module.main([*options, "--vocab_size", "300"])
@@ -55,8 +55,8 @@ def test_command_reuses_refuses_and_overwrites(dataset, tmp_path, capsys):
     assert (output / "tokenizer.json").read_bytes() != first
 
 
-def test_vocabularies_that_cannot_be(dataset):
+def test_vocabularies_that_cannot_be(built):
     with pytest.raises(InputError, match="at least 260"):
-        train_tokenizer(dataset, 100, progress=False)
+        train_tokenizer(built, 100, progress=False)
     with pytest.raises(InputError, match="lower vocab_size"):
-        train_tokenizer(dataset, 10_000_000, progress=False)
+        train_tokenizer(built, 10_000_000, progress=False)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from flexqwen.packing import cut, encode_documents
 from flexqwen.texts import read_texts
 
+MODES = ("causal", "masked")
 MASK_GROUPS = 7
 UNIGRAM_DOCUMENTS = 20_000
 
