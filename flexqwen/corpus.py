@@ -207,9 +207,10 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
     except ShardError as error:
         raise _bad(shard, str(error)) from error
     except etree.XMLSyntaxError as error:
-        raise _bad(
-            shard, f"is not well-formed XML at line {error.lineno}, after {number} documents ({error.msg})"
-        ) from error
+        line, message = min(
+            [(entry.line, entry.message) for entry in elements.error_log], default=(error.lineno, error.msg)
+        )
+        raise _bad(shard, f"is not well-formed XML at line {line}, after {number} documents ({message})") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         place = f"after {stream.bytes if stream else 0:,} bytes of XML, {number} documents"
         raise _bad(shard, f"is a damaged gzip file {place} ({error})") from error

@@ -1,0 +1,92 @@
+"""Shared fixtures: the sample corpus and its dataset, made once, and the folders of real data where they are given."""
+
+import gzip
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from flexqwen import dataset, sample
+from flexqwen.dataset import Parameters
+from flexqwen.tokenizer import train_tokenizer
+
+DOCUMENTS = 800
+
+
+def _folder(variable: str) -> Path:
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} is unset: it names a folder of real data")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture(scope="session")
+def real_corpus() -> Path:
+    """The folder that holds Corpus Carolina's `corpus/`."""
+    return _folder("CAROLINA_CORPUS")
+
+
+@pytest.fixture(scope="session")
+def eval_data() -> Path:
+    """The folder of evaluation data."""
+    return _folder("FLEXQWEN_EVAL_DATA")
+
+
+@pytest.fixture(scope="session")
+def sample_documents() -> list[sample.SampleDocument]:
+    return sample.sample_documents(DOCUMENTS)
+
+
+@pytest.fixture(scope="session")
+def sample_corpus(tmp_path_factory) -> Path:
+    """A sample corpus, not to be changed."""
+    folder = tmp_path_factory.mktemp("sample") / "sample_corpus"
+    sample.write_sample(folder, DOCUMENTS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(sample_corpus, tmp_path_factory) -> Path:
+    """The dataset of the sample corpus, not to be changed."""
+    output = tmp_path_factory.mktemp("built") / "carolina_originality"
+    dataset.build(sample_corpus, output, Parameters(), workers=1)
+    return output
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(built, tmp_path_factory) -> Path:
+    """A small tokenizer of that dataset, saved."""
+    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    train_tokenizer(built, 1024, progress=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder):
+    return AutoTokenizer.from_pretrained(tokenizer_folder)
+
+
+@pytest.fixture
+def write_corpus(tmp_path) -> Callable[..., Path]:
+    """Writes {shard name without .xml.gz: XML} as a corpus with right checksums, and returns its folder."""
+
+    def write(shards: dict[str, str | bytes]) -> Path:
+        folder = tmp_path / "corpus"
+        for name, xml in shards.items():
+            xml = xml.encode() if isinstance(xml, str) else xml
+            path = folder / f"{name}.xml.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(gzip.compress(xml, mtime=0))
+            taxonomy, shard = name.split("/", 1)
+            with open(folder / taxonomy / "checksum.sha256", "a") as sums:
+                sums.write(f"{hashlib.sha256(xml).hexdigest()}\t{shard}.xml\n")
+        return folder
+
+    return write
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file under the folder: name and bytes."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,84 @@
+"""n-gram originality: equal to brute force, whatever the order, the batches and the ranges."""
+
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexqwen import originality
+from flexqwen.sample import true_originality
+
+# Few words, so that passages are shared; and whatever else Unicode has.
+WORDS = st.lists(st.sampled_from(["a", "b", "Não", "é"]), max_size=25).map(" ".join)
+TEXTS = st.lists(st.one_of(WORDS, st.text(max_size=40)), max_size=12)
+
+
+def score(texts: list[str], folder, cuts: list[int], parts: int) -> list[float | None]:
+    """Originality of each text, with the texts cut into runs at `cuts` and the hashes into `parts` ranges."""
+    runs, totals = [], []
+    edges = sorted({0, len(texts), *(cut % (len(texts) + 1) for cut in cuts)})
+    for start, end in pairwise(edges):
+        grams, document = originality.ngram_hashes(*originality.word_hashes(texts[start:end]))
+        runs.append((folder / f"{start}", start))
+        originality.write_run(runs[-1][0], grams, document)
+        totals += np.bincount(document, minlength=end - start).tolist()
+    ranges = [(i * 2**64 // parts, (i + 1) * 2**64 // parts - 1) for i in range(parts)]
+    unique = sum(originality.count_unique(runs, low, high, len(texts)) for low, high in ranges)
+    percent = originality.percentage(np.asarray(unique), np.array(totals, int))
+    return [None if np.isnan(value) else float(value) for value in percent]
+
+
+@settings(max_examples=150, deadline=None)
+@given(TEXTS, st.lists(st.integers(0, 12), max_size=3), st.integers(1, 5), st.randoms())
+def test_equal_to_brute_force(tmp_path_factory, texts, cuts, parts, random):
+    truth = true_originality(texts)
+    folder = tmp_path_factory.mktemp("runs")
+    assert score(texts, folder, cuts, parts) == pytest.approx(truth) if texts else True
+    order = random.sample(range(len(texts)), len(texts))
+    shuffled = score([texts[i] for i in order], folder, [], 1)
+    assert [shuffled[order.index(i)] for i in range(len(texts))] == pytest.approx(truth)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(st.text(), st.text("aàÀß_1İΣσ\0\n'. ")), max_size=8))
+def test_word_hashes_stand_for_the_words(texts):
+    hashes, counts = originality.word_hashes(texts)
+    words = [re.findall(r"\w+", text.lower()) for text in texts]
+    assert counts.tolist() == [len(found) for found in words]
+    flat = [word for found in words for word in found]
+    assert len(set(zip(flat, hashes.tolist(), strict=True))) == len(set(flat)) == len(set(hashes.tolist()))
+
+
+def test_long_words_and_long_texts():
+    long = "x" * 254
+    texts = [long, long + "x", long + "xx", long + "xy", "a b " * 600_000]
+    hashes, counts = originality.word_hashes(texts)
+    assert counts.tolist() == [1, 1, 1, 1, 1_200_000]
+    assert len(set(hashes.tolist())) == 6
+
+
+def test_ngrams_do_not_cross_texts():
+    hashes, document = originality.ngram_hashes(*originality.word_hashes(["a b c", "", "d e f g"]), n=3)
+    assert document.tolist() == [0, 2, 2]
+    assert hashes[0] == originality.ngram_hashes(*originality.word_hashes(["A, b. C"]), n=3)[0][0]
+    assert len(originality.ngram_hashes(*originality.word_hashes(["c b a", "a c b"]), n=3)[0]) == 2
+
+
+def test_words_of_the_sample_do_not_collide(sample_documents):
+    texts = [document.text for document in sample_documents]
+    words = {word for text in texts for word in re.findall(r"\w+", text.lower())}
+    hashes, _ = originality.word_hashes(texts)
+    assert len(np.unique(hashes)) == len(words)
+    assert len(np.unique(hashes >> np.uint64(32))) > 0.99 * len(words)  # both halves are well mixed
+    assert len(np.unique(hashes & np.uint64(0xFFFFFFFF))) > 0.99 * len(words)
+
+
+@pytest.mark.parametrize(("records", "memory", "workers"), [(0, 1, 1), (10**9, 2 << 30, 2), (10**6, 10**5, 3)])
+def test_ranges_cover_all_hashes_within_the_memory(records, memory, workers):
+    ranges = originality.ranges(records, memory, workers)
+    assert ranges[0][0] == 0 and ranges[-1][1] == 2**64 - 1
+    assert all(high + 1 == low for (_, high), (low, _) in pairwise(ranges))
+    assert workers * originality._RECORD_BYTES * records / len(ranges) <= memory
