@@ -10,6 +10,9 @@ AUTO_MAP = {
     "AutoModel": "modeling_flexqwen.FlexQwenModel",
     "AutoModelForCausalLM": "modeling_flexqwen.FlexQwenForCausalLM",
     "AutoModelForMaskedLM": "modeling_flexqwen.FlexQwenForMaskedLM",
+    "AutoModelForSequenceClassification": "modeling_flexqwen.FlexQwenForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_flexqwen.FlexQwenForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_flexqwen.FlexQwenForQuestionAnswering",
 }
 
 

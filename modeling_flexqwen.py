@@ -7,16 +7,39 @@ that parameters, their names and their initialisation are Qwen3's.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from transformers import Qwen3ForCausalLM, Qwen3Model, Qwen3PreTrainedModel
-from transformers.masking_utils import and_masks, create_bidirectional_mask, find_packed_sequence_indices
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, MaskedLMOutput
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModel,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+    Qwen3PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import and_masks, create_bidirectional_mask, find_packed_sequence_indices, sdpa_mask
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+)
 from transformers.utils import can_return_tuple
 
 try:
     from .configuration_flexqwen import FlexQwenConfig
 except ImportError:  # this file lies at the root of a checkout and is imported by its bare name
     from configuration_flexqwen import FlexQwenConfig
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
 
 IGNORE = -100  # the label that PyTorch's cross entropy and every transformers collator leave out
 CHUNK_ELEMENTS = 2**24  # logits held at once by the loss: 64 MiB in float32
@@ -89,6 +112,8 @@ def labelled_loss(hidden_states, weight, labels, shift, num_items_in_batch=None,
         row_losses: float32 `(batch,)`, the unweighted summed loss of each row in nats, without gradient.
         row_labels: int64 `(batch,)`, how many labels each row has.
     """
+    if labels.shape != hidden_states.shape[:2]:
+        raise ValueError(f"labels must have shape {tuple(hidden_states.shape[:2])}, got {tuple(labels.shape)}")
     rows, columns = (labels != IGNORE).nonzero(as_tuple=True)
     sources = columns - shift[rows].long()
     keep = sources >= 0
@@ -115,6 +140,87 @@ class FlexQwenCausalLMOutput(CausalLMOutputWithPast):
     row_labels: torch.LongTensor | None = None
 
 
+def varlen_attention(module, query, key, value, attention_mask, scaling=None, segments=None, **kwargs):
+    """Attention over packed documents by torch's own variable-length kernel (CUDA): no mask is ever built.
+
+    Args:
+        query, key, value: `(batch, heads, sequence, head_dim)`.
+        segments: what `packed_segments` returns; where it is None, this is sdpa.
+    """
+    if segments is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    groups = module.num_key_value_groups
+    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
+    query, key, value = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    output = torch.empty_like(query)
+    for tokens, starts, longest, causal in segments:
+        q, k, v = query[tokens], key[tokens], value[tokens]
+        window = (-1, 0) if causal else (-1, -1)
+        output[tokens] = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scaling, window_size=window)
+    return output.unflatten(0, (-1, attention_mask)), None
+
+
+def packed_segments(documents, is_causal):
+    """The parts of a batch that attend in one mode, as variable-length kernels want them.
+
+    Args:
+        documents: int64 `(batch, sequence)`, which document of its row each token belongs to.
+        is_causal: bool, or bool tensor `(batch,)`.
+
+    Returns:
+        A list of (tokens: slice or int64 index into the flattened batch, starts: int32 `(documents + 1,)`, length of
+        the longest document, whether causal).
+    """
+    batch_size, length = documents.shape
+    modes = [is_causal] * batch_size if isinstance(is_causal, bool) else is_causal.tolist()
+    segments = []
+    for mode in sorted(set(modes), reverse=True):
+        rows = [row for row in range(batch_size) if modes[row] == mode]
+        if rows[-1] - rows[0] == len(rows) - 1:
+            part, tokens = documents[rows[0] : rows[-1] + 1], slice(rows[0] * length, (rows[-1] + 1) * length)
+        else:
+            index = torch.tensor(rows, device=documents.device)
+            part, tokens = (
+                documents[index],
+                (index[:, None] * length + torch.arange(length, device=index.device)).flatten(),
+            )
+        begins = torch.ones_like(part, dtype=torch.bool)
+        begins[:, 1:] = part[:, 1:] != part[:, :-1]
+        starts = F.pad(begins.flatten().nonzero().flatten(), (0, 1), value=part.numel()).int()
+        segments.append((tokens, starts, int(starts.diff().max()), mode))
+    return segments
+
+
+def packed_documents(position_ids, attention_mask):
+    """int64 `(batch or 1, sequence)`, which document of its row each token belongs to; None if no row is packed."""
+    documents = find_packed_sequence_indices(position_ids)
+    if documents is not None and attention_mask is not None and not torch.compiler.is_compiling():
+        real = attention_mask.bool()  # padding restarts positions too, and is no document
+        last = documents.masked_fill(~real, -1).amax(-1)
+        first = documents.masked_fill(~real, documents.shape[-1]).amin(-1)
+        documents = documents if (last > first).any() else None
+    return documents
+
+
+def prefix_end(prefix_length, attention_mask, cached: int, length: int):
+    """The column at which each row's prefix ends, int64 `(batch,)`; None where the cache holds every prefix whole."""
+    if prefix_length.dim() != 1 or prefix_length.is_floating_point():
+        raise ValueError(f"prefix_length must be integers of shape (batch,), got {tuple(prefix_length.shape)}")
+    padding = 0 if attention_mask is None else attention_mask.long().argmax(-1)
+    end = prefix_length + padding
+    if torch.compiler.is_compiling():
+        return None if cached else end
+    if prefix_length.min() < 0 or end.max() > cached + length:
+        raise ValueError(
+            f"prefix_length {prefix_length.tolist()} must lie between 0 and the row's {cached + length} tokens"
+        )
+    if cached and end.max() > cached:
+        raise ValueError(
+            f"a prefix must be passed whole: the cache holds {cached} tokens, the prefix ends at {end.tolist()}"
+        )
+    return None if cached else end
+
+
 class FlexQwenModel(Qwen3Model):
     """Qwen3's decoder with the attention mode chosen per call."""
 
@@ -132,6 +238,7 @@ class FlexQwenModel(Qwen3Model):
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         is_causal: bool | torch.BoolTensor | None = None,
+        prefix_length: torch.LongTensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Qwen3's forward pass, and:
@@ -140,16 +247,39 @@ class FlexQwenModel(Qwen3Model):
             is_causal (`bool` or bool tensor of shape `(batch,)`, *optional*):
                 True: each token attends to itself and those before it. False: to the whole row. A tensor chooses for
                 each row. By default `config.is_causal`, and where that is absent, the class's own default.
+            prefix_length (int64 `(batch,)`, *optional*):
+                The first so many tokens of each row, padding not counted, also attend to each other in both
+                directions; the rest is causal (prefix language modelling, arXiv 1910.10683, section 3.2.1).
             position_ids (int64 `(batch, sequence)`, *optional*):
                 Where they restart, a new document begins: in every mode, tokens attend only within their document.
 
         Raises:
-            ValueError: a cache together with bidirectional attention, with a mode for each row, or with packed rows.
+            ValueError: ids beyond the vocabulary (looked for on the CPU only: a GPU would have to wait); a cache
+                together with bidirectional attention, a mode for each row or packed rows; a prefix of a packed row,
+                longer than its row or partly in the cache.
         """
-        is_causal = self.attention_is_causal(is_causal)
-        documents = None
-        if position_ids is not None and past_key_values is None and not isinstance(attention_mask, dict):
-            documents = find_packed_sequence_indices(position_ids.expand(len(position_ids), -1))
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        batch_size, length = given.shape[:2]
+        can_look = input_ids is not None and input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        if can_look and input_ids.numel() and not 0 <= input_ids.min() <= input_ids.max() < self.config.vocab_size:
+            raise ValueError(f"input_ids must lie between 0 and {self.config.vocab_size - 1}, the vocabulary's last id")
+        is_causal = self.attention_is_causal(is_causal if prefix_length is None or is_causal is not None else True)
+        is_prepared = isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.dim() == 4)
+        documents = end = None
+        if position_ids is not None and past_key_values is None and not is_prepared:
+            documents = packed_documents(position_ids, attention_mask)
+        if isinstance(is_causal, torch.Tensor) and (is_causal.shape != (batch_size,) or is_causal.dtype != torch.bool):
+            raise ValueError(
+                f"is_causal must be a bool or a bool tensor of shape ({batch_size},), "
+                f"got {is_causal.dtype} of shape {tuple(is_causal.shape)}"
+            )
+        if prefix_length is not None:
+            if is_causal is not True or (documents is not None and not torch.compiler.is_compiling()):
+                raise ValueError("prefix_length goes with causal attention and rows of one document each")
+            cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+            end = prefix_end(prefix_length, None if is_prepared else attention_mask, cached, length)
         if is_causal is not True or documents is not None:
             if past_key_values is not None or use_cache:
                 raise ValueError(
@@ -157,15 +287,27 @@ class FlexQwenModel(Qwen3Model):
                     "row, or position_ids that restart, pass use_cache=False and no past_key_values"
                 )
             use_cache = False  # with a cache, Qwen3 would not look for packed rows
-        if is_causal is not True or (documents is not None and attention_mask is not None):
-            if (input_ids is None) == (inputs_embeds is None):
-                raise ValueError("pass exactly one of input_ids and inputs_embeds")
-            if inputs_embeds is None:
-                inputs_embeds, input_ids = self.embed_tokens(input_ids), None
-            if not isinstance(attention_mask, dict):
-                attention_mask = {
-                    "full_attention": self.flexible_mask(inputs_embeds, attention_mask, documents, is_causal)
-                }
+        name = self.config._attn_implementation
+        is_flexible = is_causal is not True or end is not None
+        if (is_flexible or documents is not None) and not is_prepared:
+            if name == "varlen" and attention_mask is None and end is None:
+                if documents is None:
+                    documents = torch.zeros((1, length), dtype=torch.long, device=given.device)
+                kwargs["segments"] = packed_segments(documents.expand(batch_size, -1), is_causal)
+                attention_mask = {"full_attention": length}
+            elif "flash" in name:
+                if isinstance(is_causal, torch.Tensor) or end is not None:
+                    raise ValueError(f"{name} cannot mix modes in a call: use varlen (CUDA), flex_attention or sdpa")
+                if documents is not None and attention_mask is None:
+                    ((_, starts, longest, _),) = packed_segments(documents.expand(batch_size, -1), is_causal)
+                    kwargs.update(
+                        cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=longest, max_length_k=longest
+                    )
+            elif is_flexible or attention_mask is not None:
+                if inputs_embeds is None:
+                    inputs_embeds, input_ids = self.embed_tokens(input_ids), None
+                mask = self.flexible_mask(inputs_embeds, attention_mask, past_key_values, documents, is_causal, end)
+                attention_mask = {"full_attention": mask}
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -173,7 +315,7 @@ class FlexQwenModel(Qwen3Model):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            is_causal=is_causal is True,
+            is_causal=not is_flexible,
             **kwargs,
         )
 
@@ -183,31 +325,29 @@ class FlexQwenModel(Qwen3Model):
             is_causal = getattr(self.config, "is_causal", None)
         return self.default_is_causal if is_causal is None else is_causal
 
-    def flexible_mask(self, inputs_embeds, attention_mask, documents, is_causal):
+    def flexible_mask(self, inputs_embeds, attention_mask, past_key_values, documents, is_causal, prefix_end):
         """One mask for all layers, in the attention implementation's own format (None where none is needed).
 
         transformers keeps packed documents apart only in causal mode and with no 2D mask, so it is done here.
-
-        Args:
-            documents: int64 `(batch or 1, sequence)`, which document of its row each token belongs to, or None.
         """
         if self.has_sliding_layers:
             raise ValueError("sliding-window layers attend causally only; set use_sliding_window=False")
-        batch_size, rules = len(inputs_embeds), []
+        rules = []
         if documents is not None:
-            documents = documents.expand(batch_size, -1)
+            documents = documents.expand(len(inputs_embeds), -1)
             rules.append(lambda b, h, q, kv: documents[b, q] == documents[b, kv])
-        if is_causal is True:
-            rules.append(lambda b, h, q, kv: kv <= q)
+        if prefix_end is not None:
+            rules.append(lambda b, h, q, kv: (kv <= q) | (kv < prefix_end[b]))
         elif isinstance(is_causal, torch.Tensor):
-            if is_causal.shape != (batch_size,) or is_causal.dtype != torch.bool:
-                raise ValueError(
-                    f"is_causal must be a bool or a bool tensor of shape ({batch_size},), "
-                    f"got {is_causal.dtype} of shape {tuple(is_causal.shape)}"
-                )
             rules.append(lambda b, h, q, kv: (kv <= q) | ~is_causal[b])
+        elif is_causal:
+            rules.append(lambda b, h, q, kv: kv <= q)
         return create_bidirectional_mask(
-            self.config, inputs_embeds, attention_mask, and_mask_function=and_masks(*rules) if rules else None
+            self.config,
+            inputs_embeds,
+            attention_mask,
+            past_key_values=past_key_values,
+            and_mask_function=and_masks(*rules) if rules else None,
         )
 
 
@@ -237,6 +377,7 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         is_causal: bool | torch.BoolTensor | None = None,
+        prefix_length: torch.LongTensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         row_weights: torch.FloatTensor | None = None,
         **kwargs,
@@ -249,7 +390,7 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
                 row's label at t is predicted from the output at t-1, and so is a masked row's, unless
                 `config.masked_prediction` is `"in_place"`. In training mode the head runs only where there is a label
                 and `logits` is None; in evaluation mode the full logits are returned as well.
-            is_causal: see `FlexQwenModel.forward`.
+            is_causal, prefix_length: see `FlexQwenModel.forward`.
             num_items_in_batch: what the summed loss is divided by; by default the number of labels.
             row_weights (float `(batch,)`, *optional*): weight of every label of a row in the loss.
         """
@@ -261,6 +402,7 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             is_causal=is_causal,
+            prefix_length=prefix_length,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
@@ -280,6 +422,16 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             result.logits = self.lm_head(hidden_states[:, kept, :])
         return result
+
+    def prepare_inputs_for_generation(self, input_ids, *args, attention_mask=None, prefix_length=None, **kwargs):
+        """For a static cache `generate` prepares the mask, and would prepare a causal one for the prefix too."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, *args, attention_mask=attention_mask, prefix_length=prefix_length, **kwargs
+        )
+        cache = inputs.get("past_key_values")
+        if prefix_length is not None and cache is not None and cache.get_seq_length() == 0:
+            inputs["attention_mask"] = attention_mask
+        return inputs
 
 
 class FlexQwenForMaskedLM(Qwen3PreTrainedModel):
@@ -351,4 +503,86 @@ class FlexQwenForMaskedLM(Qwen3PreTrainedModel):
         return result
 
 
-__all__ = ["FlexQwenForCausalLM", "FlexQwenForMaskedLM", "FlexQwenModel"]
+class _Encoder(Qwen3PreTrainedModel):
+    """A head for whole-row tasks on a `FlexQwenModel` that is bidirectional by default."""
+
+    config_class = FlexQwenConfig
+    config: FlexQwenConfig
+
+    def __init__(self, config: FlexQwenConfig):
+        super().__init__(config)
+        self.model.default_is_causal = False
+
+
+class FlexQwenForSequenceClassification(GenericForSequenceClassification, _Encoder):
+    """Classifies rows, or gives each a number (`config.problem_type`), from the mean of its tokens' hidden states."""
+
+    _auto_class = "AutoModelForSequenceClassification"
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        is_causal: bool | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """
+        Args:
+            attention_mask (`(batch, sequence)`, *optional*): 1 where a token is real; padding, on either side, is
+                neither attended to nor averaged. By default, real is what is not `config.pad_token_id`.
+            labels: int64 `(batch,)` for one label of several, float `(batch, num_labels)` for several at a time, float
+                `(batch,)` for regression.
+        """
+        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
+            attention_mask = (input_ids != self.config.pad_token_id).long()
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            is_causal=is_causal,
+            use_cache=False,
+            **kwargs,
+        )
+        states = outputs.last_hidden_state
+        real = (
+            torch.ones_like(states[..., :1]) if attention_mask is None else attention_mask[..., None].to(states.dtype)
+        )
+        logits = self.score((states * real).sum(1) / real.sum(1).clamp(min=1))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class FlexQwenForTokenClassification(GenericForTokenClassification, _Encoder):
+    """Classifies tokens."""
+
+    _auto_class = "AutoModelForTokenClassification"
+
+
+class FlexQwenForQuestionAnswering(GenericForQuestionAnswering, _Encoder):
+    """Finds the span of an answer."""
+
+    _auto_class = "AutoModelForQuestionAnswering"
+
+
+# The generic heads build their base model with AutoModel; "varlen" is a name for `attn_implementation`.
+AutoModel.register(FlexQwenConfig, FlexQwenModel, exist_ok=True)
+AttentionInterface.register("varlen", varlen_attention)
+AttentionMaskInterface.register("varlen", sdpa_mask)
+
+__all__ = [
+    "FlexQwenForCausalLM",
+    "FlexQwenForMaskedLM",
+    "FlexQwenForQuestionAnswering",
+    "FlexQwenForSequenceClassification",
+    "FlexQwenForTokenClassification",
+    "FlexQwenModel",
+]

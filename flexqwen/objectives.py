@@ -175,5 +175,9 @@ class TrainingRows(Dataset):
 
 
 def collate(items: list[dict]) -> dict[str, torch.Tensor]:
-    """Stacks rows: int64 `(batch, sequence)` tensors, and `is_causal` as a bool tensor `(batch,)`."""
+    """Stacks rows, causal ones first: int64 `(batch, sequence)` tensors, and `is_causal` as a bool tensor `(batch,)`.
+
+    Sorted rows let variable-length attention take each mode as one slice.
+    """
+    items = sorted(items, key=lambda item: not item["is_causal"])
     return {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]}

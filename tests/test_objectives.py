@@ -143,7 +143,15 @@ def test_a_row_is_a_function_of_seed_and_place_whatever_the_workers(strategy):
             assert all(torch.equal(one[name], two[name]) for name in one)
     assert not all(torch.equal(one["labels"], two["labels"]) for one, two in zip(alone, other, strict=True))
     late = training_rows(strategy)[100]  # asked for first, as after a restart
-    assert all(torch.equal(alone[12][name][4], torch.as_tensor(late[name])) for name in late)
+    batch = alone[12]
+    (place,) = (batch["input_ids"] == torch.as_tensor(late["input_ids"])).all(-1).nonzero()
+    assert all(torch.equal(batch[name][place][0], torch.as_tensor(late[name])) for name in late)
+
+
+def test_batches_hold_causal_rows_first():
+    rows = training_rows("hybrid-shift")
+    batch = collate([rows[item] for item in range(8)])
+    assert batch["is_causal"].tolist() == [True] * 4 + [False] * 4
 
 
 @pytest.mark.parametrize(
