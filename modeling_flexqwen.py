@@ -332,16 +332,20 @@ class FlexQwenModel(Qwen3Model):
         """
         if self.has_sliding_layers:
             raise ValueError("sliding-window layers attend causally only; set use_sliding_window=False")
+        batch_size, length = inputs_embeds.shape[:2]
         rules = []
         if documents is not None:
-            documents = documents.expand(len(inputs_embeds), -1)
+            documents = documents.expand(batch_size, -1)
             rules.append(lambda b, h, q, kv: documents[b, q] == documents[b, kv])
-        if prefix_end is not None:
-            rules.append(lambda b, h, q, kv: (kv <= q) | (kv < prefix_end[b]))
-        elif isinstance(is_causal, torch.Tensor):
-            rules.append(lambda b, h, q, kv: (kv <= q) | ~is_causal[b])
-        elif is_causal:
-            rules.append(lambda b, h, q, kv: kv <= q)
+        if is_causal is not False:
+            # The last column that each token attends to. A table, since inductor compiles a comparison with it but not
+            # one with `prefix_end[b]` (torch 2.13, CPU).
+            reach = torch.arange(length, device=inputs_embeds.device).expand(batch_size, -1)
+            if prefix_end is not None:
+                reach = reach.maximum(prefix_end[:, None] - 1)
+            elif isinstance(is_causal, torch.Tensor):
+                reach = torch.where(is_causal[:, None], reach, length - 1)
+            rules.append(lambda b, h, q, kv: kv <= reach[b, q])
         return create_bidirectional_mask(
             self.config,
             inputs_embeds,
