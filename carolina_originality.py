@@ -2,20 +2,23 @@
 
 python carolina_originality.py sample sample_corpus
 python carolina_originality.py build --corpus sample_corpus
+python carolina_originality.py inspect carolina_originality
 """
 
 import json
 import os
 from pathlib import Path
 
+from flexqwen import portuguese, sample
 from flexqwen.cli import ArgumentParser, InputError, command
-from flexqwen.dataset import Parameters, build, summary
+from flexqwen.corpus import open_corpus
+from flexqwen.dataset import Parameters, build, read_manifest
+from flexqwen.inspection import dataset_by_taxonomy, describe_corpus, describe_dataset, describe_document, is_dataset
 from flexqwen.outputs import digest, file_digest, versions, write_json, written_aside
+from flexqwen.parallel import Pool
 
 
 def make_sample(args) -> None:
-    from flexqwen import portuguese, sample
-
     if args.documents < 1:
         raise InputError(f"--documents {args.documents}: give 1 or more")
     made = {"documents": args.documents, "seed": args.seed, **versions()}
@@ -35,18 +38,29 @@ def make_sample(args) -> None:
 
 
 def make_dataset(args) -> None:
+    if args.documents is not None and args.documents < 1:
+        raise InputError(f"--documents {args.documents}: give 1 or more")
+    if args.workers < 1:
+        raise InputError(f"--workers {args.workers}: give 1 or more")
+    if args.memory < 0.25:
+        raise InputError(f"--memory {args.memory}: give 0.25 (GiB) or more")
     parameters = Parameters(args.seed, args.documents, args.measure, args.skip_bad_shards)
-    manifest = build(args.corpus, args.output, parameters, args.workers, int(args.memory * (1 << 30)), args.overwrite)
-    shards = manifest["shards"]
-    print(
-        f"{args.output}: {'already built from this, reused' if manifest.get('reused') else 'built'}; "
-        f"{len(shards['used'])} shards, {len(shards['absent'])} listed ones absent, {len(shards['bad'])} bad; "
-        f"{manifest['documents']['kept']:,} documents kept of {manifest['documents']['read']:,}"
-    )
-    for reason, count in manifest["documents"]["dropped"].items():
-        print(f"  dropped {count:,}: {reason}")
-    print(summary(manifest))
+    memory = int(args.memory * (1 << 30))
+    manifest = build(args.corpus, args.output, parameters, args.workers, memory, args.overwrite)
+    print(f"{args.output}: {'already built from this, reused' if manifest.get('reused') else 'built'}")
+    print(describe_dataset(manifest))
     print(f"card {args.output / 'README.md'}, manifest {args.output / 'manifest.json'}")
+
+
+def inspect(args) -> None:
+    with Pool(args.workers) as pool:
+        if args.id:
+            print(describe_document(args.folder, args.id, pool))
+        elif is_dataset(args.folder):
+            print(describe_dataset(read_manifest(args.folder)))
+            print(dataset_by_taxonomy(args.folder))
+        else:
+            print(describe_corpus(open_corpus(args.folder), pool))
 
 
 @command
@@ -54,12 +68,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="carolina_originality.py", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
 
-    sample = commands.add_parser("sample", help="write a small generated corpus in Corpus Carolina's format")
-    sample.add_argument("folder", type=Path)
-    sample.add_argument("--documents", type=int, default=3000)
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
-    sample.set_defaults(run=make_sample)
+    sample_ = commands.add_parser("sample", help="write a small generated corpus in Corpus Carolina's format")
+    sample_.add_argument("folder", type=Path)
+    sample_.add_argument("--documents", type=int, default=3000)
+    sample_.add_argument("--seed", type=int, default=0)
+    sample_.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
+    sample_.set_defaults(run=make_sample)
 
     build_ = commands.add_parser("build", help="build the dataset from a corpus")
     build_.add_argument("--corpus", type=Path, required=True, help="the folder that holds Corpus Carolina's corpus/")
@@ -76,6 +90,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     build_.add_argument("--overwrite", action="store_true", help="replace a dataset made from other inputs")
     build_.set_defaults(run=make_dataset)
+
+    inspect_ = commands.add_parser("inspect", help="show a corpus or a built dataset")
+    inspect_.add_argument("folder", type=Path)
+    inspect_.add_argument("--id", help="show where the copied passages of this document are, and who else holds them")
+    inspect_.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    inspect_.set_defaults(run=inspect)
 
     args = parser.parse_args(argv)
     args.run(args)

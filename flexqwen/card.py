@@ -1,19 +1,308 @@
-"""The dataset card: what a reader of the dataset has to know, in the form the Hugging Face Hub reads."""
+"""The dataset card and its figures: what a reader has to know, in the form that the Hugging Face Hub reads."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+import yaml
+
+from flexqwen.corpus import MIN_TOKENS
+from flexqwen.splits import MIN_GAP, TOLERANCE
+
+if TYPE_CHECKING:
+    from flexqwen.dataset import Scored
+    from flexqwen.splits import Splits
+
+COLUMNS = {
+    "id": ("string", "the corpus's own identifier"),
+    "text": ("string", "the text; paragraphs are separated by newlines"),
+    "taxonomy": ("string", "part of the corpus, such as `wikis`"),
+    "typology": ("string", "source typology, such as `TWEET_VIR_W`"),
+    "language": ("string", "`pt` or `pt-BR`"),
+    "license": ("string", "address of the licence that the document's header names"),
+    "source": ("string", "address that the text was taken from"),
+    "tokens": ("int32", "length in white-space-separated tokens, from the header"),
+    "originality": ("int32", f"the header's own measure, 0–100; a meaningless 0 under {MIN_TOKENS} tokens"),
+    "ngram_originality": ("float64", "recomputed: percentage of the word 7-grams that no other document holds"),
+}
+
+_BOUNDS = ("at_most", "at_least", "below")
+_CONFIGS = {
+    "gold": "the most original documents that have a control",
+    "matched": "the control of `gold`: row by row a less original document of the same length",
+    "gold_typology": "the original document of each pair of one length *and* one source typology",
+    "matched_typology": "the control of `gold_typology`, row by row",
+    "tokenizer": "a random sample of the corpus, in no other training config",
+    "heldout": "validation and test, three strata of each; see below",
+    "index": "every document's identifier, length and scores, without text",
+}
 
 
-def write_card(folder: Path, manifest: dict[str, Any], table, ngram, chosen) -> None:
-    """Writes `<folder>/README.md`."""
-    configs = {}
-    for name in manifest["splits"]:
-        config, split = name.split("/")
-        configs.setdefault(config, []).append(split)
-    lines = ["---", "language:", "- pt", "configs:"]
-    for config, names in configs.items():
-        lines += [f"- config_name: {config}", "  data_files:"]
-        for split in names:
-            lines += [f"  - split: {split}", f"    path: data/{config}/{split}-*.parquet"]
-    lines += ["---", "", "# Carolina Originality", ""]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+def write_card(folder: Path, manifest: dict[str, Any], scored: "Scored", chosen: "Splits") -> None:
+    """Writes `<folder>/README.md` and `<folder>/figures/*.png`."""
+    _draw(folder / "figures", scored, chosen)
+    front = yaml.safe_dump(_front_matter(folder, manifest), sort_keys=False, allow_unicode=True, width=120)
+    (folder / "README.md").write_text(f"---\n{front}---\n\n{_body(manifest, scored, chosen)}", encoding="utf-8")
+
+
+def _front_matter(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    configs, info = [], []
+    for config in _CONFIGS:
+        names = [name for name in manifest["splits"] if name.startswith(f"{config}/")]
+        splits = [name.split("/")[1] for name in names]
+        files = [{"split": split, "path": f"data/{config}/{split}-*.parquet"} for split in splits]
+        configs.append({"config_name": config, "data_files": files} | ({"default": True} if config == "gold" else {}))
+        sizes = [manifest["splits"][name] for name in names]
+        columns = [(name, dtype) for name, (dtype, _) in COLUMNS.items() if (config, name) != ("index", "text")]
+        info.append(
+            {
+                "config_name": config,
+                "features": [{"name": name, "dtype": dtype} for name, dtype in columns],
+                "splits": [
+                    {"name": split, "num_bytes": size["bytes"], "num_examples": size["documents"]}
+                    for split, size in zip(splits, sizes, strict=True)
+                ],
+                "download_size": sum(path.stat().st_size for path in (folder / "data" / config).iterdir()),
+                "dataset_size": sum(size["bytes"] for size in sizes),
+            }
+        )
+    documents = manifest["documents"]["kept"]
+    bounds = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
+    return {
+        "pretty_name": "Carolina Originality",
+        "language": ["pt"],
+        "license": "other",
+        "license_name": "per-document",
+        "license_link": "https://huggingface.co/datasets/carolina-c4ai/corpus-carolina",
+        "task_categories": ["text-generation", "fill-mask"],
+        "size_categories": [next((name for bound, name in bounds if documents < bound), "10M<n<100M")],
+        "source_datasets": ["carolina-c4ai/corpus-carolina"],
+        "tags": ["originality", "deduplication", "data-efficiency", "portuguese"],
+        "configs": configs,
+        "dataset_info": info,
+    }
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table; numbers are aligned right and written with thousands separators."""
+    rows = [list(row) for row in rows]
+    right = [bool(rows) and not isinstance(cell, str) for cell in rows[0]] if rows else []
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join("---:" if r else "---" for r in right) + "|"]
+    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:  # NaN
+        return "–"
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _by(scored: "Scored", column: str) -> list[tuple]:
+    """For each value of a column: documents, those of at least 21 tokens, tokens, mean originality of both measures."""
+    names = np.asarray(scored.table[column].combine_chunks().dictionary_encode().dictionary)
+    codes = scored.codes(column)
+    rows = []
+    for code in np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable"):
+        part = np.flatnonzero(codes == code)
+        long = part[scored.tokens[part] >= MIN_TOKENS]
+        means = (_mean(scored.header[long]), _mean(scored.ngram[long]))
+        rows.append((f"`{names[code]}`", len(part), len(long), int(scored.tokens[part].sum()), *means))
+    return rows
+
+
+def _mean(values: np.ndarray) -> float | None:
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else None
+
+
+def _shares(scored: "Scored", chosen: "Splits", most: int = 8) -> str:
+    """Table: how the tokens of the paired configs divide over source typologies."""
+    names = np.asarray(scored.table["typology"].combine_chunks().dictionary_encode().dictionary)
+    codes = scored.codes("typology")
+    configs = ("gold", "matched", "gold_typology", "matched_typology")
+    weights = [
+        np.bincount(codes[chosen.training[c]], scored.tokens[chosen.training[c]], minlength=len(names)) for c in configs
+    ]
+    percents = [100 * weight / max(1, weight.sum()) for weight in weights]
+    order = np.argsort(-np.sum(weights, axis=0), kind="stable")[:most]
+    rows = [(f"`{names[i]}`", *(float(percent[i]) for percent in percents)) for i in order]
+    return _table(("typology, % of tokens", *(f"`{config}`" for config in configs)), rows)
+
+
+def _body(manifest: dict[str, Any], scored: "Scored", chosen: "Splits") -> str:
+    splits, shards, kept = manifest["splits"], manifest["shards"], manifest["documents"]
+    measure = {"header": "`originality`", "ngram": "`ngram_originality`"}[manifest["parameters"]["measure"]]
+    agreement = manifest["agreement"]
+    agrees = (
+        f"Over the {agreement['documents']:,} documents of at least {MIN_TOKENS} tokens the two agree at Pearson "
+        f"{agreement['pearson']:.3f}, Spearman {agreement['spearman']:.3f}, mean absolute difference "
+        f"{agreement['mean_absolute_difference']:.1f} points."
+        if "pearson" in agreement
+        else "There are too few documents to compare the two."
+    )
+    absent = f" Of the listed shards {len(shards['absent']):,} were absent." if shards["absent"] else ""
+    bad = f" {len(shards['bad']):,} bad shards were left out: see `manifest.json`." if shards["bad"] else ""
+    dropped = "; ".join(f"{count:,} {reason}" for reason, count in kept["dropped"].items()) or "none"
+    licenses = pc.value_counts(scored.table["license"].combine_chunks()).to_pylist()
+    licenses.sort(key=lambda row: (-row["counts"], row["values"]))
+    failed = [name for name, result in manifest["checks"].items() if not result["passed"]]
+    checks = [
+        (
+            name,
+            f"{result['value']:g}",
+            next(f"{k.replace('_', ' ')} {v}" for k, v in result.items() if k not in ("value", "passed")),
+        )
+        for name, result in manifest["checks"].items()
+    ]
+    sizes = _table(
+        ("split", "documents", "tokens", "originality", "n-gram originality", "of the size asked for"),
+        (
+            (f"`{n}`", s["documents"], s["tokens"], s["originality"], s["ngram_originality"], s["size"])
+            for n, s in splits.items()
+        ),
+    )
+    by_taxonomy = _table(
+        ("taxonomy", "documents", f"of {MIN_TOKENS} tokens or more", "tokens", "originality", "n-gram originality"),
+        _by(scored, "taxonomy"),
+    )
+    return f"""\
+# Carolina Originality
+
+Documents of Corpus Carolina, a general corpus of contemporary Brazilian Portuguese, chosen by how **original** they
+are: what share of a document stands in no other one. It is made to ask what originality is worth in pre-training: train
+one model on `gold`, another on `matched`, and compare them on `heldout`.
+
+```python
+from datasets import load_dataset
+
+gold = load_dataset("carolina_originality", "gold", split="train")
+matched = load_dataset("carolina_originality", "matched", split="train", streaming=True)
+```
+
+Built by FlexQwen from {len(shards["used"]):,} shards: {kept["read"]:,} documents read, {kept["kept"]:,} kept
+(dropped: {dropped}).{absent}{bad} `manifest.json` names every shard with its digest, every parameter and every check.
+
+## Configs
+
+{_table(("config", "what it holds"), ((f"`{name}`", text) for name, text in _CONFIGS.items()))}
+
+{sizes}
+
+Means are over documents of at least {MIN_TOKENS} tokens: below that the header's measure is not defined. Sizes are
+those of the whole corpus (500,000 gold, 500,000 matched, 324,000 tokenizer documents of 2,100,000), scaled to the
+documents at hand.
+
+{_table(("column", "type", "what it is"), ((f"`{name}`", *column) for name, column in COLUMNS.items()))}
+
+`index` has no `text`.
+
+## Originality
+
+`originality` is the corpus's own measure, as its headers state it. `ngram_originality` was recomputed here: the
+percentage of a document's word 7-grams (lower-cased, by position) that no other document of this build holds; null for
+a document of fewer than seven words. {agrees} This build chose its splits by {measure}.
+
+![Header against recomputed originality](figures/header_and_ngram.png)
+
+{by_taxonomy}
+
+![Originality by taxonomy](figures/originality_by_taxonomy.png)
+
+## How the splits are made
+
+Documents of at least {MIN_TOKENS} tokens are cut into classes of length no wider than {TOLERANCE:.0%}. In each class
+the most original document is paired with the least original, the second with the second last, and so on, while the two
+are at least {MIN_GAP} points apart. The originals make `gold`, their partners `matched`: row *i* of one is the control
+of row *i* of the other. Rows are in random order. `tokenizer` and the random held-out documents are drawn from the
+whole corpus before.
+
+![Length of gold and matched](figures/length_gold_and_matched.png)
+
+**Typology confounds originality.** Tweets and product reviews are nearly all original, encyclopedia stubs made from one
+template are not: `gold` and `matched` have one distribution of lengths, but they are not the same kinds of text, and a
+difference between models trained on them may come from the kind. `gold_typology` and `matched_typology` answer for
+that: each pair there has one source typology.
+
+{_shares(scored, chosen)}
+
+**Held-out.** `validation` and `test` are random samples of the corpus, short documents included. `*_original` and
+`*_unoriginal` are pairs like those of `gold` and `matched`, set aside at random before training documents were taken:
+judge each model on both. No training document has half or more of its word 13-grams in the held-out documents; those
+that had were left out, with their partners.
+
+{_table(("check", "value", "allowed"), checks)}
+
+{"All checks passed." if not failed else "Failed: " + "; ".join(failed)}
+
+## Licence and source
+
+The texts come from Corpus Carolina (C4AI, University of São Paulo; `carolina-c4ai/corpus-carolina` on the Hugging Face
+Hub), whose headers are CC BY 4.0. **Each text keeps the licence that its header names**, in the column `license`:
+
+{_table(("licence", "documents"), ((row["values"] or "none named", row["counts"]) for row in licenses))}
+
+Texts are as the corpus has them: they may hold personal data, mistakes and offensive language.
+"""
+
+
+# Figures. Colours: original blue, control orange, everywhere.
+
+_BLUE, _ORANGE = "#2a6f97", "#e07a1f"
+
+
+def _draw(folder: Path, scored: "Scored", chosen: "Splits") -> None:
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(figure: Figure, name: str) -> None:
+        figure.savefig(folder / name, dpi=110, bbox_inches="tight", metadata={"Software": None})
+
+    long = scored.tokens >= MIN_TOKENS
+    both = long & ~np.isnan(scored.header) & ~np.isnan(scored.ngram)
+
+    figure = Figure(figsize=(6, 5))
+    axes = figure.add_subplot()
+    if both.any():
+        image = axes.hist2d(
+            scored.header[both], scored.ngram[both], bins=50, range=[[0, 100]] * 2, norm="log", cmap="viridis", cmin=1
+        )[3]
+        figure.colorbar(image, label="documents")
+    axes.plot([0, 100], [0, 100], color="black", linewidth=0.8, linestyle="--", label="equal")
+    axes.set(xlabel="originality stated in the header (%)", ylabel="recomputed: 7-grams held by no other (%)")
+    axes.set_title(f"{both.sum():,} documents of at least {MIN_TOKENS} tokens")
+    axes.legend(loc="upper left")
+    save(figure, "header_and_ngram.png")
+
+    names = np.asarray(scored.table["taxonomy"].combine_chunks().dictionary_encode().dictionary)
+    codes = scored.codes("taxonomy")
+    figure = Figure(figsize=(7, 1 + len(names)), layout="constrained")
+    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, code in zip(axes, np.argsort(names), strict=True):
+        part = long & (codes == code)
+        weight = np.full(part.sum(), 100 / max(1, part.sum()))
+        axis.hist(scored.header[part], bins=np.arange(0, 105, 5), weights=weight, color=_BLUE, edgecolor="white")
+        axis.set_title(f"{names[code]}: {part.sum():,} documents", loc="left", fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set(xlabel=f"originality stated in the header (%), documents of at least {MIN_TOKENS} tokens")
+    figure.supylabel("% of the documents of each taxonomy", fontsize=10)
+    save(figure, "originality_by_taxonomy.png")
+
+    figure = Figure(figsize=(10, 4))
+    for axis, (one, other) in zip(
+        figure.subplots(1, 2), (("gold", "matched"), ("gold_typology", "matched_typology")), strict=True
+    ):
+        lengths = [scored.tokens[chosen.training[config]] for config in (one, other)]
+        longest = max((int(length.max()) for length in lengths if len(length)), default=MIN_TOKENS) + 1
+        bins = np.unique(np.geomspace(MIN_TOKENS, max(longest, 2 * MIN_TOKENS), 40).round())
+        axis.hist(lengths[0], bins=bins, color=_BLUE, alpha=0.55, label=one)
+        axis.hist(lengths[1], bins=bins, histtype="step", color=_ORANGE, linewidth=1.6, label=other)
+        axis.set(xscale="log", xlabel="tokens", ylabel="documents")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend()
+    save(figure, "length_gold_and_matched.png")

@@ -1,4 +1,4 @@
-"""Long passages in common: which training documents share half or more of their 13-grams with the held-out ones."""
+"""Long passages in common: what share of a training document's 13-grams the held-out documents hold too."""
 
 import numpy as np
 
@@ -6,20 +6,33 @@ from flexqwen.originality import ngram_hashes, word_hashes
 
 NGRAM = 13
 LIMIT = 0.5
+"""A training document with this share or more of its 13-grams in the held-out documents is left out."""
+
+_FILTER_BITS = 24
+
+
+class Passages:
+    """The distinct word 13-grams of the held-out documents, as 64-bit hashes.
+
+    Args:
+        hashes: uint64, ascending.
+    """
+
+    def __init__(self, hashes: np.ndarray):
+        self.hashes = hashes
+        self._low = np.zeros(1 << _FILTER_BITS, bool)  # of most 13-grams this says at once that they are not held
+        self._low[self.hashes & np.uint64(len(self._low) - 1)] = True
+
+    def shares(self, texts: list[str]) -> np.ndarray:
+        """Share of each text's 13-grams, counted by position, that are among these: float64, 0 for under 13 words."""
+        grams, text = ngram_hashes(*word_hashes(texts), NGRAM)
+        total = np.bincount(text, minlength=len(texts))
+        maybe = self._low[grams & np.uint64(len(self._low) - 1)]
+        grams, text = grams[maybe], text[maybe]
+        known = np.searchsorted(self.hashes, grams) < np.searchsorted(self.hashes, grams, side="right")
+        return np.bincount(text[known], minlength=len(texts)) / np.maximum(total, 1)
 
 
 def passages(texts: list[str]) -> np.ndarray:
-    """Hashes (uint64, ascending, distinct) of all word 13-grams of the texts."""
-    return np.unique(ngram_hashes(*word_hashes(texts), NGRAM)[0])
-
-
-def contaminated(texts: list[str], heldout: np.ndarray) -> np.ndarray:
-    """Which texts (bool) have half or more of their 13-grams, counted by position, among the `heldout` hashes.
-
-    A text of fewer than 13 words has no 13-gram and is never contaminated.
-    """
-    grams, text = ngram_hashes(*word_hashes(texts), NGRAM)
-    place = np.minimum(np.searchsorted(heldout, grams), max(0, len(heldout) - 1))
-    known = heldout[place] == grams if len(heldout) else np.zeros(len(grams), bool)
-    total = np.bincount(text, minlength=len(texts))
-    return (total > 0) & (np.bincount(text[known], minlength=len(texts)) >= LIMIT * total)
+    """Hashes (uint64) of all word 13-grams of the texts."""
+    return ngram_hashes(*word_hashes(texts), NGRAM)[0]

@@ -1,7 +1,13 @@
 """Builds the Carolina Originality dataset: shards -> documents -> scores -> splits -> Parquet, card and manifest.
 
 All work happens in `<output>.partial/`; at the end one rename makes `<output>` of it. Killed at any moment it leaves
-only `.partial`, and the next build of the same inputs goes on from the shards that it finds finished there.
+only `.partial`, and the next build of the same inputs goes on from the shards that it finds finished there:
+
+    documents/<shard>.arrow    the documents of a shard, with text
+    documents/<shard>.json     how many were read and dropped; written last, so that it marks a finished shard
+    grams/<shard>-<run>.*.npy  sorted runs of 7-grams (see originality.py)
+    grams/<shard>.npy          number of 7-grams of each document; written last
+    dataset/                   what becomes the output
 """
 
 import fcntl
@@ -19,10 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from flexqwen import contamination, originality, splits
-from flexqwen.card import write_card
+from flexqwen import card, contamination, originality, splits
 from flexqwen.cli import InputError
-from flexqwen.corpus import Corpus, Document, Shard, open_corpus, read_shard
+from flexqwen.corpus import MIN_TOKENS, Corpus, Document, Shard, open_corpus, read_shard
 from flexqwen.outputs import digest, file_digest, put, remove, versions, write_json, written_aside
 from flexqwen.parallel import Pool
 
@@ -40,17 +45,24 @@ SCHEMA = pa.schema(
         ("ngram_originality", pa.float64()),
     ]
 )
-INDEX_SCHEMA = pa.schema([field for field in SCHEMA if field.name != "text"])
-_STORED = pa.schema([field for field in SCHEMA if field.name != "ngram_originality"])
+"""Columns of every config; `index` has no text."""
 
-_BATCH_CHARACTERS = 1 << 23  # of text in one batch of an intermediate file, and of tokenization
-_FILE_BYTES = 128 << 20  # of text in one Parquet file
+_STORED = pa.schema([field for field in SCHEMA if field.name != "ngram_originality"])
+_BATCH_CHARACTERS = 1 << 23  # of text in one batch of an intermediate file
+_FILE_BYTES = 128 << 20  # of text in one Parquet file, about
 _ROW_GROUP = 10_000
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a build depends on besides the corpus: these make its bytes, `workers` and `memory` do not."""
+    """What a build depends on besides the corpus. These make its bytes; the numbers of workers and of bytes do not.
+
+    Attributes:
+        seed: of every random choice.
+        documents: use only so many, a random sample over all shards; None for all.
+        measure: the originality that makes the splits, "header" (the corpus's own) or "ngram" (recomputed).
+        skip_bad_shards: leave out and list what cannot be trusted, instead of stopping there.
+    """
 
     seed: int = 0
     documents: int | None = None
@@ -58,9 +70,49 @@ class Parameters:
     skip_bad_shards: bool = False
 
 
+@dataclass
+class Scored:
+    """The documents in use, by number, and where their text stands.
+
+    Attributes:
+        table: their columns, without text and without n-gram originality.
+        files: an Arrow file for each shard.
+        shard, row: file and row of each document (int64).
+        ngram: recomputed originality, 0-100, NaN for a document without a 7-gram (float64).
+    """
+
+    table: pa.Table
+    files: list[Path]
+    shard: np.ndarray
+    row: np.ndarray
+    ngram: np.ndarray
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self.table["tokens"].to_numpy()
+
+    @property
+    def header(self) -> np.ndarray:
+        """The header's originality: float64, NaN where it is undefined, that is under 21 tokens, or absent."""
+        return np.where(self.tokens >= MIN_TOKENS, self.table["originality"].to_numpy().astype(float), np.nan)
+
+    def score(self, measure: str) -> np.ndarray:
+        return self.header if measure == "header" else self.ngram
+
+    def codes(self, column: str) -> np.ndarray:
+        """The distinct values of a column as whole numbers."""
+        return pc.dictionary_encode(self.table[column].combine_chunks()).indices.to_numpy()
+
+    def by_shard(self, documents: np.ndarray) -> list[tuple[Path, np.ndarray]]:
+        """The files, each with its rows among `documents` (ascending numbers)."""
+        cuts = np.searchsorted(self.shard[documents], np.arange(len(self.files) + 1))
+        rows = self.row[documents]
+        return [(file, rows[start:end]) for file, (start, end) in zip(self.files, pairwise(cuts), strict=True)]
+
+
 def build(
-    corpus_folder: Path,
-    output: Path,
+    corpus_folder: str | Path,
+    output: str | Path,
     parameters: Parameters,
     workers: int = 2,
     memory: int = 2 << 30,
@@ -68,104 +120,117 @@ def build(
 ) -> dict[str, Any]:
     """Builds the dataset folder `output` and returns its manifest; reuses a finished one that has the same inputs.
 
-    Raises `InputError` where the corpus is not fit for it, or where `output` was made from other inputs and `overwrite`
-    is not set.
+    Args:
+        memory: bytes that scoring may take, all processes together.
+        overwrite: replace an `output` that has other inputs.
+
+    Raises `InputError` where the corpus is not fit for it, or `output` has other inputs and `overwrite` is not set.
     """
+    output = Path(output)
     corpus = open_corpus(corpus_folder)
     inputs = digest(
         {
             "shards": {shard.name: [shard.sha256, shard.path.stat().st_size] for shard in corpus.shards},
             "absent": corpus.absent,
+            "strays": corpus.strays,
             "parameters": asdict(parameters),
             "code": _code(),
         }
     )
-    if output.exists():
-        made_from = _read_manifest(output).get("inputs")
-        if made_from == inputs:
-            return _read_manifest(output) | {"reused": True}
-        if not overwrite:
-            raise InputError(f"{output}: made from other inputs, or not made by this; remove it, or give --overwrite")
-    with _work_folder(output, inputs) as work, Pool(workers) as pool:
+    with _locked(output) as work:
+        if output.exists():
+            manifest = read_manifest(output)
+            if manifest.get("inputs") == inputs:
+                remove(work)
+                return manifest | {"reused": True}
+            if not overwrite:
+                raise InputError(
+                    f"{output}: has other inputs, or was not built by this; remove it, or give --overwrite"
+                )
         try:
-            manifest = _build(corpus, work, parameters, pool, memory)
-            manifest["inputs"] = inputs
+            if not (work / inputs).is_file():  # left by a build of other inputs, or by none
+                remove(work)
+                work.mkdir()
+                (work / inputs).touch()
+            with Pool(workers) as pool:
+                manifest = _build(corpus, work, parameters, pool, memory) | {"inputs": inputs}
             write_json(work / "dataset" / "manifest.json", manifest)
             put(work / "dataset", output)
+            remove(work)
         except OSError as error:  # a full disk, above all
             raise InputError(
-                f"{error.filename or work}: cannot be written ({error.strerror or error}); make room and run again, "
-                "finished shards are kept"
+                f"{error.filename or work}: cannot be written ({error.strerror or error}); make room and run the same "
+                "again, finished shards are kept"
             ) from error
     return manifest
 
 
-def _code() -> dict[str, str]:
-    folder = Path(__file__).parent
-    names = ("corpus", "originality", "contamination", "splits", "dataset", "card")
-    return {name: file_digest(folder / f"{name}.py") for name in names} | versions("numpy", "pyarrow", "lxml")
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a built dataset; empty where there is none."""
     try:
         return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
 
+def _code() -> dict[str, str]:
+    """What the bytes depend on besides inputs: this code and its libraries."""
+    modules = ("card", "contamination", "corpus", "dataset", "originality", "splits")
+    folder = Path(__file__).parent
+    return {name: file_digest(folder / f"{name}.py") for name in modules} | versions("numpy", "pyarrow", "lxml")
+
+
 @contextmanager
-def _work_folder(output: Path, inputs: str) -> Iterator[Path]:
-    """`<output>.partial/`, empty unless it was left by a build of the same inputs; removed after success only."""
+def _locked(output: Path) -> Iterator[Path]:
+    """Yields the path of the work folder, which no other build uses meanwhile."""
     work = output.with_name(output.name + ".partial")
     work.parent.mkdir(parents=True, exist_ok=True)
-    with open(work.with_name(work.name + ".lock.partial"), "w") as lock:
+    lock_file = output.with_name(output.name + ".lock.partial")
+    with open(lock_file, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"{work}: another build is at work there; wait for it") from error
-        if not (work / inputs).is_file():
-            remove(work)
-            work.mkdir()
-            (work / inputs).touch()
-        yield work
-        remove(work)
-        remove(Path(lock.name))
+        try:
+            yield work
+        finally:
+            remove(lock_file)
 
 
 def _build(corpus: Corpus, work: Path, parameters: Parameters, pool: Pool, memory: int) -> dict[str, Any]:
     for name in ("documents", "grams"):
         (work / name).mkdir(exist_ok=True)
     remove(work / "dataset")
+    (work / "dataset").mkdir()
+
     sizes = [shard.path.stat().st_size for shard in corpus.shards]
     files = [work / "documents" / f"{number:06}.arrow" for number in range(len(corpus.shards))]
     tasks = [(shard, file, parameters) for shard, file in zip(corpus.shards, files, strict=True)]
     reports = pool.map(store_shard, tasks, "Reading shards", sizes)
-
-    table, keep, dropped = _documents(files, parameters)
+    scored, dropped = _open_documents(files, parameters)
     for report in reports:
         dropped.update(report["dropped"])
-    shard_of, row_of = keep
-    bounds = np.searchsorted(shard_of, np.arange(len(files) + 1))
-    rows = [row_of[start:end] for start, end in pairwise(bounds)]
 
-    tasks = [(file, part, work / "grams" / file.stem) for file, part in zip(files, rows, strict=True)]
+    everything = np.arange(len(scored.table))
+    tasks = [(file, rows, work / "grams" / file.stem) for file, rows in scored.by_shard(everything)]
     totals = pool.map(store_grams, tasks, "Hashing 7-grams", sizes)
-    ngram = _score(work, totals, bounds, len(table), memory, pool)
+    scored.ngram = _score(work / "grams", totals, memory, pool)
 
-    chosen = _choose(table, ngram, files, rows, bounds, parameters, pool)
-    (work / "dataset").mkdir()
-    _write(work / "dataset", table, ngram, chosen, files, shard_of, row_of, pool)
+    heldout_file = work / "heldout.npy"
+    chosen = _choose(scored, parameters, heldout_file, pool)
+    shares, bytes_ = _write(work / "dataset", scored, chosen, heldout_file, pool)
     manifest = {
         "dataset": "carolina_originality",
         "parameters": asdict(parameters),
         "versions": versions("numpy", "pyarrow", "lxml"),
         "documents": {
             "read": sum(report["read"] for report in reports),
-            "kept": len(table),
+            "kept": len(scored.table),
             "dropped": dict(sorted(dropped.items())),
         },
-        "splits": describe(table, ngram, chosen),
-        "checks": check(table, ngram, chosen, parameters),
+        "splits": _describe(scored, chosen, bytes_),
+        "agreement": agreement(scored),
+        "checks": _check(scored, chosen, shares, parameters),
         "shards": {
             "used": {
                 shard.name: {"sha256": shard.sha256, "documents": report["read"]}
@@ -174,10 +239,10 @@ def _build(corpus: Corpus, work: Path, parameters: Parameters, pool: Pool, memor
             },
             "bad": {s.name: r["bad"] for s, r in zip(corpus.shards, reports, strict=True) if r["bad"]},
             "absent": corpus.absent,
-            "stray_files": corpus.strays,
         },
+        "stray_files": corpus.strays,
     }
-    write_card(work / "dataset", manifest, table, ngram, chosen)
+    card.write_card(work / "dataset", manifest, scored, chosen)
     return manifest
 
 
@@ -185,12 +250,12 @@ def _build(corpus: Corpus, work: Path, parameters: Parameters, pool: Pool, memor
 
 
 def store_shard(shard: Shard, file: Path, parameters: Parameters) -> dict[str, Any]:
-    """Reads one shard into an Arrow file, unless that is there; returns how many documents were read, dropped, bad."""
+    """Reads a shard into an Arrow file, unless that is there; returns what was read, dropped by reason, and bad."""
     report_file = file.with_suffix(".json")
     if report_file.is_file():
         return json.loads(report_file.read_text(encoding="utf-8"))
     dropped: Counter[str] = Counter()
-    report = {"read": 0, "dropped": dropped, "bad": None}
+    kept, bad = 0, None
     try:
         with (
             written_aside(file) as partial,
@@ -198,20 +263,17 @@ def store_shard(shard: Shard, file: Path, parameters: Parameters) -> dict[str, A
             pa.ipc.new_file(sink, _STORED) as out,
         ):
             for batch in _batches(read_shard(shard, dropped, parameters.measure == "header")):
-                report["read"] += len(batch)
-                out.write_batch(
-                    pa.record_batch(
-                        [pa.array(c, t) for c, t in zip(zip(*batch, strict=True), _STORED.types, strict=True)],
-                        schema=_STORED,
-                    )
-                )
+                columns = zip(zip(*batch, strict=True), _STORED.types, strict=True)
+                out.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema=_STORED))
+                kept += len(batch)
     except InputError as error:
         if not parameters.skip_bad_shards:
             raise
-        report = {"read": 0, "dropped": {}, "bad": str(error)}
+        kept, bad = 0, str(error).replace(str(shard.path), shard.name).split("; download")[0]
+        dropped.clear()
         with written_aside(file) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _STORED):
             pass
-    report["read"] += sum(report["dropped"].values())
+    report = {"read": kept + dropped.total(), "dropped": dropped, "bad": bad}
     write_json(report_file, report)
     return report
 
@@ -228,31 +290,29 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _documents(files: list[Path], parameters: Parameters) -> tuple[pa.Table, tuple[np.ndarray, np.ndarray], Counter]:
-    """Columns (no text) of the documents in use, where each stands (shard, row), and what was dropped across shards."""
+def _open_documents(files: list[Path], parameters: Parameters) -> tuple[Scored, Counter[str]]:
+    """The documents to use, not yet scored, and how many were dropped here, by reason."""
     tables = []
     for file in files:
         with pa.memory_map(str(file)) as source:  # the text is not touched
             tables.append(pa.ipc.open_file(source).read_all().drop_columns("text"))
-    shard_of = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    row_of = np.concatenate([np.arange(len(table)) for table in tables])
-    table = pa.concat_tables(tables).combine_chunks()
+    shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    row = np.concatenate([np.arange(len(table)) for table in tables])
+    table = pa.concat_tables(tables)
     dropped: Counter[str] = Counter()
-    ids = pc.dictionary_encode(table["id"].combine_chunks())
-    first = np.unique(ids.indices.to_numpy(), return_index=True)[1]
-    if duplicates := len(table) - len(first):
-        dropped["duplicate id"] = duplicates
-    keep = np.sort(first)
+    ids = pc.dictionary_encode(pa.concat_arrays(table["id"].chunks)).indices.to_numpy() if len(table) else row
+    keep = np.sort(np.unique(ids, return_index=True)[1])
+    if len(table) > len(keep):
+        dropped["duplicate id"] = len(table) - len(keep)
     if parameters.documents is not None and parameters.documents < len(keep):
         dropped["beyond --documents"] = len(keep) - parameters.documents
         sample = np.random.default_rng([parameters.seed, 0]).permutation(len(keep))[: parameters.documents]
         keep = np.sort(keep[sample])
-    if not len(keep):
-        raise InputError("the shards hold no document that can be used: see the drop reasons: " + str(dict(dropped)))
-    return table.take(pa.array(keep)), (shard_of[keep], row_of[keep]), dropped
+    table = table.combine_chunks() if len(keep) == len(table) else table.take(pa.array(keep))
+    return Scored(table, files, shard[keep], row[keep], np.full(len(keep), np.nan)), dropped
 
 
-def _read_rows(file: Path, rows: np.ndarray, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+def read_rows(file: Path, rows: np.ndarray, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Batches with the given rows (ascending) of an intermediate file."""
     with pa.memory_map(str(file)) as source:
         reader = pa.ipc.open_file(source)
@@ -261,152 +321,177 @@ def _read_rows(file: Path, rows: np.ndarray, columns: list[str] | None = None) -
             batch = reader.get_batch(number)
             low, high = np.searchsorted(rows, [start, start + len(batch)])
             if low < high:
-                batch = batch.select(columns) if columns else batch
-                yield batch.take(pa.array(rows[low:high] - start))
-            start += reader.get_batch(number).num_rows
+                wanted = batch.select(columns) if columns else batch
+                yield wanted.take(pa.array(rows[low:high] - start))
+            start += len(batch)
+
+
+def read_texts(file: Path, rows: np.ndarray) -> Iterator[list[str]]:
+    """The texts of the given rows (ascending) of an intermediate file, in batches."""
+    return (batch["text"].to_pylist() for batch in read_rows(file, rows, ["text"]))
 
 
 # Documents -> scores
 
 
 def store_grams(file: Path, rows: np.ndarray, path: Path) -> np.ndarray:
-    """Leaves the runs of the documents at `rows` of a file; returns each document's number of 7-grams, and the runs."""
+    """Leaves sorted runs of the 7-grams of some documents, unless they are there; returns each document's number."""
     totals_file = path.with_suffix(".npy")
     if not totals_file.is_file():
-        totals = []
+        totals = [np.empty(0, np.int64)]
         done = 0
-        for number, batch in enumerate(_read_rows(file, rows, ["text"])):
-            texts = batch["text"].to_pylist()
-            grams, documents = originality.ngram_hashes(*originality.word_hashes(texts))
-            originality.write_run(path.with_name(f"{path.name}-{number}"), grams, documents + np.uint32(done))
-            totals.append(np.bincount(documents, minlength=len(texts)))
+        for number, texts in enumerate(read_texts(file, rows)):
+            grams, document = originality.ngram_hashes(*originality.word_hashes(texts))
+            originality.write_run(path.with_name(f"{path.name}-{number}"), grams, document + np.uint32(done))
+            totals.append(np.bincount(document, minlength=len(texts)))
             done += len(texts)
         with written_aside(totals_file) as partial, open(partial, "wb") as out:
-            np.save(out, np.concatenate(totals) if totals else np.empty(0, np.int64))
+            np.save(out, np.concatenate(totals))
     return np.load(totals_file)
 
 
-def _score(
-    work: Path, totals: list[np.ndarray], bounds: np.ndarray, documents: int, memory: int, pool: Pool
-) -> np.ndarray:
-    """Originality of each document by its 7-grams: float64 of shape `(documents,)`, NaN where there is none."""
+def _score(folder: Path, totals: list[np.ndarray], memory: int, pool: Pool) -> np.ndarray:
+    """Recomputed originality of every document, from its shard's runs in `folder` and its number of 7-grams."""
+    first = np.concatenate([[0], np.cumsum([len(part) for part in totals])])  # document of each shard
     runs = []
-    for file in sorted((work / "grams").glob("*.hashes.npy")):
-        path = file.with_name(file.name.removesuffix(".hashes.npy"))
-        runs.append((path, int(bounds[int(path.name.split("-")[0])])))
+    for file in sorted(folder.glob("*.hashes.npy")):
+        name = file.name.removesuffix(".hashes.npy")
+        runs.append((folder / name, int(first[int(name.split("-")[0])])))
     total = np.concatenate(totals)
-    unique = np.zeros(documents, np.int64)
-    tasks = [(runs, low, high, documents) for low, high in originality.ranges(int(total.sum()), memory, pool.workers)]
+    unique = np.zeros(len(total), np.int64)
+    ranges = originality.ranges(int(total.sum()), memory, pool.workers)
+    tasks = [(runs, low, high, len(total)) for low, high in ranges]
     for part in pool.map(originality.count_unique, tasks, "Scoring"):
         unique += part
     return originality.percentage(unique, total)
 
 
+def agreement(scored: Scored) -> dict[str, float | int]:
+    """How the recomputed originality agrees with the header's, over documents of at least 21 tokens that have both."""
+    from scipy.stats import spearmanr
+
+    both = ~np.isnan(scored.header) & ~np.isnan(scored.ngram)
+    header, ngram = scored.header[both], scored.ngram[both]
+    if len(header) < 2 or header.std() == 0 or ngram.std() == 0:
+        return {"documents": len(header)}
+    return {
+        "documents": len(header),
+        "pearson": round(float(np.corrcoef(header, ngram)[0, 1]), 4),
+        "spearman": round(float(spearmanr(header, ngram).statistic), 4),
+        "mean_absolute_difference": round(float(np.abs(header - ngram).mean()), 2),
+    }
+
+
 # Scores -> splits
 
 
-def _choose(table, ngram, files, rows, bounds, parameters: Parameters, pool: Pool) -> splits.Splits:
-    tokens = table["tokens"].to_numpy()
-    score = table["originality"].to_numpy().astype(float) if parameters.measure == "header" else ngram
-    typology = pc.dictionary_encode(table["typology"].combine_chunks()).indices.to_numpy()
-    proposed = splits.propose(tokens, score, typology, parameters.seed)
-
+def _choose(scored: Scored, parameters: Parameters, heldout_file: Path, pool: Pool) -> splits.Splits:
+    """The splits. Leaves the hashes of the held-out documents' 13-grams in `heldout_file` (uint64, ascending)."""
+    tokens, score = scored.tokens, scored.score(parameters.measure)
+    proposed = splits.propose(tokens, score, scored.codes("typology"), parameters.seed)
     heldout = np.unique(np.concatenate(list(proposed.heldout.values())))
-    # A document that shares half of its 13-grams shares more than half of its 7-grams: the others need no look.
+    hashes = pool.map(heldout_passages, scored.by_shard(heldout), "Held-out passages")
+    np.save(heldout_file, np.unique(np.concatenate(hashes)))
+
+    # Whoever has half of its 13-grams in common has more than half of its 7-grams in common: no other needs a look.
     training = np.unique(np.concatenate(list(proposed.training.values())))
-    suspects = training[ngram[training] <= 100 * contamination.LIMIT]
-
-    def tasks(documents: np.ndarray, *more) -> list[tuple]:
-        cuts = np.searchsorted(documents, bounds)
-        parts = [documents[start:end] for start, end in pairwise(cuts)]
-        return [
-            (file, part[documents_ - bounds[i]], *more)
-            for i, (file, part, documents_) in enumerate(zip(files, rows, parts, strict=True))
-        ]
-
-    known = np.unique(np.concatenate(pool.map(heldout_passages, tasks(heldout), "Held-out passages")))
-    found = np.concatenate(pool.map(contaminated_rows, tasks(suspects, known), "Decontaminating"))
+    suspects = training[scored.ngram[training] < 100 * (1 - contamination.LIMIT)]
+    tasks = [(*task, heldout_file) for task in scored.by_shard(suspects)]
+    shares = np.concatenate(pool.map(heldout_shares, tasks, "Decontaminating"))
     contaminated = np.zeros(len(tokens), bool)
-    contaminated[suspects[found]] = True
+    contaminated[suspects[shares >= contamination.LIMIT]] = True
     return splits.decontaminate(proposed, contaminated, tokens, parameters.seed)
 
 
 def heldout_passages(file: Path, rows: np.ndarray) -> np.ndarray:
     """13-gram hashes of some documents of an intermediate file."""
-    parts = [contamination.passages(batch["text"].to_pylist()) for batch in _read_rows(file, rows, ["text"])]
-    return np.concatenate(parts) if parts else np.empty(0, np.uint64)
+    return np.concatenate(
+        [np.empty(0, np.uint64), *(contamination.passages(texts) for texts in read_texts(file, rows))]
+    )
 
 
-def contaminated_rows(file: Path, rows: np.ndarray, heldout: np.ndarray) -> np.ndarray:
-    """Which of some documents of an intermediate file are contaminated (bool)."""
-    parts = [
-        contamination.contaminated(batch["text"].to_pylist(), heldout) for batch in _read_rows(file, rows, ["text"])
-    ]
-    return np.concatenate(parts) if parts else np.empty(0, bool)
+def heldout_shares(file: Path, rows: np.ndarray, heldout_file: Path) -> np.ndarray:
+    """Share of each of some documents' 13-grams that is in `heldout_file`."""
+    passages = contamination.Passages(np.load(heldout_file))
+    return np.concatenate([np.empty(0), *(passages.shares(texts) for texts in read_texts(file, rows))])
 
 
 # Splits -> files
 
 
-def _write(folder: Path, table: pa.Table, ngram, chosen: splits.Splits, files, shard_of, row_of, pool: Pool) -> None:
-    """Writes data/<config>/<split>-*.parquet."""
-    tasks, costs = [], []
-    parts = {("index", "train"): np.arange(len(table))}
-    parts |= {(config, "train"): documents for config, documents in chosen.training.items()}
-    parts |= {("heldout", split): documents for split, documents in chosen.heldout.items()}
-    length = np.maximum(1, table["tokens"].to_numpy()) * 6  # bytes of a token, roughly
-    for (config, split), documents in parts.items():
-        path = folder / "data" / config
-        path.mkdir(parents=True, exist_ok=True)
-        if config == "index":
-            pq.write_table(
-                with_score(table, ngram),
-                path / "train-00000-of-00001.parquet",
-                compression="zstd",
-                row_group_size=100_000,
-            )
-            continue
+def _write(
+    folder: Path, scored: Scored, chosen: splits.Splits, heldout_file: Path, pool: Pool
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Writes data/<config>/<split>-*.parquet.
+
+    Returns by `<config>/<split>` the largest share of its 13-grams that any training document has in common with the
+    held-out ones, and the bytes of the columns.
+    """
+    length = scored.tokens * 6  # bytes of a document's text, roughly
+    tasks, costs, names = [], [], []
+    for name, documents in chosen.parts().items():
+        config, split = name.split("/")
         pieces = max(1, round(int(length[documents].sum()) / _FILE_BYTES))
         for number, piece in enumerate(np.array_split(documents, pieces)):
-            name = f"{split}-{number:05}-of-{pieces:05}.parquet"
-            tasks.append((path / name, files, shard_of[piece], row_of[piece], ngram[piece]))
+            path = folder / "data" / config / f"{split}-{number:05}-of-{pieces:05}.parquet"
+            places = (scored.files, scored.shard[piece], scored.row[piece], scored.ngram[piece])
+            tasks.append((path, *places, None if config == "heldout" else heldout_file))
             costs.append(int(length[piece].sum()))
-    pool.map(write_rows, tasks, "Writing", costs)
+            names.append(name)
+    shares, bytes_ = {}, Counter()
+    for name, (share, size) in zip(names, pool.map(write_rows, tasks, "Writing", costs), strict=True):
+        if share is not None:
+            shares[name] = max(share, shares.get(name, 0.0))
+        bytes_[name] += size
+    index = folder / "data" / "index" / "train-00000-of-00001.parquet"
+    bytes_["index/train"] = _write_parquet(scored.table, scored.ngram, index, 100_000)
+    return shares, bytes_
 
 
-def with_score(table: pa.Table, ngram: np.ndarray) -> pa.Table:
-    return table.append_column(SCHEMA.field("ngram_originality"), pa.array(ngram, from_pandas=True))
+def write_rows(
+    path: Path, files: list[Path], shard: np.ndarray, row: np.ndarray, ngram: np.ndarray, heldout_file: Path | None
+) -> tuple[float | None, int]:
+    """Writes a Parquet file of the documents at (shard, row), in that order.
+
+    Returns the largest share of a document's 13-grams that is in `heldout_file` (None without one), and the bytes of
+    the columns.
+    """
+    order = np.lexsort((row, shard))
+    shard, row = shard[order], row[order]
+    batches = [batch for number in np.unique(shard) for batch in read_rows(files[number], row[shard == number])]
+    table = pa.Table.from_batches(batches, _STORED).combine_chunks()
+    share = None
+    if heldout_file is not None:
+        passages = contamination.Passages(np.load(heldout_file))
+        slices = (table["text"].slice(start, _ROW_GROUP) for start in range(0, len(table), _ROW_GROUP))
+        share = max((float(passages.shares(texts.to_pylist()).max()) for texts in slices), default=0.0)
+    return share, _write_parquet(table.take(pa.array(np.argsort(order))), ngram, path, _ROW_GROUP)
 
 
-def write_rows(path: Path, files: list[Path], shards: np.ndarray, rows: np.ndarray, ngram: np.ndarray) -> None:
-    """Writes one Parquet file with the documents at (shard, row), in that order."""
-    order = np.lexsort((rows, shards))
-    shards, rows = shards[order], rows[order]
-    used = np.unique(shards)
-    batches = [batch for shard in used for batch in _read_rows(files[shard], rows[shards == shard])]
-    table = pa.Table.from_batches(batches, _STORED).combine_chunks().take(pa.array(np.argsort(order)))
-    pq.write_table(with_score(table, ngram), path, compression="zstd", row_group_size=_ROW_GROUP)
+def _write_parquet(table: pa.Table, ngram: np.ndarray, path: Path, row_group: int) -> int:
+    """Writes the columns and the n-gram originality (null where it is NaN); returns their bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = table.append_column(SCHEMA.field("ngram_originality"), pa.array(ngram, from_pandas=True))
+    pq.write_table(table, path, compression="zstd", row_group_size=row_group)
+    return table.nbytes
 
 
-# What is said of it
+# What is said of them
 
 
-def describe(table: pa.Table, ngram: np.ndarray, chosen: splits.Splits) -> dict[str, dict[str, Any]]:
-    """Documents, tokens and mean originality of each split, by `config/split`."""
-    tokens, header = table["tokens"].to_numpy(), table["originality"].to_numpy().astype(float)
-    parts = {f"{config}/train": part for config, part in chosen.training.items()}
-    parts |= {f"heldout/{split}": part for split, part in chosen.heldout.items()}
-    order = [f"{config}/train" for config in splits.TRAINING] + [name for name in parts if name.startswith("heldout")]
-    found = {name: parts[name] for name in order} | {"index/train": np.arange(len(table))}
+def _describe(scored: Scored, chosen: splits.Splits, bytes_: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """Documents, tokens, bytes and mean originality of each split, by `<config>/<split>`."""
+    parts = chosen.parts() | {"index/train": np.arange(len(scored.table))}
     return {
         name: {
             "documents": len(part),
-            "tokens": int(tokens[part].sum()),
-            "originality": _mean(header[part]),
-            "ngram_originality": _mean(ngram[part]),
-            "size": chosen.notes.get(name.removesuffix("/train").removeprefix("heldout/"), "all"),
+            "tokens": int(scored.tokens[part].sum()),
+            "bytes": bytes_[name],
+            "originality": _mean(scored.header[part]),
+            "ngram_originality": _mean(scored.ngram[part]),
+            "size": chosen.notes.get(name, "all"),
         }
-        for name, part in found.items()
+        for name, part in parts.items()
     }
 
 
@@ -415,20 +500,16 @@ def _mean(values: np.ndarray) -> float | None:
     return round(float(values.mean()), 2) if len(values) else None
 
 
-def check(table: pa.Table, ngram: np.ndarray, chosen: splits.Splits, parameters: Parameters) -> dict[str, Any]:
-    score = table["originality"].to_numpy().astype(float) if parameters.measure == "header" else ngram
-    typology = pc.dictionary_encode(table["typology"].combine_chunks()).indices.to_numpy()
-    found = splits.check(chosen, table["tokens"].to_numpy(), score, typology)
-    failed = [name for name, result in found.items() if not result["passed"]]
-    if failed:
-        raise InputError(f"the splits fail their own check ({', '.join(failed)}); give more shards or more --documents")
-    return found
-
-
-def summary(manifest: dict[str, Any]) -> str:
-    """A short table of the splits."""
-    lines = [f"{'split':30}{'documents':>12}{'tokens':>14}{'originality':>13}{'n-gram':>9}"]
-    for name, row in manifest["splits"].items():
-        means = [f"{row[key]:.1f}" if row[key] is not None else "–" for key in ("originality", "ngram_originality")]
-        lines.append(f"{name:30}{row['documents']:>12,}{row['tokens']:>14,}{means[0]:>13}{means[1]:>9}")
-    return "\n".join(lines)
+def _check(
+    scored: Scored, chosen: splits.Splits, shares: dict[str, float], parameters: Parameters
+) -> dict[str, dict[str, Any]]:
+    checks = splits.check(chosen, scored.tokens, scored.score(parameters.measure), scored.codes("typology"))
+    for name, share in shares.items():
+        checks[f"{name}: largest share of a document's 13-grams that held-out documents hold"] = {
+            "value": round(share, 6),
+            "below": contamination.LIMIT,
+            "passed": share < contamination.LIMIT,
+        }
+    if failed := [name for name, result in checks.items() if not result["passed"]]:
+        raise InputError(f"the splits do not pass the check '{failed[0]}'; give more shards or more --documents")
+    return checks

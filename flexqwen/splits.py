@@ -43,6 +43,11 @@ class Splits:
     heldout: dict[str, np.ndarray]
     notes: dict[str, str] = field(default_factory=dict)
 
+    def parts(self) -> dict[str, np.ndarray]:
+        """All splits by `<config>/<split>`, as the dataset names them."""
+        training = {f"{config}/train": self.training[config] for config in TRAINING}
+        return training | {f"heldout/{split}": part for split, part in self.heldout.items()}
+
 
 def random_order(documents: int, seed: int) -> np.ndarray:
     """Place of each document in a random order: int64 of shape `(documents,)`."""
@@ -184,9 +189,9 @@ def decontaminate(splits: Splits, contaminated: np.ndarray, tokens: np.ndarray, 
             f" ({'; '.join(reasons)})" if cut.shape[1] < wanted[name] else ""
         )
         for key, part in zip((name, partner), cut, strict=False):
-            training[key], notes[key] = part, note
+            training[key], notes[f"{key}/train"] = part, note
     for name, part in splits.heldout.items():
-        notes[name] = f"{len(part):,} of {size['heldout']:,}"
+        notes[f"heldout/{name}"] = f"{len(part):,} of {size['heldout']:,}"
     return Splits(training, splits.heldout, notes)
 
 
@@ -228,6 +233,7 @@ def check(splits: Splits, tokens: np.ndarray, originality: np.ndarray, typology:
     add("documents in both tokenizer and another training split", len(np.intersect1d(training["tokenizer"], others)), 0)
     everything = np.concatenate([others, training["tokenizer"]])
     add("documents in both training and held-out", len(np.intersect1d(everything, heldout)), 0)
-    for name, part in (splits.training | splits.heldout).items():
-        add(f"{name}: documents that stand twice", len(part) - len(np.unique(part)), 0)
+    twice = sum(len(part) - len(np.unique(part)) for part in splits.parts().values())
+    add("documents that stand twice in a split", twice, 0)
+    add("documents in two held-out splits", len(heldout) - len(np.unique(heldout)), 0)
     return found
