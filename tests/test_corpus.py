@@ -6,12 +6,12 @@ import time
 from collections import Counter
 
 import pytest
-from conftest import DOCUMENTS
 
 from flexqwen import corpus as corpus_module
 from flexqwen.cli import InputError
 from flexqwen.corpus import ShardError, open_corpus, read_shard
 from flexqwen.sample import shard_xml
+from tests.conftest import DOCUMENTS
 
 SHARD = "wikis/pt/WIKb"
 

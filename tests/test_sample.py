@@ -7,12 +7,12 @@ from collections import Counter
 from random import Random
 
 import pytest
-from conftest import DOCUMENTS, files
 from lxml import etree
 
 from flexqwen import portuguese, sample
 from flexqwen.corpus import open_corpus, read_shard
 from flexqwen.portuguese import Noun
+from tests.conftest import DOCUMENTS, files
 
 
 def test_same_seed_same_bytes_in_another_process(sample_corpus, tmp_path):
