@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AutoTokenizer
 
 from flexqwen import dataset, sample
@@ -85,6 +86,20 @@ def write_corpus(tmp_path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def uncompiled_flex(monkeypatch):
+    """FlexAttention as PyTorch's own plain implementation: the same masks, without seconds of compilation each."""
+
+    def flex(query, key, value, training=False, **kwargs):
+        return flex_attention(query, key, value, **kwargs)
+
+    def block_mask(*args, _compile=True, **kwargs):
+        return create_block_mask(*args, **kwargs)
+
+    monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", flex)
+    monkeypatch.setattr("transformers.masking_utils.create_block_mask", block_mask)
 
 
 def files(folder: Path) -> dict[str, bytes]:

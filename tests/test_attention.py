@@ -19,6 +19,8 @@ from tests.tiny import (
     packed_positions,
 )
 
+pytestmark = pytest.mark.usefixtures("uncompiled_flex")
+
 
 def visible_from_outputs(model, ids, **inputs):
     """`[i, j]`: does the output at i change, in any bit, when the token at j does? Row 0 of the batch."""
@@ -221,11 +223,13 @@ def test_implementations_gradient_checkpointing_and_compile_agree(mode, layout):
         torch.testing.assert_close(compiled, logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
 @pytest.mark.parametrize("mode", ["bidirectional", "prefix"])
-def test_a_compiled_model_sees_what_it_should(mode):
+def test_a_compiled_model_sees_what_it_should(implementation, mode, monkeypatch):
+    monkeypatch.undo()  # FlexAttention compiled as well
     torch._dynamo.reset()
     inputs = {"is_causal": False} if mode == "bidirectional" else {"prefix_length": torch.tensor([PREFIX])}
-    compiled = torch.compile(make_model(FlexQwenModel))
+    compiled = torch.compile(make_model(FlexQwenModel, implementation))
     seen = visible_from_outputs(compiled, make_ids(1), use_cache=False, **inputs)
     place = torch.arange(LENGTH)
     assert torch.equal(seen, (place <= place[:, None]) | (place < (LENGTH if mode == "bidirectional" else PREFIX)))

@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from tests.tiny import IMPLEMENTATIONS, LENGTH, VOCABULARY, make_ids, make_model, make_qwen3, packed_positions
+from tests.tiny import (
+    IMPLEMENTATIONS,
+    LENGTH,
+    VOCABULARY,
+    make_ids,
+    make_model,
+    make_qwen3,
+    packed_positions,
+)
+
+pytestmark = pytest.mark.usefixtures("uncompiled_flex")
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
