@@ -138,13 +138,15 @@ def _body(manifest: dict[str, Any], scored: "Scored", chosen: "Splits") -> str:
     splits, shards, kept = manifest["splits"], manifest["shards"], manifest["documents"]
     measure = {"header": "`originality`", "ngram": "`ngram_originality`"}[manifest["parameters"]["measure"]]
     agreement = manifest["agreement"]
-    agrees = (
-        f"Over the {agreement['documents']:,} documents of at least {MIN_TOKENS} tokens the two agree at Pearson "
-        f"{agreement['pearson']:.3f}, Spearman {agreement['spearman']:.3f}, mean absolute difference "
-        f"{agreement['mean_absolute_difference']:.1f} points."
-        if "pearson" in agreement
-        else "There are too few documents to compare the two."
-    )
+    agrees = "There are too few documents to compare the two."
+    if "column" in agreement and "among_long" in agreement:
+        column, long = agreement["column"], agreement["among_long"]
+        agrees = f"""\
+Over the {agreement["documents"]:,} documents of at least {MIN_TOKENS} tokens the two agree at Pearson
+{column["pearson"]:.3f}, Spearman {column["spearman"]:.3f}, mean absolute difference
+{column["mean_absolute_difference"]:.1f} points; if those documents are compared with each other only, at Pearson
+{long["pearson"]:.3f}, Spearman {long["spearman"]:.3f}, {long["mean_absolute_difference"]:.1f} points. The header was
+computed over the whole corpus, this over the shards at hand."""
     absent = f" Of the listed shards {len(shards['absent']):,} were absent." if shards["absent"] else ""
     bad = f" {len(shards['bad']):,} bad shards were left out: see `manifest.json`." if shards["bad"] else ""
     dropped = "; ".join(f"{count:,} {reason}" for reason, count in kept["dropped"].items()) or "none"

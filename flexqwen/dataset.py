@@ -214,7 +214,7 @@ def _build(corpus: Corpus, work: Path, parameters: Parameters, pool: Pool, memor
     everything = np.arange(len(scored.table))
     tasks = [(file, rows, work / "grams" / file.stem) for file, rows in scored.by_shard(everything)]
     totals = pool.map(store_grams, tasks, "Hashing 7-grams", sizes)
-    scored.ngram = _score(work / "grams", totals, memory, pool)
+    scored.ngram, among_long = _score(scored, work / "grams", totals, memory, pool)
 
     heldout_file = work / "heldout.npy"
     chosen = _choose(scored, parameters, heldout_file, pool)
@@ -229,7 +229,7 @@ def _build(corpus: Corpus, work: Path, parameters: Parameters, pool: Pool, memor
             "dropped": dict(sorted(dropped.items())),
         },
         "splits": _describe(scored, chosen, bytes_),
-        "agreement": agreement(scored),
+        "agreement": agreement(scored, among_long),
         "checks": _check(scored, chosen, shares, parameters),
         "shards": {
             "used": {
@@ -350,36 +350,48 @@ def store_grams(file: Path, rows: np.ndarray, path: Path) -> np.ndarray:
     return np.load(totals_file)
 
 
-def _score(folder: Path, totals: list[np.ndarray], memory: int, pool: Pool) -> np.ndarray:
-    """Recomputed originality of every document, from its shard's runs in `folder` and its number of 7-grams."""
+def _score(
+    scored: Scored, folder: Path, totals: list[np.ndarray], memory: int, pool: Pool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Recomputed originality of every document, from its shard's runs in `folder` and its number of 7-grams.
+
+    Returns it twice (float64): among all documents, and among those of at least 21 tokens (NaN for the others).
+    """
     first = np.concatenate([[0], np.cumsum([len(part) for part in totals])])  # document of each shard
     runs = []
     for file in sorted(folder.glob("*.hashes.npy")):
         name = file.name.removesuffix(".hashes.npy")
         runs.append((folder / name, int(first[int(name.split("-")[0])])))
     total = np.concatenate(totals)
-    unique = np.zeros(len(total), np.int64)
+    long = scored.tokens >= MIN_TOKENS
+    among = [np.ones(len(total), bool), long]
     ranges = originality.ranges(int(total.sum()), memory, pool.workers)
-    tasks = [(runs, low, high, len(total)) for low, high in ranges]
+    tasks = [(runs, low, high, among) for low, high in ranges]
+    unique = np.zeros((2, len(total)), np.int64)
     for part in pool.map(originality.count_unique, tasks, "Scoring"):
         unique += part
-    return originality.percentage(unique, total)
+    return originality.percentage(unique[0], total), originality.percentage(unique[1], np.where(long, total, 0))
 
 
-def agreement(scored: Scored) -> dict[str, float | int]:
-    """How the recomputed originality agrees with the header's, over documents of at least 21 tokens that have both."""
+def agreement(scored: Scored, among_long: np.ndarray) -> dict[str, Any]:
+    """How the recomputed originality agrees with the header's, over documents of at least 21 tokens that have both.
+
+    `column` is the one of the dataset, among all documents; `among_long` is among those of at least 21 tokens only, as
+    the header's own seems to be.
+    """
     from scipy.stats import spearmanr
 
     both = ~np.isnan(scored.header) & ~np.isnan(scored.ngram)
-    header, ngram = scored.header[both], scored.ngram[both]
-    if len(header) < 2 or header.std() == 0 or ngram.std() == 0:
-        return {"documents": len(header)}
-    return {
-        "documents": len(header),
-        "pearson": round(float(np.corrcoef(header, ngram)[0, 1]), 4),
-        "spearman": round(float(spearmanr(header, ngram).statistic), 4),
-        "mean_absolute_difference": round(float(np.abs(header - ngram).mean()), 2),
-    }
+    header = scored.header[both]
+    found: dict[str, Any] = {"documents": len(header)}
+    for name, ngram in (("column", scored.ngram[both]), ("among_long", among_long[both])):
+        if len(header) > 1 and header.std() > 0 and ngram.std() > 0:
+            found[name] = {
+                "pearson": round(float(np.corrcoef(header, ngram)[0, 1]), 4),
+                "spearman": round(float(spearmanr(header, ngram).statistic), 4),
+                "mean_absolute_difference": round(float(np.abs(header - ngram).mean()), 2),
+            }
+    return found
 
 
 # Scores -> splits

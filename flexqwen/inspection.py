@@ -59,12 +59,13 @@ def describe_dataset(manifest: dict[str, Any]) -> str:
     header = ("split", "documents", "tokens", "originality", "n-gram", "of the size asked for")
     columns = ("documents", "tokens", "originality", "ngram_originality", "size")
     lines.append(table([header, *((n, *(split[c] for c in columns)) for n, split in manifest["splits"].items())]))
-    if "pearson" in agreement:
-        lines.append(
-            f"header against recomputed originality, {agreement['documents']:,} documents of {MIN_TOKENS} tokens or "
-            f"more: Pearson {agreement['pearson']:.3f}, Spearman {agreement['spearman']:.3f}, "
-            f"mean absolute difference {agreement['mean_absolute_difference']:.1f} points"
-        )
+    for name, against in (("column", "all documents"), ("among_long", "each other only")):
+        if name in agreement:
+            lines.append(
+                f"header and recomputed originality agree, {agreement['documents']:,} documents of {MIN_TOKENS} tokens "
+                f"or more, against {against}: Pearson {agreement[name]['pearson']:.3f}, Spearman "
+                f"{agreement[name]['spearman']:.3f}, mean difference {agreement[name]['mean_absolute_difference']:.1f}"
+            )
     passed = sum(check["passed"] for check in manifest["checks"].values())
     lines.append(f"checks passed: {passed} of {len(manifest['checks'])}")
     return "\n".join(lines)

@@ -18,9 +18,6 @@ from pathlib import Path
 import numpy as np
 
 NGRAM = 7
-SHARED = np.uint32(0xFFFFFFFF)
-"""Stands for "several documents" where a record names one."""
-
 _RECORD_BYTES = 64  # of memory, for each record of a range while it is merged
 _FEW_RECORDS = 1 << 22  # larger ranges sort more slowly: they leave the processor's caches
 _CHUNK = 1 << 20  # characters hashed at a time: what is made of them stays in the processor's caches
@@ -104,56 +101,50 @@ def ngram_hashes(words: np.ndarray, counts: np.ndarray, n: int = NGRAM) -> tuple
 
 
 def write_run(path: Path, hashes: np.ndarray, documents: np.ndarray) -> None:
-    """Writes the records of one batch as `<path>.hashes.npy` (uint64, ascending) and `<path>.documents.npy` (uint32).
-
-    A 7-gram that several documents of the batch hold is left as one record whose document is `SHARED`.
-    """
+    """Writes the records of a batch as `<path>.hashes.npy` (uint64, ascending) and `<path>.documents.npy` (uint32)."""
     order = np.argsort(hashes)
-    hashes, documents = hashes[order], documents[order]
-    first, shared = _groups(hashes, documents)
-    keep = ~shared | first
-    documents[shared] = SHARED
-    np.save(f"{path}.hashes.npy", hashes[keep])
-    np.save(f"{path}.documents.npy", documents[keep])
+    np.save(f"{path}.hashes.npy", hashes[order])
+    np.save(f"{path}.documents.npy", documents[order])
 
 
-def _groups(hashes: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For sorted records: which is the first of its hash, and which has a hash that several documents hold (bool)."""
-    first = np.ones(len(hashes), bool)
-    first[1:] = hashes[1:] != hashes[:-1]
-    differs = documents == SHARED
-    differs[1:] |= ~first[1:] & (documents[1:] != documents[:-1])
-    if not differs.any():
-        return first, differs
-    group = np.cumsum(first) - 1
-    several = np.zeros(group[-1] + 1, bool)
-    several[group[differs]] = True
-    return first, several[group]
+def count_unique(runs: Sequence[tuple[Path, int]], low: int, high: int, among: Sequence[np.ndarray]) -> np.ndarray:
+    """How many 7-grams with `low` <= hash <= `high` of each document no other document holds.
 
+    Args:
+        runs: paths as given to `write_run`, each with the number to add to its document numbers.
+        among: the sets of documents to compare with each other (bool, one entry a document).
 
-def count_unique(runs: Sequence[tuple[Path, int]], low: int, high: int, documents: int) -> np.ndarray:
-    """For each of `documents` documents, how many of its 7-grams with `low` <= hash <= `high` no other document holds.
-
-    `runs` are paths as given to `write_run`, each with the number to add to its document numbers. Returns uint32 of
-    shape `(documents,)`.
+    Returns uint32 of shape `(len(among), documents)`: the counts in each set, 0 for documents outside it.
     """
-    hashes, numbers = [], []
+    hashes, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
     for path, offset in runs:
         values = np.load(f"{path}.hashes.npy", mmap_mode="r")
         start, end = np.searchsorted(values, np.uint64(low)), np.searchsorted(values, np.uint64(high), side="right")
-        if start == end:
-            continue
-        part = np.array(np.load(f"{path}.documents.npy", mmap_mode="r")[start:end])
-        part[part != SHARED] += np.uint32(offset)
-        hashes.append(np.array(values[start:end]))
-        numbers.append(part)
-    if not hashes:
-        return np.zeros(documents, np.uint32)
+        if start < end:
+            hashes.append(values[start:end])
+            numbers.append(np.load(f"{path}.documents.npy", mmap_mode="r")[start:end] + np.uint32(offset))
     hashes, numbers = np.concatenate(hashes), np.concatenate(numbers)
     order = np.argsort(hashes)
     hashes, numbers = hashes[order], numbers[order]
-    _, shared = _groups(hashes, numbers)
-    return np.bincount(numbers[~shared], minlength=documents).astype(np.uint32)
+    counts = []
+    for chosen in among:
+        own = slice(None) if chosen.all() else chosen[numbers]
+        documents = numbers[own]
+        alone = ~_held_by_several(hashes[own], documents)
+        counts.append(np.bincount(documents[alone], minlength=len(chosen)).astype(np.uint32))
+    return np.stack(counts)
+
+
+def _held_by_several(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """For records sorted by hash: whether several documents hold the hash (bool)."""
+    first = np.ones(len(hashes), bool)
+    first[1:] = hashes[1:] != hashes[:-1]
+    differs = np.zeros(len(hashes), bool)
+    differs[1:] = ~first[1:] & (documents[1:] != documents[:-1])
+    group = np.cumsum(first) - 1
+    several = np.zeros(np.count_nonzero(first), bool)
+    several[group[differs]] = True
+    return several[group]
 
 
 def ranges(records: int, memory: int, workers: int) -> list[tuple[int, int]]:

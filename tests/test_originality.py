@@ -16,7 +16,7 @@ WORDS = st.lists(st.sampled_from(["a", "b", "Não", "é"]), max_size=25).map(" "
 TEXTS = st.lists(st.one_of(WORDS, st.text(max_size=40)), max_size=12)
 
 
-def score(texts: list[str], folder, cuts: list[int], parts: int) -> list[float | None]:
+def score(texts: list[str], folder, cuts: list[int], parts: int, among=None) -> list[float | None]:
     """Originality of each text, with the texts cut into runs at `cuts` and the hashes into `parts` ranges."""
     runs, totals = [], []
     edges = sorted({0, len(texts), *(cut % (len(texts) + 1) for cut in cuts)})
@@ -26,8 +26,9 @@ def score(texts: list[str], folder, cuts: list[int], parts: int) -> list[float |
         originality.write_run(runs[-1][0], grams, document)
         totals += np.bincount(document, minlength=end - start).tolist()
     ranges = [(i * 2**64 // parts, (i + 1) * 2**64 // parts - 1) for i in range(parts)]
-    unique = sum(originality.count_unique(runs, low, high, len(texts)) for low, high in ranges)
-    percent = originality.percentage(np.asarray(unique), np.array(totals, int))
+    among = np.ones(len(texts), bool) if among is None else np.array(among, bool)
+    unique = sum(originality.count_unique(runs, low, high, [among])[0] for low, high in ranges)
+    percent = originality.percentage(unique, np.where(among, np.array(totals, int), 0))
     return [None if np.isnan(value) else float(value) for value in percent]
 
 
@@ -36,10 +37,19 @@ def score(texts: list[str], folder, cuts: list[int], parts: int) -> list[float |
 def test_equal_to_brute_force(tmp_path_factory, texts, cuts, parts, random):
     truth = true_originality(texts)
     folder = tmp_path_factory.mktemp("runs")
-    assert score(texts, folder, cuts, parts) == pytest.approx(truth) if texts else True
+    assert score(texts, folder, cuts, parts) == pytest.approx(truth)
     order = random.sample(range(len(texts)), len(texts))
     shuffled = score([texts[i] for i in order], folder, [], 1)
     assert [shuffled[order.index(i)] for i in range(len(texts))] == pytest.approx(truth)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(WORDS, st.booleans()), max_size=12))
+def test_among_some_documents_the_others_do_not_count(tmp_path_factory, texts):
+    among = [chosen for _, chosen in texts]
+    found = score([text for text, _ in texts], tmp_path_factory.mktemp("runs"), [], 2, among)
+    truth = iter(true_originality([text for text, chosen in texts if chosen]))
+    assert found == pytest.approx([next(truth) if chosen else None for chosen in among])
 
 
 @settings(max_examples=200, deadline=None)
