@@ -86,7 +86,7 @@ def test_both_losses_fall_below_the_unigram_baseline(finished, built, capsys):
     assert [row["mode"] for row in results] == ["causal", "masked"]
     for row in results:
         assert row["loss_interval"][0] < row["loss"] < row["loss_interval"][1] < row["unigram_loss"]
-        assert row["bits_per_byte_interval"][1] < row["unigram_bits_per_byte"]
+        assert row["bits_per_byte_interval"][0] < row["bits_per_byte"] < row["unigram_bits_per_byte"]
         assert f"{row['loss']:.3f}" in printed and f"{row['unigram_bits_per_byte']:.3f}" in printed
     assert (finished / "eval-best" / "bits_per_byte.png").stat().st_size > 1000
     evaluation.main(["--model", str(finished / "best"), "--dataset", str(built)])
