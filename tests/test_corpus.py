@@ -226,6 +226,7 @@ def good(xml):
         ("high", "originality: not a whole number from 0 to 100"),
         ("101", "originality: not a whole number from 0 to 100"),
         ("49.5", "originality: not a whole number from 0 to 100"),
+        ("9" * 5000, "originality: not a whole number from 0 to 100"),
         ("²", "originality: not a whole number from 0 to 100"),
     ],
 )
