@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 import yaml
 
 from flexqwen.corpus import MIN_TOKENS
@@ -104,11 +103,13 @@ def _cell(value: Any) -> str:
 
 def _by(scored: "Scored", column: str) -> list[tuple]:
     """For each value of a column: documents, those of at least 21 tokens, tokens, mean originality of both measures."""
-    names = np.asarray(scored.table[column].combine_chunks().dictionary_encode().dictionary)
+    names = scored.names(column)
     codes = scored.codes(column)
     rows = []
     for code in np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable"):
         part = np.flatnonzero(codes == code)
+        if not len(part):
+            continue
         long = part[scored.tokens[part] >= MIN_TOKENS]
         means = (_mean(scored.header[long]), _mean(scored.ngram[long]))
         rows.append((f"`{names[code]}`", len(part), len(long), int(scored.tokens[part].sum()), *means))
@@ -122,7 +123,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 def _shares(scored: "Scored", chosen: "Splits", most: int = 8) -> str:
     """Table: how the tokens of the paired configs divide over source typologies."""
-    names = np.asarray(scored.table["typology"].combine_chunks().dictionary_encode().dictionary)
+    names = scored.names("typology")
     codes = scored.codes("typology")
     configs = ("gold", "matched", "gold_typology", "matched_typology")
     weights = [
@@ -150,8 +151,8 @@ computed over the whole corpus, this over the shards at hand."""
     absent = f" Of the listed shards {len(shards['absent']):,} were absent." if shards["absent"] else ""
     bad = f" {len(shards['bad']):,} bad shards were left out: see `manifest.json`." if shards["bad"] else ""
     dropped = "; ".join(f"{count:,} {reason}" for reason, count in kept["dropped"].items()) or "none"
-    licenses = pc.value_counts(scored.table["license"].combine_chunks()).to_pylist()
-    licenses.sort(key=lambda row: (-row["counts"], row["values"]))
+    counts = np.bincount(scored.codes("license"), minlength=len(scored.names("license"))).tolist()
+    licenses = sorted(zip(scored.names("license"), counts, strict=True), key=lambda row: (-row[1], row[0]))
     failed = [name for name, result in manifest["checks"].items() if not result["passed"]]
     checks = [
         (
@@ -246,7 +247,7 @@ that had were left out, with their partners.
 The texts come from Corpus Carolina (C4AI, University of São Paulo; `carolina-c4ai/corpus-carolina` on the Hugging Face
 Hub), whose headers are CC BY 4.0. **Each text keeps the licence that its header names**, in the column `license`:
 
-{_table(("licence", "documents"), ((row["values"] or "none named", row["counts"]) for row in licenses))}
+{_table(("licence", "documents"), ((name or "none named", count) for name, count in licenses if count))}
 
 Texts are as the corpus has them: they may hold personal data, mistakes and offensive language.
 """
@@ -281,11 +282,12 @@ def _draw(folder: Path, scored: "Scored", chosen: "Splits") -> None:
     axes.legend(loc="upper left")
     save(figure, "header_and_ngram.png")
 
-    names = np.asarray(scored.table["taxonomy"].combine_chunks().dictionary_encode().dictionary)
+    names = scored.names("taxonomy")
     codes = scored.codes("taxonomy")
-    figure = Figure(figsize=(7, 1 + len(names)), layout="constrained")
-    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, code in zip(axes, np.argsort(names), strict=True):
+    present = sorted(np.unique(codes), key=names.__getitem__)
+    figure = Figure(figsize=(7, 1 + len(present)), layout="constrained")
+    axes = figure.subplots(len(present), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, code in zip(axes, present, strict=True):
         part = long & (codes == code)
         weight = np.full(part.sum(), 100 / max(1, part.sum()))
         axis.hist(scored.header[part], bins=np.arange(0, 105, 5), weights=weight, color=_BLUE, edgecolor="white")

@@ -48,9 +48,11 @@ SCHEMA = pa.schema(
 """Columns of every config; `index` has no text."""
 
 _STORED = pa.schema([field for field in SCHEMA if field.name != "ngram_originality"])
+_REPEATED = ("taxonomy", "typology", "language", "license", "source")
 _BATCH_CHARACTERS = 1 << 23  # of text in one batch of an intermediate file
 _FILE_BYTES = 128 << 20  # of text in one Parquet file, about
-_ROW_GROUP = 10_000
+_INDEX_ROW_GROUP = 100_000
+_ROW_GROUP, _ROW_GROUP_BYTES = 10_000, 16 << 20
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,12 @@ class Scored:
         return self.header if measure == "header" else self.ngram
 
     def codes(self, column: str) -> np.ndarray:
-        """The distinct values of a column as whole numbers."""
-        return pc.dictionary_encode(self.table[column].combine_chunks()).indices.to_numpy()
+        """The values of a column of few distinct ones, as numbers of `names`."""
+        return self.table[column].combine_chunks().indices.to_numpy()
+
+    def names(self, column: str) -> list[str]:
+        """What the codes of a column stand for."""
+        return self.table[column].combine_chunks().dictionary.to_pylist()
 
     def by_shard(self, documents: np.ndarray) -> list[tuple[Path, np.ndarray]]:
         """The files, each with its rows among `documents` (ascending numbers)."""
@@ -295,10 +301,14 @@ def _open_documents(files: list[Path], parameters: Parameters) -> tuple[Scored, 
     tables = []
     for file in files:
         with pa.memory_map(str(file)) as source:  # the text is not touched
-            tables.append(pa.ipc.open_file(source).read_all().drop_columns("text"))
+            table = pa.ipc.open_file(source).read_all().drop_columns("text")
+            for place, name in enumerate(table.schema.names):
+                if name in _REPEATED:  # a code for each document instead of a text, of which there are few
+                    table = table.set_column(place, name, pc.dictionary_encode(table[name]))
+            tables.append(table)
     shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     row = np.concatenate([np.arange(len(table)) for table in tables])
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(tables).unify_dictionaries()
     dropped: Counter[str] = Counter()
     ids = pc.dictionary_encode(pa.concat_arrays(table["id"].chunks)).indices.to_numpy() if len(table) else row
     keep = np.sort(np.unique(ids, return_index=True)[1])
@@ -446,7 +456,8 @@ def _write(
         pieces = max(1, round(int(length[documents].sum()) / _FILE_BYTES))
         for number, piece in enumerate(np.array_split(documents, pieces)):
             path = folder / "data" / config / f"{split}-{number:05}-of-{pieces:05}.parquet"
-            places = (scored.files, scored.shard[piece], scored.row[piece], scored.ngram[piece])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            places = (scored.files, scored.shard[piece], scored.row[piece], length[piece], scored.ngram[piece])
             tasks.append((path, *places, None if config == "heldout" else heldout_file))
             costs.append(int(length[piece].sum()))
             names.append(name)
@@ -455,37 +466,65 @@ def _write(
         if share is not None:
             shares[name] = max(share, shares.get(name, 0.0))
         bytes_[name] += size
-    index = folder / "data" / "index" / "train-00000-of-00001.parquet"
-    bytes_["index/train"] = _write_parquet(scored.table, scored.ngram, index, 100_000)
+    (folder / "data" / "index").mkdir()
+    bytes_["index/train"] = _write_index(folder / "data" / "index" / "train-00000-of-00001.parquet", scored)
     return shares, bytes_
 
 
 def write_rows(
-    path: Path, files: list[Path], shard: np.ndarray, row: np.ndarray, ngram: np.ndarray, heldout_file: Path | None
+    path: Path,
+    files: list[Path],
+    shard: np.ndarray,
+    row: np.ndarray,
+    length: np.ndarray,
+    ngram: np.ndarray,
+    heldout_file: Path | None,
 ) -> tuple[float | None, int]:
-    """Writes a Parquet file of the documents at (shard, row), in that order.
+    """Writes a Parquet file of the documents at (shard, row), in that order, `length` bytes of text each.
 
     Returns the largest share of a document's 13-grams that is in `heldout_file` (None without one), and the bytes of
     the columns.
     """
+    passages = contamination.Passages(np.load(heldout_file)) if heldout_file else None
+    share, size = 0.0, 0
+    ends = np.flatnonzero(np.diff(np.cumsum(length) // _ROW_GROUP_BYTES)) + 1
+    edges = np.unique([0, *ends, *range(0, len(shard), _ROW_GROUP), len(shard)])
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as out:
+        for start, end in pairwise(edges):
+            table = _gather(files, shard[start:end], row[start:end])
+            if passages:
+                share = max(share, float(passages.shares(table["text"].to_pylist()).max()))
+            table = _with_score(table, ngram[start:end])
+            out.write_table(table)
+            size += table.nbytes
+    return share if passages else None, size
+
+
+def _gather(files: list[Path], shard: np.ndarray, row: np.ndarray) -> pa.Table:
+    """The documents at (shard, row), in that order."""
     order = np.lexsort((row, shard))
-    shard, row = shard[order], row[order]
-    batches = [batch for number in np.unique(shard) for batch in read_rows(files[number], row[shard == number])]
-    table = pa.Table.from_batches(batches, _STORED).combine_chunks()
-    share = None
-    if heldout_file is not None:
-        passages = contamination.Passages(np.load(heldout_file))
-        slices = (table["text"].slice(start, _ROW_GROUP) for start in range(0, len(table), _ROW_GROUP))
-        share = max((float(passages.shares(texts.to_pylist()).max()) for texts in slices), default=0.0)
-    return share, _write_parquet(table.take(pa.array(np.argsort(order))), ngram, path, _ROW_GROUP)
+    numbers, starts = np.unique(shard[order], return_index=True)
+    parts = zip(numbers, np.split(row[order], starts[1:]), strict=True)
+    batches = [batch for number, rows in parts for batch in read_rows(files[number], rows)]
+    return pa.Table.from_batches(batches, _STORED).combine_chunks().take(pa.array(np.argsort(order)))
 
 
-def _write_parquet(table: pa.Table, ngram: np.ndarray, path: Path, row_group: int) -> int:
-    """Writes the columns and the n-gram originality (null where it is NaN); returns their bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = table.append_column(SCHEMA.field("ngram_originality"), pa.array(ngram, from_pandas=True))
-    pq.write_table(table, path, compression="zstd", row_group_size=row_group)
-    return table.nbytes
+def _with_score(table: pa.Table, ngram: np.ndarray) -> pa.Table:
+    """The table and its n-gram originality, null where it is NaN."""
+    return table.append_column(SCHEMA.field("ngram_originality"), pa.array(ngram, from_pandas=True))
+
+
+def _write_index(path: Path, scored: Scored) -> int:
+    """Writes the index; returns the bytes of its columns."""
+    schema = pa.schema([field for field in SCHEMA if field.name != "text"])
+    size = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as out:
+        for start in range(0, len(scored.table), _INDEX_ROW_GROUP):
+            end = start + _INDEX_ROW_GROUP
+            table = _with_score(scored.table.slice(start, _INDEX_ROW_GROUP), scored.ngram[start:end]).cast(schema)
+            out.write_table(table)
+            size += table.nbytes
+    return size
 
 
 # What is said of them

@@ -19,7 +19,7 @@ import numpy as np
 
 NGRAM = 7
 _RECORD_BYTES = 64  # of memory, for each record of a range while it is merged
-_FEW_RECORDS = 1 << 22  # larger ranges sort more slowly: they leave the processor's caches
+_FEW_RECORDS = 1 << 21  # larger ranges sort more slowly: they leave the processor's caches
 _CHUNK = 1 << 20  # characters hashed at a time: what is made of them stays in the processor's caches
 _LONG_WORD = 255
 _FACTOR, _HALF = np.uint64(0x9E3779B97F4A7C15), np.uint64(32)

@@ -244,7 +244,8 @@ def counted(function):
     return call
 import numpy, pyarrow.parquet
 os.replace, os.unlink = counted(os.replace), counted(os.unlink)
-numpy.save, pyarrow.parquet.write_table = counted(numpy.save), counted(pyarrow.parquet.write_table)
+numpy.save = counted(numpy.save)
+pyarrow.parquet.ParquetWriter.write_table = counted(pyarrow.parquet.ParquetWriter.write_table)
 from flexqwen.dataset import Parameters, build
 build(sys.argv[2], sys.argv[3], Parameters(), workers=1)
 """
