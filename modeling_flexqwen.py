@@ -507,8 +507,8 @@ class FlexQwenForMaskedLM(Qwen3PreTrainedModel):
         return result
 
 
-class _Encoder(Qwen3PreTrainedModel):
-    """A head for whole-row tasks on a `FlexQwenModel` that is bidirectional by default."""
+class _Encoder:
+    """Makes the base model under a head bidirectional by default."""
 
     config_class = FlexQwenConfig
     config: FlexQwenConfig
@@ -518,7 +518,7 @@ class _Encoder(Qwen3PreTrainedModel):
         self.model.default_is_causal = False
 
 
-class FlexQwenForSequenceClassification(GenericForSequenceClassification, _Encoder):
+class FlexQwenForSequenceClassification(_Encoder, GenericForSequenceClassification, Qwen3PreTrainedModel):
     """Classifies rows, or gives each a number (`config.problem_type`), from the mean of its tokens' hidden states."""
 
     _auto_class = "AutoModelForSequenceClassification"
@@ -565,13 +565,13 @@ class FlexQwenForSequenceClassification(GenericForSequenceClassification, _Encod
         )
 
 
-class FlexQwenForTokenClassification(GenericForTokenClassification, _Encoder):
+class FlexQwenForTokenClassification(_Encoder, GenericForTokenClassification, Qwen3PreTrainedModel):
     """Classifies tokens."""
 
     _auto_class = "AutoModelForTokenClassification"
 
 
-class FlexQwenForQuestionAnswering(GenericForQuestionAnswering, _Encoder):
+class FlexQwenForQuestionAnswering(_Encoder, GenericForQuestionAnswering, Qwen3PreTrainedModel):
     """Finds the span of an answer."""
 
     _auto_class = "AutoModelForQuestionAnswering"

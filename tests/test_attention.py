@@ -266,16 +266,6 @@ def test_the_calls_mode_wins_over_the_configs_and_the_configs_over_the_classes()
     assert torch.equal(masked_lm(ids).logits, masked_lm(ids, is_causal=False).logits)
 
 
-def test_masked_lm_logits_are_aligned_with_the_mask():
-    ids = make_ids()
-    for masked_prediction, shift in (("next_token", 1), ("in_place", 0)):
-        causal_lm = make_model(masked_prediction=masked_prediction)
-        masked_lm = FlexQwenForMaskedLM(causal_lm.config).eval()
-        masked_lm.load_state_dict(causal_lm.state_dict())
-        unshifted = causal_lm(ids, is_causal=False).logits
-        torch.testing.assert_close(masked_lm(ids).logits[:, 1:], unshifted[:, 1 - shift : LENGTH - shift])
-
-
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

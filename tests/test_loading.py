@@ -9,16 +9,25 @@ import torch
 
 from tests.tiny import make_model
 
+CLASSES = {
+    "AutoConfig": "FlexQwenConfig",
+    "AutoModel": "FlexQwenModel",
+    "AutoModelForCausalLM": "FlexQwenForCausalLM",
+    "AutoModelForMaskedLM": "FlexQwenForMaskedLM",
+    "AutoModelForSequenceClassification": "FlexQwenForSequenceClassification",
+    "AutoModelForTokenClassification": "FlexQwenForTokenClassification",
+    "AutoModelForQuestionAnswering": "FlexQwenForQuestionAnswering",
+}
+
 IN_A_NEW_PROCESS = """
-import json, sys, torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+import json, sys, torch, transformers
 where = json.loads(sys.argv[1])
 found = {}
-for auto in (AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
-    loaded = auto.from_pretrained(**where, trust_remote_code=True)
-    found[auto.__name__] = type(loaded).__name__
-found["logits"] = AutoModelForCausalLM.from_pretrained(**where, trust_remote_code=True)(
-    torch.arange(4, 16)[None]).logits.sum().item()
+for name in sys.argv[2:]:
+    loaded = getattr(transformers, name).from_pretrained(**where, trust_remote_code=True)
+    found[name] = type(loaded).__name__
+    if name == "AutoModelForCausalLM":
+        found["logits"] = loaded(torch.arange(4, 16)[None]).logits.sum().item()
 print(json.dumps(found))
 """
 
@@ -35,7 +44,7 @@ def test_a_saved_model_loads_in_a_new_process_in_another_folder(tmp_path, as_sub
         where = {"pretrained_model_name_or_path": str(tmp_path / "repo"), "subfolder": "run/best"}
     (tmp_path / "elsewhere").mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", IN_A_NEW_PROCESS, json.dumps(where)],
+        [sys.executable, "-c", IN_A_NEW_PROCESS, json.dumps(where), *CLASSES],
         cwd=tmp_path / "elsewhere",
         env={"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PATH": ""},
         capture_output=True,
@@ -44,9 +53,4 @@ def test_a_saved_model_loads_in_a_new_process_in_another_folder(tmp_path, as_sub
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.pop("logits") == pytest.approx(model(torch.arange(4, 16)[None]).logits.sum().item(), rel=1e-4)
-    assert found == {
-        "AutoConfig": "FlexQwenConfig",
-        "AutoModel": "FlexQwenModel",
-        "AutoModelForCausalLM": "FlexQwenForCausalLM",
-        "AutoModelForMaskedLM": "FlexQwenForMaskedLM",
-    }
+    assert found == CLASSES
