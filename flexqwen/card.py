@@ -112,8 +112,12 @@ def _by(scored: "Scored", column: str) -> list[tuple]:
             continue
         long = part[scored.tokens[part] >= MIN_TOKENS]
         means = (_mean(scored.header[long]), _mean(scored.ngram[long]))
-        rows.append((f"`{names[code]}`", len(part), len(long), int(scored.tokens[part].sum()), *means))
+        rows.append((_named(names[code]), len(part), len(long), int(scored.tokens[part].sum()), *means))
     return rows
+
+
+def _named(name: str) -> str:
+    return f"`{name}`" if name else "none named"
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -131,7 +135,7 @@ def _shares(scored: "Scored", chosen: "Splits", most: int = 8) -> str:
     ]
     percents = [100 * weight / max(1, weight.sum()) for weight in weights]
     order = np.argsort(-np.sum(weights, axis=0), kind="stable")[:most]
-    rows = [(f"`{names[i]}`", *(float(percent[i]) for percent in percents)) for i in order]
+    rows = [(_named(names[i]), *(float(percent[i]) for percent in percents)) for i in order]
     return _table(("typology, % of tokens", *(f"`{config}`" for config in configs)), rows)
 
 
@@ -188,7 +192,8 @@ matched = load_dataset("carolina_originality", "matched", split="train", streami
 ```
 
 Built by FlexQwen from {len(shards["used"]):,} shards: {kept["read"]:,} documents read, {kept["kept"]:,} kept
-(dropped: {dropped}).{absent}{bad} `manifest.json` names every shard with its digest, every parameter and every check.
+(dropped: {dropped}).{absent}{bad}
+`manifest.json` names every shard with its digest, every parameter and every check.
 
 ## Configs
 

@@ -109,6 +109,12 @@ class Scored:
         """What the codes of a column stand for."""
         return self.table[column].combine_chunks().dictionary.to_pylist()
 
+    @property
+    def typology(self) -> np.ndarray:
+        """Codes of the source typologies, -1 where the header names none."""
+        codes, names = self.codes("typology"), self.names("typology")
+        return np.where(codes == names.index(""), -1, codes) if "" in names else codes
+
     def by_shard(self, documents: np.ndarray) -> list[tuple[Path, np.ndarray]]:
         """The files, each with its rows among `documents` (ascending numbers)."""
         cuts = np.searchsorted(self.shard[documents], np.arange(len(self.files) + 1))
@@ -410,7 +416,7 @@ def agreement(scored: Scored, among_long: np.ndarray) -> dict[str, Any]:
 def _choose(scored: Scored, parameters: Parameters, heldout_file: Path, pool: Pool) -> splits.Splits:
     """The splits. Leaves the hashes of the held-out documents' 13-grams in `heldout_file` (uint64, ascending)."""
     tokens, score = scored.tokens, scored.score(parameters.measure)
-    proposed = splits.propose(tokens, score, scored.codes("typology"), parameters.seed)
+    proposed = splits.propose(tokens, score, scored.typology, parameters.seed)
     heldout = np.unique(np.concatenate(list(proposed.heldout.values())))
     hashes = pool.map(heldout_passages, scored.by_shard(heldout), "Held-out passages")
     np.save(heldout_file, np.unique(np.concatenate(hashes)))
@@ -539,7 +545,7 @@ def _describe(scored: Scored, chosen: splits.Splits, bytes_: dict[str, int]) -> 
             "tokens": int(scored.tokens[part].sum()),
             "bytes": bytes_[name],
             "originality": _mean(scored.header[part]),
-            "ngram_originality": _mean(scored.ngram[part]),
+            "ngram_originality": _mean(scored.ngram[part][scored.tokens[part] >= MIN_TOKENS]),
             "size": chosen.notes.get(name, "all"),
         }
         for name, part in parts.items()
@@ -554,7 +560,7 @@ def _mean(values: np.ndarray) -> float | None:
 def _check(
     scored: Scored, chosen: splits.Splits, shares: dict[str, float], parameters: Parameters
 ) -> dict[str, dict[str, Any]]:
-    checks = splits.check(chosen, scored.tokens, scored.score(parameters.measure), scored.codes("typology"))
+    checks = splits.check(chosen, scored.tokens, scored.score(parameters.measure), scored.typology)
     for name, share in shares.items():
         checks[f"{name}: largest share of a document's 13-grams that held-out documents hold"] = {
             "value": round(share, 6),

@@ -63,7 +63,7 @@ def propose(tokens: np.ndarray, originality: np.ndarray, typology: np.ndarray, s
     Args:
         tokens: length of each document, in tokens (int).
         originality: 0-100, NaN where it is not defined (float).
-        typology: code of each document's source typology (int).
+        typology: code of each document's source typology, -1 where the header names none (int).
 
     Training configs hold some more than is asked for; `decontaminate` cuts them to size.
     """
@@ -93,7 +93,7 @@ def propose(tokens: np.ndarray, originality: np.ndarray, typology: np.ndarray, s
         heldout[f"{split}_original"], heldout[f"{split}_unoriginal"] = pairs[part].T
         is_held[part] = True
     left = np.setdiff1d(eligible, pairs[is_held], assume_unique=True)
-    typology_pairs = match(left, tokens, originality, order, typology)
+    typology_pairs = match(left[typology[left] >= 0], tokens, originality, order, typology)
     training = {"tokenizer": tokenizer}
     training["gold"], training["matched"] = pairs[~is_held].T
     training["gold_typology"], training["matched_typology"] = typology_pairs.T
@@ -250,7 +250,8 @@ def check(splits: Splits, tokens: np.ndarray, originality: np.ndarray, typology:
                 True,
             )
     a, b = training["gold_typology"], training["matched_typology"]
-    add("gold_typology: pairs of different typology", int((typology[a] != typology[b]).sum()), 0)
+    same = (typology[a] == typology[b]) & (typology[a] >= 0)
+    add("gold_typology: pairs of different typology", int((~same).sum()), 0)
     others = np.concatenate([training[name] for name in TRAINING if name != "tokenizer"])
     add("documents in both tokenizer and another training split", len(np.intersect1d(training["tokenizer"], others)), 0)
     everything = np.concatenate([others, training["tokenizer"]])

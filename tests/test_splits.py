@@ -89,6 +89,14 @@ def test_typology_pairs_are_of_one_typology_and_length():
     assert (splits.length_class(tokens)[pairs[:, 0]] == splits.length_class(tokens)[pairs[:, 1]]).all()
 
 
+def test_no_typology_is_not_a_typology():
+    tokens, originality, typology = columns(3000, 5)
+    typology[typology == 2] = -1
+    proposed = splits.propose(tokens, originality, typology, 0)
+    assert len(proposed.training["gold_typology"]) > 100
+    assert (typology[proposed.training["gold_typology"]] >= 0).all()
+
+
 def test_same_seed_same_splits_and_another_seed_others():
     tokens, originality, typology = columns(2000, 1)
     one, same, other = (splits.propose(tokens, originality, typology, seed) for seed in (0, 0, 1))
