@@ -5,7 +5,6 @@ python carolina_originality.py build --corpus sample_corpus
 python carolina_originality.py inspect carolina_originality
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.corpus import open_corpus
 from flexqwen.dataset import Parameters, build, read_manifest
 from flexqwen.inspection import dataset_by_taxonomy, describe_corpus, describe_dataset, describe_document, is_dataset
-from flexqwen.outputs import digest, file_digest, versions, write_json, written_aside
+from flexqwen.outputs import digest, file_digest, read_json, versions, write_json, written_aside
 from flexqwen.parallel import Pool
 
 
@@ -25,15 +24,18 @@ def make_sample(args) -> None:
     made["code"] = digest([file_digest(module.__file__) for module in (portuguese, sample)])
     stamp = args.folder / "sample.json"
     if args.folder.exists():
-        if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == made:
+        if read_json(stamp) == made:
             print(f"{args.folder}: already there, reused")
             return
         if not args.overwrite:
             raise InputError(f"{args.folder}: exists and was made otherwise; remove it, or give --overwrite")
-    with written_aside(args.folder) as partial:
-        partial.mkdir()
-        sample.write_sample(partial, args.documents, args.seed)
-        write_json(partial / "sample.json", made)
+    try:
+        with written_aside(args.folder) as partial:
+            partial.mkdir()
+            sample.write_sample(partial, args.documents, args.seed)
+            write_json(partial / "sample.json", made)
+    except OSError as error:
+        raise InputError(f"{args.folder}: cannot be written ({error.strerror or error})") from error
     print(f"{args.folder}: a sample corpus of {args.documents:,} documents")
 
 

@@ -11,7 +11,6 @@ only `.partial`, and the next build of the same inputs goes on from the shards t
 """
 
 import fcntl
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ import pyarrow.parquet as pq
 from flexqwen import card, contamination, originality, splits
 from flexqwen.cli import InputError
 from flexqwen.corpus import MIN_TOKENS, Corpus, Document, Shard, open_corpus, read_shard
-from flexqwen.outputs import digest, file_digest, put, remove, versions, write_json, written_aside
+from flexqwen.outputs import digest, file_digest, put, read_json, remove, versions, write_json, written_aside
 from flexqwen.parallel import Pool
 
 SCHEMA = pa.schema(
@@ -149,17 +148,17 @@ def build(
             "code": _code(),
         }
     )
-    with _locked(output) as work:
-        if output.exists():
-            manifest = read_manifest(output)
-            if manifest.get("inputs") == inputs:
-                remove(work)
-                return manifest | {"reused": True}
-            if not overwrite:
-                raise InputError(
-                    f"{output}: has other inputs, or was not built by this; remove it, or give --overwrite"
-                )
-        try:
+    try:
+        with _locked(output) as work:
+            if output.exists():
+                manifest = read_manifest(output)
+                if manifest.get("inputs") == inputs:
+                    remove(work)
+                    return manifest | {"reused": True}
+                if not overwrite:
+                    raise InputError(
+                        f"{output}: has other inputs, or was not built by this; remove it or give --overwrite"
+                    )
             if not (work / inputs).is_file():  # left by a build of other inputs, or by none
                 remove(work)
                 work.mkdir()
@@ -169,20 +168,17 @@ def build(
             write_json(work / "dataset" / "manifest.json", manifest)
             put(work / "dataset", output)
             remove(work)
-        except OSError as error:  # a full disk, above all
-            raise InputError(
-                f"{error.filename or work}: cannot be written ({error.strerror or error}); make room and run the same "
-                "again, finished shards are kept"
-            ) from error
-    return manifest
+            return manifest
+    except OSError as error:  # a full disk, above all
+        raise InputError(
+            f"{error.filename or output}: cannot be written ({error.strerror or error}); make room and run the same "
+            "again, finished shards are kept"
+        ) from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a built dataset; empty where there is none."""
-    try:
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return read_json(folder / "manifest.json") or {}
 
 
 def _code() -> dict[str, str]:
@@ -265,7 +261,7 @@ def store_shard(shard: Shard, file: Path, parameters: Parameters) -> dict[str, A
     """Reads a shard into an Arrow file, unless that is there; returns what was read, dropped by reason, and bad."""
     report_file = file.with_suffix(".json")
     if report_file.is_file():
-        return json.loads(report_file.read_text(encoding="utf-8"))
+        return read_json(report_file)
     dropped: Counter[str] = Counter()
     kept, bad = 0, None
     try:

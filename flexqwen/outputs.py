@@ -57,6 +57,14 @@ def write_json(path: str | Path, value: Any) -> None:
         partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
+def read_json(path: str | Path) -> Any:
+    """Reads JSON; None where there is no such file or it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def digest(value: Any) -> str:
     """SHA-256 (hexadecimal) of a JSON-serialisable value, independent of key order."""
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

@@ -201,6 +201,14 @@ def test_a_foreign_folder_is_left_alone(sample_corpus, tmp_path, capsys):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "!"
 
 
+def test_an_output_that_cannot_be(sample_corpus, tmp_path, capsys):
+    (tmp_path / "file").write_text("!")
+    output = tmp_path / "file" / "out"
+    build = ("build", "--corpus", sample_corpus, "--output", output, "--workers", 1)
+    assert "cannot be written" in call(capsys, *build, expected=2)
+    assert "cannot be written" in call(capsys, "sample", output, expected=2)
+
+
 def test_limit_of_documents(sample_corpus, tmp_path, capsys):
     build = ("build", "--corpus", sample_corpus, "--output", tmp_path / "out", "--workers", 1, "--documents", 400)
     assert f"dropped {DOCUMENTS - 400}: beyond --documents" in call(capsys, *build)
