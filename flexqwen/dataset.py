@@ -47,6 +47,7 @@ SCHEMA = pa.schema(
 """Columns of every config; `index` has no text."""
 
 _STORED = pa.schema([field for field in SCHEMA if field.name != "ngram_originality"])
+_LIBRARIES = ("lxml", "matplotlib", "numpy", "pyarrow", "scipy")
 _REPEATED = ("taxonomy", "typology", "language", "license", "source")
 _BATCH_CHARACTERS = 1 << 23  # of text in one batch of an intermediate file
 _FILE_BYTES = 128 << 20  # of text in one Parquet file, about
@@ -185,7 +186,7 @@ def _code() -> dict[str, str]:
     """What the bytes depend on besides inputs: this code and its libraries."""
     modules = ("card", "contamination", "corpus", "dataset", "originality", "splits")
     folder = Path(__file__).parent
-    return {name: file_digest(folder / f"{name}.py") for name in modules} | versions("numpy", "pyarrow", "lxml")
+    return {name: file_digest(folder / f"{name}.py") for name in modules} | versions(*_LIBRARIES)
 
 
 @contextmanager
@@ -230,7 +231,7 @@ def _build(corpus: Corpus, work: Path, parameters: Parameters, pool: Pool, memor
     manifest = {
         "dataset": "carolina_originality",
         "parameters": asdict(parameters),
-        "versions": versions("numpy", "pyarrow", "lxml"),
+        "versions": versions(*_LIBRARIES),
         "documents": {
             "read": sum(report["read"] for report in reports),
             "kept": len(scored.table),

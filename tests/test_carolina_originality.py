@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ("gold", "matched", "gold_typology", "matched_typology", "tokenizer", "index")
 
 
-def run(*arguments, expected: int = 0, capsys=None, **options) -> subprocess.CompletedProcess:
+def run(*arguments, expected: int = 0, **options) -> subprocess.CompletedProcess:
     """Runs the command line in a process of its own."""
     command = [sys.executable, str(ROOT / "carolina_originality.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, **options)

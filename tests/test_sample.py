@@ -4,6 +4,7 @@ import gzip
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -16,9 +17,10 @@ from tests.conftest import DOCUMENTS, files
 
 
 def test_same_seed_same_bytes_in_another_process(sample_corpus, tmp_path):
-    code = f"from pathlib import Path; from flexqwen.sample import *; write_sample(Path('c'), {DOCUMENTS})"
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(_root())!r}); {code}"]
-    subprocess.run(command, cwd=tmp_path, check=True, env={"PYTHONHASHSEED": "7"})
+    write = f"write_sample(Path({str(tmp_path / 'c')!r}), {DOCUMENTS})"
+    code = f"from pathlib import Path; from flexqwen.sample import *; {write}"
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, env={"PYTHONHASHSEED": "7"})
     assert files(tmp_path / "c") == files(sample_corpus)
 
 
@@ -86,9 +88,3 @@ def test_no_preposition_is_left_uncontracted():
     text = " ".join(" ".join(writer.text(genre.writer, 400)) for genre in sample.GENRES).lower()
     for wrong in (" de o ", " de a ", " em o ", " em a ", " por o ", " por a ", " de os ", " em os "):
         assert wrong not in text
-
-
-def _root():
-    from pathlib import Path
-
-    return Path(__file__).parents[1]
