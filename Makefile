@@ -1,12 +1,16 @@
 # make demo                    the whole way, from a sample corpus to an evaluated model
 # make demo CORPUS=<folder>    the same from a folder of Corpus Carolina (DOCUMENTS=<n> limits how much of it is used)
 # make test                    style and tests
+# make test-compat             the model's and the trainer's tests with the oldest transformers that is supported
 # Each makes the virtual environment .venv first, if it is not there.
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN = . $(VENV)/bin/activate &&
 CONFIG ?= configs/quickstart.yaml
+COMPAT_TRANSFORMERS ?= 5.16.0
+COMPAT_VENV ?= .venv-transformers-$(COMPAT_TRANSFORMERS)
+COMPAT_TESTS = $(addprefix tests/test_,modeling.py attention.py heads.py loading.py objectives.py training.py)
 
 ifdef CORPUS
 OUTPUT ?= runs/quickstart-carolina
@@ -17,7 +21,7 @@ OUTPUT ?= runs/quickstart
 endif
 CORPUS ?= sample_corpus
 
-.PHONY: demo test
+.PHONY: demo test test-compat
 
 demo: $(VENV)/installed
 ifeq ($(CORPUS),sample_corpus)
@@ -38,6 +42,16 @@ endif
 
 test: $(VENV)/installed
 	@$(RUN) ruff check . && ruff format --check . && python -m pytest
+
+test-compat: $(COMPAT_VENV)/installed
+	@. $(COMPAT_VENV)/bin/activate && python -m pytest $(COMPAT_TESTS)
+
+$(COMPAT_VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(COMPAT_VENV)
+	sed -E 's/^transformers==.*/transformers==$(COMPAT_TRANSFORMERS)/; s/^(huggingface_hub|tokenizers|datasets)==.*/\1/' \
+		requirements.txt > $(COMPAT_VENV)/requirements.txt
+	. $(COMPAT_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check -r $(COMPAT_VENV)/requirements.txt
+	@touch $@
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -42,6 +42,7 @@ except ImportError:
     varlen_attn = None
 
 IGNORE = -100  # the label that PyTorch's cross entropy and every transformers collator leave out
+VARLEN_DEVICES = ("cuda",)  # where torch has a variable-length kernel; elsewhere "varlen" is sdpa
 CHUNK_ELEMENTS = 2**24  # logits held at once by the loss: 64 MiB in float32
 
 
@@ -149,15 +150,18 @@ def varlen_attention(module, query, key, value, attention_mask, scaling=None, se
     """
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    batch_size, device, dtype = len(query), query.device.type, value.dtype
+    if torch.is_autocast_enabled(device):  # the kernel takes half precision, and autocast does not know it
+        dtype = torch.get_autocast_dtype(device)
     groups = module.num_key_value_groups
     key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
-    query, key, value = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    query, key, value = (x.transpose(1, 2).flatten(0, 1).to(dtype) for x in (query, key, value))
     output = torch.empty_like(query)
     for tokens, starts, longest, causal in segments:
         q, k, v = query[tokens], key[tokens], value[tokens]
         window = (-1, 0) if causal else (-1, -1)
         output[tokens] = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scaling, window_size=window)
-    return output.unflatten(0, (-1, attention_mask)), None
+    return output.unflatten(0, (batch_size, -1)), None
 
 
 def packed_segments(documents, is_causal):
@@ -176,14 +180,13 @@ def packed_segments(documents, is_causal):
     segments = []
     for mode in sorted(set(modes), reverse=True):
         rows = [row for row in range(batch_size) if modes[row] == mode]
-        if rows[-1] - rows[0] == len(rows) - 1:
-            part, tokens = documents[rows[0] : rows[-1] + 1], slice(rows[0] * length, (rows[-1] + 1) * length)
+        first, last = rows[0], rows[-1] + 1
+        if len(rows) == last - first:  # neighbours: a view will do
+            part, tokens = documents[first:last], slice(first * length, last * length)
         else:
             index = torch.tensor(rows, device=documents.device)
-            part, tokens = (
-                documents[index],
-                (index[:, None] * length + torch.arange(length, device=index.device)).flatten(),
-            )
+            part = documents[index]
+            tokens = (index[:, None] * length + torch.arange(length, device=index.device)).flatten()
         begins = torch.ones_like(part, dtype=torch.bool)
         begins[:, 1:] = part[:, 1:] != part[:, :-1]
         starts = F.pad(begins.flatten().nonzero().flatten(), (0, 1), value=part.numel()).int()
@@ -290,19 +293,23 @@ class FlexQwenModel(Qwen3Model):
         name = self.config._attn_implementation
         is_flexible = is_causal is not True or end is not None
         if (is_flexible or documents is not None) and not is_prepared:
-            if name == "varlen" and attention_mask is None and end is None:
-                if documents is None:
-                    documents = torch.zeros((1, length), dtype=torch.long, device=given.device)
-                kwargs["segments"] = packed_segments(documents.expand(batch_size, -1), is_causal)
-                attention_mask = {"full_attention": length}
+            if documents is not None:
+                documents = documents.expand(batch_size, -1)
+            if name == "varlen" and given.device.type in VARLEN_DEVICES and attention_mask is None and end is None:
+                documents = given.new_zeros((batch_size, length), dtype=torch.long) if documents is None else documents
+                kwargs["segments"] = packed_segments(documents, is_causal)
+                attention_mask = {"full_attention": None}
             elif "flash" in name:
                 if isinstance(is_causal, torch.Tensor) or end is not None:
                     raise ValueError(f"{name} cannot mix modes in a call: use varlen (CUDA), flex_attention or sdpa")
-                if documents is not None and attention_mask is None:
-                    ((_, starts, longest, _),) = packed_segments(documents.expand(batch_size, -1), is_causal)
-                    kwargs.update(
-                        cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=longest, max_length_k=longest
-                    )
+                if documents is not None:
+                    if attention_mask is not None and not attention_mask.all():
+                        raise ValueError(
+                            f"{name} takes packed rows or padded ones, not both: use flex_attention or sdpa"
+                        )
+                    ((_, starts, longest, _),) = packed_segments(documents, is_causal)
+                    attention_mask, lengths = None, {"max_length_q": longest, "max_length_k": longest}
+                    kwargs.update(cu_seq_lens_q=starts, cu_seq_lens_k=starts, **lengths)
             elif is_flexible or attention_mask is not None:
                 if inputs_embeds is None:
                     inputs_embeds, input_ids = self.embed_tokens(input_ids), None
@@ -335,7 +342,6 @@ class FlexQwenModel(Qwen3Model):
         batch_size, length = inputs_embeds.shape[:2]
         rules = []
         if documents is not None:
-            documents = documents.expand(batch_size, -1)
             rules.append(lambda b, h, q, kv: documents[b, q] == documents[b, kv])
         if is_causal is not False:
             # The last column that each token attends to. A table, since inductor compiles a comparison with it but not

@@ -135,6 +135,7 @@ def test_variable_length_attention_needs_no_mask_and_equals_sdpa(monkeypatch, ro
         raise AssertionError("a mask was built")
 
     monkeypatch.setattr("modeling_flexqwen.varlen_attn", reference_varlen)
+    monkeypatch.setattr("modeling_flexqwen.VARLEN_DEVICES", ("cpu",))
     monkeypatch.setattr("modeling_flexqwen.create_bidirectional_mask", refuse)
     model = make_model(implementation="varlen").train()
     loss = model(ids, labels=ids, **inputs).loss
@@ -144,7 +145,10 @@ def test_variable_length_attention_needs_no_mask_and_equals_sdpa(monkeypatch, ro
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_variable_length_attention_is_sdpa_where_rows_are_padded_or_cached():
+def test_variable_length_attention_is_sdpa_where_there_is_no_kernel_for_it(monkeypatch):
+    ids, inputs = make_ids(), {"position_ids": packed_positions(2)[0], "is_causal": False, "use_cache": False}
+    assert torch.equal(make_model(implementation="varlen")(ids, **inputs).logits, make_model()(ids, **inputs).logits)
+    monkeypatch.setattr("modeling_flexqwen.VARLEN_DEVICES", ("cpu",))
     model, sdpa, ids = make_model(implementation="varlen"), make_model(), make_ids(length=6)
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
@@ -171,8 +175,16 @@ def test_flash_attention_is_told_where_documents_begin_at_any_batch_size(is_caus
     model.config._attn_implementation = "reference_flash"  # asked for by name, transformers looks for a kernel
     inputs = {"position_ids": packed_positions(3)[0], "is_causal": is_causal, "use_cache": False}
     torch.testing.assert_close(model(ids, **inputs).logits, sdpa(ids, **inputs).logits, rtol=1e-5, atol=1e-5)
+    ones = torch.ones_like(ids)
+    torch.testing.assert_close(
+        model(ids, attention_mask=ones, **inputs).logits, sdpa(ids, **inputs).logits, rtol=1e-5, atol=1e-5
+    )
     with pytest.raises(ValueError, match="varlen"):
         model(ids, is_causal=torch.tensor([True, False, True]))
+    padded = ones.clone()
+    padded[0, -1] = 0
+    with pytest.raises(ValueError, match="packed rows or padded"):
+        model(ids, attention_mask=padded, **inputs)
 
 
 ALL_MODES = {
