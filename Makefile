@@ -1,11 +1,12 @@
 # make demo                    the whole way, from a sample corpus to an evaluated model
 # make demo CORPUS=<folder>    the same from a folder of Corpus Carolina (DOCUMENTS=<n> limits how much of it is used)
-# make test                    style and tests
+# make test                    style and tests (CAROLINA_CORPUS=<folder>: also on a real copy of the corpus)
 # make test-compat             the model's and the trainer's tests with the oldest transformers that is supported
 # Each makes the virtual environment .venv first, if it is not there.
 
 PYTHON ?= python3
 VENV ?= .venv
+export CAROLINA_CORPUS FLEXQWEN_EVAL_DATA
 RUN = . $(VENV)/bin/activate &&
 CONFIG ?= configs/quickstart.yaml
 COMPAT_TRANSFORMERS ?= 5.16.0
