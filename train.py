@@ -41,12 +41,15 @@ def main(argv: list[str] | None = None) -> None:
     }
     folder = runs.run_folder(args)
     made_by = versions("torch", "transformers", "accelerate", "tokenizers", "numpy")
-    state = runs.open_run(folder, runs.describe(args, digests, made_by, ["train.py", *argv]), training.overwrite)
+    description = runs.describe(args, digests, made_by, ["train.py", *argv])
+    state = runs.state_of(folder, description, training.overwrite)
     if state == "finished":
         print(f"run: {folder} is already finished, with the same settings and data; reused")
         return
 
     tokenizer = AutoTokenizer.from_pretrained(data.tokenizer, model_max_length=data.sequence_length)
+    set_seed(training.seed)
+    model = build_model(model_args, objective, tokenizer, data.sequence_length)
     rows = token_store(
         data.dataset, data.dataset_config, tokenizer, data.tokenizer, data.sequence_length, data.token_stores
     )
@@ -57,11 +60,12 @@ def main(argv: list[str] | None = None) -> None:
     training.remove_unused_columns = False
     training.dataloader_pin_memory &= torch.cuda.is_available()
     training.metric_for_best_model, training.greater_is_better = "loss", False
-    save_code(folder.parent)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "logs"))
     logging.disable_progress_bar()  # of files being written; the training's own stays
-    set_seed(training.seed)
-    model = build_model(model_args, objective, tokenizer, data.sequence_length)
+    text = held_out(data.dataset, "validation", tokenizer, data.sequence_length, data.eval_documents)
+    if state == "new":
+        runs.begin(folder, description)
+        save_code(folder.parent)
     trainer = FlexQwenTrainer(
         model=model,
         args=training,
@@ -70,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         data_collator=collate,
         processing_class=tokenizer,
         objective=objective,
-        held_out=held_out(data.dataset, "validation", tokenizer, data.sequence_length, data.eval_documents),
+        held_out=text,
     )
     checkpoint = runs.last_checkpoint(folder)
     parameters = sum(parameter.numel() for parameter in model.parameters())

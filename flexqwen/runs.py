@@ -39,11 +39,11 @@ def describe(arguments: Arguments, digests: dict[str, str], versions: dict[str, 
     return {"settings": as_dict(arguments), "digests": digests, "versions": versions, "command": command}
 
 
-def open_run(folder: Path, description: dict, overwrite: bool) -> str:
-    """Decides what to do with a run's folder, and prepares it.
+def state_of(folder: Path, description: dict, overwrite: bool) -> str:
+    """What is to be done with a run's folder. Changes nothing.
 
     Returns:
-        "new", "resume" (it was interrupted; same settings) or "finished" (nothing to do).
+        "new" (nothing there, or something to be replaced), "resume" (it was interrupted; same settings) or "finished".
 
     Raises:
         InputError: the folder holds a run made with other settings or data, and `overwrite` is False; the message
@@ -51,29 +51,29 @@ def open_run(folder: Path, description: dict, overwrite: bool) -> str:
     """
     file = folder / "run.json"
     if not folder.exists() or not any(folder.iterdir()):
-        state = "new"
-    elif not file.is_file():
+        return "new"
+    if not file.is_file():
         raise InputError(f"{folder} is not empty and holds no run; pass another --output_dir")
-    else:
-        changes = differences(json.loads(file.read_text(encoding="utf-8")), description)
-        if not changes:
-            state = "finished" if (folder / "finished.json").is_file() else "resume"
-        elif overwrite:
-            remove(folder)
-            state = "new"
-        else:
-            raise InputError(
-                f"{folder} holds a run with other settings ({'; '.join(changes)}); pass --overwrite to replace it, or "
-                "another --output_dir"
-            )
-    if state == "new":
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, description)
-        defaults = TrainingArguments(output_dir=description["settings"]["output_dir"]).to_dict()
-        settings = {key: value for key, value in description["settings"].items() if defaults.get(key, ...) != value}
-        with written_aside(folder / "config.yaml") as aside:
-            aside.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    return state
+    changes = differences(json.loads(file.read_text(encoding="utf-8")), description)
+    if not changes:
+        return "finished" if (folder / "finished.json").is_file() else "resume"
+    if overwrite:
+        return "new"
+    raise InputError(
+        f"{folder} holds a run with other settings ({'; '.join(changes)}); pass --overwrite to replace it, or "
+        "another --output_dir"
+    )
+
+
+def begin(folder: Path, description: dict) -> None:
+    """Empties the folder of a new run and says in it what the run is."""
+    remove(folder)
+    folder.mkdir(parents=True)
+    write_json(folder / "run.json", description)
+    defaults = TrainingArguments(output_dir=description["settings"]["output_dir"]).to_dict()
+    settings = {key: value for key, value in description["settings"].items() if defaults.get(key, ...) != value}
+    with written_aside(folder / "config.yaml") as aside:
+        aside.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
 def differences(old: dict, new: dict) -> list[str]:

@@ -150,6 +150,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, built, tokenizer_fol
     assert "flexqwen.tokenizer" in fails("--dataset", str(built), "--tokenizer", str(tmp_path))
     assert "carolina_originality.py build" in fails("--dataset", str(tmp_path), *tokenizer)
     assert "causal_fraction is 2" in fails("--causal_fraction", "2", "--dataset", str(built), *tokenizer)
+    heads = ("--num_attention_heads", "4", "--num_key_value_heads", "3", "--token_stores", str(tmp_path / "tokens"))
+    assert "must be a multiple" in fails("--dataset", str(built), *tokenizer, *heads)
     with pytest.raises(SystemExit) as stopped:
         evaluation.main(["--model", str(tmp_path)])
     assert stopped.value.code == 2 and "model.safetensors" in capsys.readouterr().err
