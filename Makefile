@@ -32,7 +32,10 @@ else
 	@echo "[1/5] corpus: $(CORPUS)"
 endif
 	@echo "[2/5] originality dataset"
-	@$(RUN) python carolina_originality.py build --corpus "$(CORPUS)" $(LIMIT) --overwrite
+	@# A dataset that an earlier demo made is replaced; one that you built is not.
+	@$(RUN) python carolina_originality.py build --corpus "$(CORPUS)" $(LIMIT) \
+		$$(cmp -s carolina_originality/manifest.json runs/demo-manifest.json && echo --overwrite)
+	@mkdir -p runs && cp carolina_originality/manifest.json runs/demo-manifest.json
 	@echo "[3/5] tokenizer"
 	@$(RUN) python -m flexqwen.tokenizer --vocab_size 4096 --output $(OUTPUT)/tokenizer --overwrite
 	@echo "[4/5] training"

@@ -30,12 +30,16 @@ def main(argv: list[str] | None = None) -> None:
     model_folder = Path(args.model)
     if not (model_folder / "model.safetensors").is_file():
         raise InputError(f"no checkpoint in {model_folder}: model.safetensors is missing")
+    config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") != "flexqwen":
+        raise InputError(f"{model_folder} holds a {config.get('model_type')} model; only FlexQwen is scored so far")
+    if args.documents < 1:
+        raise InputError(f"--documents is {args.documents}; it must be at least 1")
     modes = args.modes.split(",")
     if unknown := set(modes) - set(bits_per_byte.MODES):
         raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(bits_per_byte.MODES)}")
     output = Path(args.output) if args.output else model_folder.parent / f"eval-{model_folder.name}"
     made_by = {
-        "model": str(model_folder),
         "model_digest": file_digest(model_folder / "model.safetensors"),
         "dataset_digest": dataset_digest(args.dataset),
         "split": args.split,
@@ -55,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         results = None
     if results is None:
-        results = {"made_by": made_by, "results": evaluate(args, modes)}
+        results = {"model": str(model_folder), "made_by": made_by, "results": evaluate(args, modes)}
         write_json(results_file, results)
         plots.bits_per_byte(results, output / "bits_per_byte.png")
     print(table(results["results"]))
@@ -66,7 +70,7 @@ def evaluate(args, modes: list[str]) -> list[dict]:
     """One row a mode, as it stands in results.json."""
     tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True)
-    length = model.config.max_position_embeddings
+    length = min(tokenizer.model_max_length, model.config.max_position_embeddings)  # what training made rows of
     text = bits_per_byte.held_out(args.dataset, args.split, tokenizer, length, args.documents)
     baseline = bits_per_byte.summarize(bits_per_byte.unigram(args.dataset, tokenizer, text), text)
     rows = []

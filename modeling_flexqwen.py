@@ -207,8 +207,8 @@ def packed_documents(position_ids, attention_mask):
 
 def prefix_end(prefix_length, attention_mask, cached: int, length: int):
     """The column at which each row's prefix ends, int64 `(batch,)`; None where the cache holds every prefix whole."""
-    if prefix_length.dim() != 1 or prefix_length.is_floating_point():
-        raise ValueError(f"prefix_length must be integers of shape (batch,), got {tuple(prefix_length.shape)}")
+    if prefix_length.is_floating_point():
+        raise ValueError(f"prefix_length must be integers, got {prefix_length.dtype}")
     padding = 0 if attention_mask is None else attention_mask.long().argmax(-1)
     end = prefix_length + padding
     if torch.compiler.is_compiling():
@@ -281,6 +281,8 @@ class FlexQwenModel(Qwen3Model):
         if prefix_length is not None:
             if is_causal is not True or (documents is not None and not torch.compiler.is_compiling()):
                 raise ValueError("prefix_length goes with causal attention and rows of one document each")
+            if prefix_length.shape != (batch_size,):
+                raise ValueError(f"prefix_length must have shape ({batch_size},), got {tuple(prefix_length.shape)}")
             cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
             end = prefix_end(prefix_length, None if is_prepared else attention_mask, cached, length)
         if is_causal is not True or documents is not None:

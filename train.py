@@ -48,11 +48,25 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     tokenizer = AutoTokenizer.from_pretrained(data.tokenizer, model_max_length=data.sequence_length)
+    if missing := [name for name in ("bos", "eos", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]:
+        raise InputError(f"the tokenizer in {data.tokenizer} has no {missing[0]} token; training needs it")
+    for name, value in (
+        ("per_device_train_batch_size", training.train_batch_size),
+        ("eval_documents", data.eval_documents),
+    ):
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
+    if training.n_gpu > 1:
+        raise InputError("several GPUs in one process are not supported; start one process for each with torchrun")
     set_seed(training.seed)
-    model = build_model(model_args, objective, tokenizer, data.sequence_length)
-    rows = token_store(
-        data.dataset, data.dataset_config, tokenizer, data.tokenizer, data.sequence_length, data.token_stores
-    )
+    try:
+        model = build_model(model_args, objective, tokenizer, data.sequence_length)
+    except (ValueError, OSError, ImportError, RuntimeError, ZeroDivisionError) as error:
+        raise InputError(f"the model cannot be made: {' '.join(str(error).split())}") from error
+    with training.main_process_first(local=False):
+        rows = token_store(
+            data.dataset, data.dataset_config, tokenizer, data.tokenizer, data.sequence_length, data.token_stores
+        )
     rows_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     if training.max_steps <= 0:
         training.max_steps = math.ceil(training.num_train_epochs * len(rows) / rows_per_step)
@@ -63,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "logs"))
     logging.disable_progress_bar()  # of files being written; the training's own stays
     text = held_out(data.dataset, "validation", tokenizer, data.sequence_length, data.eval_documents)
-    if state == "new":
+    if state == "new" and training.process_index == 0:
         runs.begin(folder, description)
         save_code(folder.parent)
     trainer = FlexQwenTrainer(
@@ -85,6 +99,10 @@ def main(argv: list[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not (folder / "best").is_dir():
         trainer.evaluate_and_keep_best()
+    if not trainer.is_world_process_zero():
+        return
+    if not (folder / "best").is_dir():
+        raise InputError(f"the held-out loss of {folder} is not a number; lower the learning rate and run again")
     loss_curves(folder)
     write_json(folder / "finished.json", {"step": trainer.state.global_step, "best_loss": trainer.state.best_metric})
     print(f"checkpoint: {folder / 'best'}\nlogs:       {folder / 'logs'}, {folder / 'metrics.jsonl'}")

@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-from transformers import AutoConfig
-
 import configuration_flexqwen
 import modeling_flexqwen
 from configuration_flexqwen import FlexQwenConfig
@@ -24,7 +22,7 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer,
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "mask")}
     ids["masked_prediction"] = objective.masked_prediction
     if model.model_name_or_path:
-        config = AutoConfig.from_pretrained(model.model_name_or_path, trust_remote_code=True)
+        config = FlexQwenConfig.from_pretrained(model.model_name_or_path)
         if config.vocab_size < len(tokenizer):
             raise InputError(
                 f"{model.model_name_or_path} has a vocabulary of {config.vocab_size}, the tokenizer one of "

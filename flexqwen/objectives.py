@@ -102,8 +102,9 @@ def mask_spans(input_ids, probability, rng, objective: ObjectiveArguments, speci
     spans = np.repeat(np.arange(length), rng.integers(1, objective.mask_span_max + 1, size=length))[:length]
     masked = (rng.random(length) < probability)[spans] & ~np.isin(input_ids, special_ids)
     fate = rng.random(length)[spans]
-    ordinary = np.setdiff1d(np.arange(vocab_size), special_ids)
-    random_tokens = ordinary[rng.integers(0, len(ordinary), size=length)]
+    random_tokens = rng.integers(0, vocab_size - len(special_ids), size=length)
+    for special in sorted(special_ids):  # step over them: the rest of the vocabulary, uniformly
+        random_tokens += random_tokens >= special
     inputs = np.where(masked & (fate < objective.mask_replace), mask_token_id, input_ids)
     is_random = (fate >= objective.mask_replace) & (fate < objective.mask_replace + objective.mask_random)
     inputs = np.where(masked & is_random, random_tokens, inputs)

@@ -1,5 +1,6 @@
 """Outputs appear whole or not at all, and say what made them."""
 
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -16,15 +17,18 @@ from flexqwen import __version__
 
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """Yields `<path>.partial` to write a file or a folder to; renames it to `path` on success and removes it on error.
+    """Yields `<path>.<pid>.partial` to write to; renames it to `path` on success and removes it on error.
 
-    An existing `path` is replaced only at the rename, so a reader never sees half of an output. A `.partial` left by a
-    killed process is removed first.
+    An existing `path` is replaced only at the rename, so a reader never sees half of an output, and two processes that
+    write the same output do not touch each other's. What killed processes left is removed first.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    remove(partial)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        pid = left.name[len(path.name) + 1 : -len(".partial")]
+        if left == partial or (pid.isdecimal() and not _is_running(int(pid))):
+            remove(left)
     try:
         yield partial
         put(partial, path)
@@ -35,12 +39,22 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 def put(partial: Path, path: Path) -> None:
     """Renames a finished file or folder to `path`, in place of what is there."""
-    old = path.with_name(path.name + ".old.partial")
+    old = path.with_name(f"{path.name}.old.{os.getpid()}.partial")
     remove(old)
     if path.is_dir():  # os.replace cannot put a folder over a folder that has content
         os.replace(path, old)
     os.replace(partial, path)
     remove(old)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def remove(path: Path) -> None:

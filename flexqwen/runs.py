@@ -11,6 +11,7 @@
     finished.json   written last
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -36,7 +37,11 @@ def run_folder(arguments: Arguments) -> Path:
 
 def describe(arguments: Arguments, digests: dict[str, str], versions: dict[str, str], command: list[str]) -> dict:
     """What `run.json` says of a run that is about to start."""
-    return {"settings": as_dict(arguments), "digests": digests, "versions": versions, "command": command}
+    hidden = [
+        re.sub(r"^(--\w*token)=.*", r"\1=<hidden>", word) if not re.fullmatch(r"--\w*token", before) else "<hidden>"
+        for before, word in zip(["", *command], command, strict=False)
+    ]
+    return {"settings": as_dict(arguments), "digests": digests, "versions": versions, "command": hidden}
 
 
 def state_of(folder: Path, description: dict, overwrite: bool) -> str:
@@ -70,7 +75,8 @@ def begin(folder: Path, description: dict) -> None:
     remove(folder)
     folder.mkdir(parents=True)
     write_json(folder / "run.json", description)
-    defaults = TrainingArguments(output_dir=description["settings"]["output_dir"]).to_dict()
+    # Not TrainingArguments(): making one resets the devices and processes that accelerate has set up for this run.
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
     settings = {key: value for key, value in description["settings"].items() if defaults.get(key, ...) != value}
     with written_aside(folder / "config.yaml") as aside:
         aside.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")

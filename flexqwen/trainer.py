@@ -87,7 +87,9 @@ class FlexQwenTrainer(transformers.Trainer):
         """Held-out loss (nats per predicted token) and bits per byte in each mode."""
         metrics = {}
         for mode in MODES:
-            scores = score(self.model, self.held_out, mode, batch_tokens=self.args.per_device_eval_batch_size * 512)
+            length = self.train_dataset.rows.info["sequence_length"]
+            with self.accelerator.autocast():
+                scores = score(self.model, self.held_out, mode, self.args.per_device_eval_batch_size * length)
             metrics[f"{metric_key_prefix}_loss_{mode}"] = float(scores.sum() / self.held_out.tokens.sum())
             metrics[f"{metric_key_prefix}_bits_per_byte_{mode}"] = float(
                 scores.sum() / math.log(2) / self.held_out.bytes.sum()

@@ -287,7 +287,7 @@ def test_the_calls_mode_wins_over_the_configs_and_the_configs_over_the_classes()
         ({"is_causal": torch.tensor([1, 0])}, "bool tensor"),
         ({"prefix_length": torch.tensor([3, LENGTH + 1])}, r"\[3, 13\] must lie between 0 and the row's 12"),
         ({"prefix_length": torch.tensor([3, -1])}, "must lie between"),
-        ({"prefix_length": torch.tensor(3)}, r"shape \(batch,\)"),
+        ({"prefix_length": torch.tensor(3)}, r"shape \(2,\), got \(\)"),
         ({"prefix_length": torch.tensor([3.0, 2.0])}, "must be integers"),
         ({"prefix_length": torch.tensor([3, 3]), "position_ids": packed_positions(2)[0]}, "one document each"),
         ({"prefix_length": torch.tensor([3, 3]), "is_causal": False}, "goes with causal attention"),
