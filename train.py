@@ -58,6 +58,9 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{name} is {value}; it must be at least 1")
     if training.n_gpu > 1:
         raise InputError("several GPUs in one process are not supported; start one process for each with torchrun")
+    own = Path(model_args.model_name_or_path or "") / "tokenizer.json"
+    if model_args.model_name_or_path and own.is_file() and file_digest(own) != digests["tokenizer"]:
+        raise InputError(f"{data.tokenizer} is not the tokenizer of {own.parent}; pass --tokenizer {own.parent}")
     set_seed(training.seed)
     try:
         model = build_model(model_args, objective, tokenizer, data.sequence_length)
