@@ -1,4 +1,4 @@
-"""What every command line of the project shares: one-line errors with exit status 2, and options read from YAML."""
+"""What every command line of the project shares: one-line errors with exit status 2."""
 
 import argparse
 import functools

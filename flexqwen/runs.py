@@ -4,7 +4,7 @@
     run.json        every setting, digests of dataset and tokenizer, versions, the command
     config.yaml     the settings that differ from the defaults; train.py <this file> makes the run again
     metrics.jsonl   one line a log entry
-    runs/           TensorBoard logs
+    logs/           TensorBoard logs
     step_000500/    checkpoints, complete or absent
     best/           the checkpoint with the lowest held-out loss
     loss.png        loss against tokens

@@ -16,6 +16,8 @@ from random import Random
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
+from tqdm import tqdm
+
 from flexqwen.corpus import CHECKSUMS, MIN_TOKENS
 from flexqwen.portuguese import Writer
 
@@ -81,7 +83,8 @@ def sample_documents(documents: int = 3000, seed: int = 0) -> list[SampleDocumen
     """Makes the documents, the true originality of each counted over all of them."""
     stock = {genre: _stock(genre, documents, seed) for genre in GENRES}
     drafts, texts = [], set()
-    for genre, shard, number in _places(documents):
+    places = list(_places(documents))
+    for genre, shard, number in tqdm(places, desc="sample corpus", unit="doc", disable=None, leave=False):
         random = Random(f"{seed} {shard} {number}")
         while (text := _write(genre, stock[genre], random)) in texts:  # as in the real corpus, no two texts are equal
             pass
