@@ -43,7 +43,7 @@ except ImportError:
 
 IGNORE = -100  # the label that PyTorch's cross entropy and every transformers collator leave out
 VARLEN_DEVICES = ("cuda",)  # where torch has a variable-length kernel; elsewhere "varlen" is sdpa
-CHUNK_ELEMENTS = 2**24  # logits held at once by the loss: 64 MiB in float32
+CHUNK_ELEMENTS = 2**26  # logits held at once by the loss: 256 MiB in float32
 
 
 class _LabelledCrossEntropy(torch.autograd.Function):
@@ -96,6 +96,16 @@ class _LabelledCrossEntropy(torch.autograd.Function):
         )
 
 
+def check_ids(name: str, ids, vocab_size: int) -> None:
+    """Raises ValueError for an id beyond the vocabulary; on the CPU only, since a GPU would have to wait for it."""
+    can_look = ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling()
+    if can_look and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise ValueError(
+            f"{name} must lie between 0 and {vocab_size - 1}, the vocabulary's last id; "
+            f"got {int(ids.min())} to {int(ids.max())}"
+        )
+
+
 def labelled_loss(hidden_states, weight, labels, shift, num_items_in_batch=None, row_weights=None):
     """Cross entropy at the labelled positions only; logits of the other positions are never computed.
 
@@ -120,9 +130,9 @@ def labelled_loss(hidden_states, weight, labels, shift, num_items_in_batch=None,
     keep = sources >= 0
     rows, columns, sources = rows[keep], columns[keep], sources[keep]
     token_weights = torch.ones(len(rows), device=labels.device) if row_weights is None else row_weights.float()[rows]
-    total, losses = _LabelledCrossEntropy.apply(
-        hidden_states[rows, sources], weight, labels[rows, columns], token_weights
-    )
+    targets = labels[rows, columns]
+    check_ids("labels", targets, len(weight))
+    total, losses = _LabelledCrossEntropy.apply(hidden_states[rows, sources], weight, targets, token_weights)
     row_losses = torch.zeros(len(labels), device=labels.device).index_add_(0, rows, losses)
     row_labels = torch.bincount(rows, minlength=len(labels))
     return total / (max(len(rows), 1) if num_items_in_batch is None else num_items_in_batch), row_losses, row_labels
@@ -176,20 +186,16 @@ def packed_segments(documents, is_causal):
         the longest document, whether causal).
     """
     batch_size, length = documents.shape
+    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
     modes = [is_causal] * batch_size if isinstance(is_causal, bool) else is_causal.tolist()
     segments = []
     for mode in sorted(set(modes), reverse=True):
         rows = [row for row in range(batch_size) if modes[row] == mode]
-        first, last = rows[0], rows[-1] + 1
-        if len(rows) == last - first:  # neighbours: a view will do
-            part, tokens = documents[first:last], slice(first * length, last * length)
-        else:
+        tokens, index = slice(rows[0] * length, (rows[-1] + 1) * length), slice(rows[0], rows[-1] + 1)
+        if len(rows) != rows[-1] + 1 - rows[0]:  # not neighbours, of which a view would do
             index = torch.tensor(rows, device=documents.device)
-            part = documents[index]
             tokens = (index[:, None] * length + torch.arange(length, device=index.device)).flatten()
-        begins = torch.ones_like(part, dtype=torch.bool)
-        begins[:, 1:] = part[:, 1:] != part[:, :-1]
-        starts = F.pad(begins.flatten().nonzero().flatten(), (0, 1), value=part.numel()).int()
+        starts = F.pad(begins[index].flatten().nonzero().flatten(), (0, 1), value=len(rows) * length).int()
         segments.append((tokens, starts, int(starts.diff().max()), mode))
     return segments
 
@@ -205,23 +211,10 @@ def packed_documents(position_ids, attention_mask):
     return documents
 
 
-def prefix_end(prefix_length, attention_mask, cached: int, length: int):
-    """The column at which each row's prefix ends, int64 `(batch,)`; None where the cache holds every prefix whole."""
-    if prefix_length.is_floating_point():
-        raise ValueError(f"prefix_length must be integers, got {prefix_length.dtype}")
-    padding = 0 if attention_mask is None else attention_mask.long().argmax(-1)
-    end = prefix_length + padding
-    if torch.compiler.is_compiling():
-        return None if cached else end
-    if prefix_length.min() < 0 or end.max() > cached + length:
-        raise ValueError(
-            f"prefix_length {prefix_length.tolist()} must lie between 0 and the row's {cached + length} tokens"
-        )
-    if cached and end.max() > cached:
-        raise ValueError(
-            f"a prefix must be passed whole: the cache holds {cached} tokens, the prefix ends at {end.tolist()}"
-        )
-    return None if cached else end
+def prefix_end(prefix_length, attention_mask):
+    """int64 `(batch,)`, the column at which each row's prefix ends; it begins after the padding of a 2D mask."""
+    is_2d = attention_mask is not None and not isinstance(attention_mask, dict) and attention_mask.dim() == 2
+    return prefix_length + attention_mask.long().argmax(-1) if is_2d else prefix_length
 
 
 class FlexQwenModel(Qwen3Model):
@@ -263,28 +256,21 @@ class FlexQwenModel(Qwen3Model):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        batch_size, length = given.shape[:2]
-        can_look = input_ids is not None and input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
-        if can_look and input_ids.numel() and not 0 <= input_ids.min() <= input_ids.max() < self.config.vocab_size:
-            raise ValueError(f"input_ids must lie between 0 and {self.config.vocab_size - 1}, the vocabulary's last id")
-        is_causal = self.attention_is_causal(is_causal if prefix_length is None or is_causal is not None else True)
-        is_prepared = isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.dim() == 4)
-        documents = end = None
-        if position_ids is not None and past_key_values is None and not is_prepared:
-            documents = packed_documents(position_ids, attention_mask)
+        if input_ids is not None:
+            check_ids("input_ids", input_ids, self.config.vocab_size)
+        batch_size, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        is_causal = self.attention_is_causal(is_causal, prefix_length)
         if isinstance(is_causal, torch.Tensor) and (is_causal.shape != (batch_size,) or is_causal.dtype != torch.bool):
             raise ValueError(
                 f"is_causal must be a bool or a bool tensor of shape ({batch_size},), "
                 f"got {is_causal.dtype} of shape {tuple(is_causal.shape)}"
             )
-        if prefix_length is not None:
-            if is_causal is not True or (documents is not None and not torch.compiler.is_compiling()):
-                raise ValueError("prefix_length goes with causal attention and rows of one document each")
-            if prefix_length.shape != (batch_size,):
-                raise ValueError(f"prefix_length must have shape ({batch_size},), got {tuple(prefix_length.shape)}")
-            cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-            end = prefix_end(prefix_length, None if is_prepared else attention_mask, cached, length)
+        is_prepared = isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.dim() == 4)
+        # A compiled graph cannot look whether positions restart; who asks it for a cache or a prefix has not packed.
+        cannot_be_packed = torch.compiler.is_compiling() and (use_cache or prefix_length is not None)
+        documents = end = None
+        if position_ids is not None and past_key_values is None and not is_prepared and not cannot_be_packed:
+            documents = packed_documents(position_ids, attention_mask)
         if is_causal is not True or documents is not None:
             if past_key_values is not None or use_cache:
                 raise ValueError(
@@ -292,31 +278,19 @@ class FlexQwenModel(Qwen3Model):
                     "row, or position_ids that restart, pass use_cache=False and no past_key_values"
                 )
             use_cache = False  # with a cache, Qwen3 would not look for packed rows
-        name = self.config._attn_implementation
+        if prefix_length is not None:
+            if is_causal is not True or documents is not None:
+                raise ValueError("prefix_length goes with causal attention and rows of one document each")
+            cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+            end = self.checked_prefix_end(prefix_length, attention_mask, batch_size, cached, length)
         is_flexible = is_causal is not True or end is not None
         if (is_flexible or documents is not None) and not is_prepared:
-            if documents is not None:
-                documents = documents.expand(batch_size, -1)
-            if name == "varlen" and given.device.type in VARLEN_DEVICES and attention_mask is None and end is None:
-                documents = given.new_zeros((batch_size, length), dtype=torch.long) if documents is None else documents
-                kwargs["segments"] = packed_segments(documents, is_causal)
-                attention_mask = {"full_attention": None}
-            elif "flash" in name:
-                if isinstance(is_causal, torch.Tensor) or end is not None:
-                    raise ValueError(f"{name} cannot mix modes in a call: use varlen (CUDA), flex_attention or sdpa")
-                if documents is not None:
-                    if attention_mask is not None and not attention_mask.all():
-                        raise ValueError(
-                            f"{name} takes packed rows or padded ones, not both: use flex_attention or sdpa"
-                        )
-                    ((_, starts, longest, _),) = packed_segments(documents, is_causal)
-                    attention_mask, lengths = None, {"max_length_q": longest, "max_length_k": longest}
-                    kwargs.update(cu_seq_lens_q=starts, cu_seq_lens_k=starts, **lengths)
-            elif is_flexible or attention_mask is not None:
-                if inputs_embeds is None:
-                    inputs_embeds, input_ids = self.embed_tokens(input_ids), None
-                mask = self.flexible_mask(inputs_embeds, attention_mask, past_key_values, documents, is_causal, end)
-                attention_mask = {"full_attention": mask}
+            if inputs_embeds is None:
+                inputs_embeds, input_ids = self.embed_tokens(input_ids), None
+            attention_mask, for_backend = self.backend_arguments(
+                inputs_embeds, attention_mask, past_key_values, documents, is_causal, end
+            )
+            kwargs.update(for_backend)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -328,13 +302,57 @@ class FlexQwenModel(Qwen3Model):
             **kwargs,
         )
 
-    def attention_is_causal(self, is_causal: bool | torch.Tensor | None) -> bool | torch.Tensor:
-        """The mode in force: the call's, else the config's, else the class's own."""
+    def attention_is_causal(self, is_causal, prefix_length=None) -> bool | torch.BoolTensor:
+        """The mode in force: the call's, else causal about a prefix, else the config's, else the class's own."""
         if is_causal is None:
-            is_causal = getattr(self.config, "is_causal", None)
+            is_causal = getattr(self.config, "is_causal", None) if prefix_length is None else True
         return self.default_is_causal if is_causal is None else is_causal
 
-    def flexible_mask(self, inputs_embeds, attention_mask, past_key_values, documents, is_causal, prefix_end):
+    @staticmethod
+    def checked_prefix_end(prefix_length, attention_mask, batch_size: int, cached: int, length: int):
+        """The column at which each row's prefix ends, int64 `(batch,)`; None where the cache holds every prefix."""
+        if prefix_length.shape != (batch_size,) or prefix_length.is_floating_point():
+            raise ValueError(
+                f"prefix_length must be integers of shape ({batch_size},), "
+                f"got {prefix_length.dtype} of shape {tuple(prefix_length.shape)}"
+            )
+        end = prefix_end(prefix_length, attention_mask)
+        if not torch.compiler.is_compiling():
+            if prefix_length.min() < 0 or end.max() > cached + length:
+                raise ValueError(
+                    f"prefix_length {prefix_length.tolist()} must lie between 0 and the row's {cached + length} tokens"
+                )
+            if cached and end.max() > cached:
+                raise ValueError(
+                    f"a prefix must be passed whole: the cache holds {cached} tokens, the prefix ends at {end.tolist()}"
+                )
+        return None if cached else end
+
+    def backend_arguments(self, inputs_embeds, attention_mask, past_key_values, documents, is_causal, end):
+        """How the attention implementation is told what attends to what: the mask, and keyword arguments."""
+        name, device = self.config._attn_implementation, inputs_embeds.device
+        batch_size, length = inputs_embeds.shape[:2]
+        documents = None if documents is None else documents.expand(batch_size, -1)
+        if name == "varlen" and device.type in VARLEN_DEVICES and attention_mask is None and end is None:
+            if documents is None:
+                documents = torch.zeros((batch_size, length), dtype=torch.long, device=device)
+            return {"full_attention": None}, {"segments": packed_segments(documents, is_causal)}
+        if "flash" in name:
+            if isinstance(is_causal, torch.Tensor) or end is not None:
+                raise ValueError(f"{name} cannot mix modes in a call: use varlen (CUDA), flex_attention or sdpa")
+            if documents is None:
+                return attention_mask, {}
+            if attention_mask is not None and not attention_mask.all():
+                raise ValueError(f"{name} takes packed rows or padded ones, not both: use flex_attention or sdpa")
+            ((_, starts, longest, _),) = packed_segments(documents, is_causal)
+            lengths = {"max_length_q": longest, "max_length_k": longest}
+            return None, {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, **lengths}
+        if is_causal is True and end is None and attention_mask is None:
+            return None, {}  # Qwen3 itself keeps packed documents apart
+        mask = self.flexible_mask(inputs_embeds, attention_mask, past_key_values, documents, is_causal, end)
+        return {"full_attention": mask}, {}
+
+    def flexible_mask(self, inputs_embeds, attention_mask, past_key_values, documents, is_causal, end):
         """One mask for all layers, in the attention implementation's own format (None where none is needed).
 
         transformers keeps packed documents apart only in causal mode and with no 2D mask, so it is done here.
@@ -347,10 +365,10 @@ class FlexQwenModel(Qwen3Model):
             rules.append(lambda b, h, q, kv: documents[b, q] == documents[b, kv])
         if is_causal is not False:
             # The last column that each token attends to. A table, since inductor compiles a comparison with it but not
-            # one with `prefix_end[b]` (torch 2.13, CPU).
+            # one with `end[b]` (torch 2.13, CPU).
             reach = torch.arange(length, device=inputs_embeds.device).expand(batch_size, -1)
-            if prefix_end is not None:
-                reach = reach.maximum(prefix_end[:, None] - 1)
+            if end is not None:
+                reach = reach.maximum(end[:, None] - 1)
             elif isinstance(is_causal, torch.Tensor):
                 reach = torch.where(is_causal[:, None], reach, length - 1)
             rules.append(lambda b, h, q, kv: kv <= reach[b, q])
@@ -400,8 +418,9 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
             labels (int64 `(batch, sequence)`, *optional*):
                 The token at each position that is to be predicted, -100 elsewhere; the shift is made here. A causal
                 row's label at t is predicted from the output at t-1, and so is a masked row's, unless
-                `config.masked_prediction` is `"in_place"`. In training mode the head runs only where there is a label
-                and `logits` is None; in evaluation mode the full logits are returned as well.
+                `config.masked_prediction` is `"in_place"`. Labels within a prefix are left out. In training mode the
+                head runs only where there is a label and `logits` is None; in evaluation mode the full logits are
+                returned as well.
             is_causal, prefix_length: see `FlexQwenModel.forward`.
             num_items_in_batch: what the summed loss is divided by; by default the number of labels.
             row_weights (float `(batch,)`, *optional*): weight of every label of a row in the loss.
@@ -424,9 +443,12 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
             attentions=outputs.attentions,
         )
         if labels is not None:
+            if prefix_length is not None:  # what the prefix's own tokens see includes what they would predict
+                columns = torch.arange(labels.shape[1], device=labels.device)
+                labels = labels.masked_fill(columns < prefix_end(prefix_length, attention_mask)[:, None], IGNORE)
             shift = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
             if self.config.masked_prediction == "in_place":
-                shift = shift & self.model.attention_is_causal(is_causal)
+                shift = shift & self.model.attention_is_causal(is_causal, prefix_length)
             result.loss, result.row_losses, result.row_labels = labelled_loss(
                 hidden_states, self.lm_head.weight, labels, shift, num_items_in_batch, row_weights
             )
@@ -446,73 +468,43 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
         return inputs
 
 
-class FlexQwenForMaskedLM(Qwen3PreTrainedModel):
+class FlexQwenForMaskedLM(FlexQwenForCausalLM):
     """Fills masks. Bidirectional by default; `logits[:, t]` predicts the token at t, whatever `masked_prediction` is.
 
     With `"next_token"` prediction, position 0 has no output before it; its logits are those at 0 itself, and mean
-    nothing. That is where BOS stands, which is never masked.
+    nothing. That is where BOS stands, which is never masked. A label there is left out.
     """
 
-    config_class = FlexQwenConfig
-    config: FlexQwenConfig
     _auto_class = "AutoModelForMaskedLM"
-    _tied_weights_keys = Qwen3ForCausalLM._tied_weights_keys
 
     def __init__(self, config: FlexQwenConfig):
-        super().__init__(config)
         if config.mask_token_id is None:
             raise ValueError("masked prediction needs config.mask_token_id, the id of the tokenizer's mask token")
-        self.model = FlexQwenModel(config)
+        super().__init__(config)
         self.model.default_is_causal = False
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_output_embeddings(self):
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings):
-        self.lm_head = new_embeddings
 
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        is_causal: bool | torch.BoolTensor | None = None,
-        num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
         """
         Args:
             labels (int64 `(batch, sequence)`, *optional*): the token behind each mask, -100 elsewhere. In training
                 mode the head runs only where there is a label and `logits` is None.
-            is_causal: see `FlexQwenModel.forward`; False by default.
+            kwargs: what `FlexQwenForCausalLM` takes; `is_causal` is False by default.
 
         Returns:
             `MaskedLMOutput` with `logits` of shape `(batch, sequence, vocabulary)`, aligned with the labels.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            is_causal=is_causal,
-            use_cache=False,
-            **kwargs,
-        )
-        hidden_states = outputs.last_hidden_state
-        if self.config.masked_prediction == "next_token":
-            hidden_states = torch.cat([hidden_states[:, :1], hidden_states[:, :-1]], dim=1)
-        result = MaskedLMOutput(hidden_states=outputs.hidden_states, attentions=outputs.attentions)
-        if labels is not None:
-            shift = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-            result.loss, _, _ = labelled_loss(hidden_states, self.lm_head.weight, labels, shift, num_items_in_batch)
-        if labels is None or not self.training:
-            result.logits = self.lm_head(hidden_states)
-        return result
+        outputs = super().forward(input_ids, attention_mask, labels=labels, **{"use_cache": False, **kwargs})
+        logits = outputs.logits
+        if logits is not None and self.config.masked_prediction == "next_token":
+            logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
+        return MaskedLMOutput(outputs.loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 class _Encoder:

@@ -287,7 +287,7 @@ def test_the_calls_mode_wins_over_the_configs_and_the_configs_over_the_classes()
         ({"is_causal": torch.tensor([1, 0])}, "bool tensor"),
         ({"prefix_length": torch.tensor([3, LENGTH + 1])}, r"\[3, 13\] must lie between 0 and the row's 12"),
         ({"prefix_length": torch.tensor([3, -1])}, "must lie between"),
-        ({"prefix_length": torch.tensor(3)}, r"shape \(2,\), got \(\)"),
+        ({"prefix_length": torch.tensor(3)}, r"shape \(2,\), got torch.int64 of shape \(\)"),
         ({"prefix_length": torch.tensor([3.0, 2.0])}, "must be integers"),
         ({"prefix_length": torch.tensor([3, 3]), "position_ids": packed_positions(2)[0]}, "one document each"),
         ({"prefix_length": torch.tensor([3, 3]), "is_causal": False}, "goes with causal attention"),
@@ -316,3 +316,12 @@ def test_bad_configurations_and_calls_are_refused():
     cache = model(ids[:, :4], use_cache=True).past_key_values
     with pytest.raises(ValueError, match="passed whole"):
         model(ids[:, 4:], past_key_values=cache, prefix_length=torch.tensor([6, 6]))
+
+
+def test_a_compiled_model_takes_position_ids_with_a_cache_or_a_prefix():
+    model, ids = make_model(), make_ids()
+    positions = torch.arange(LENGTH).expand(len(ids), -1)
+    compiled = torch.compile(model, backend="eager")
+    for options in ({"use_cache": True}, {"prefix_length": torch.tensor([4, 5]), "use_cache": False}):
+        expected = model(ids, **options).logits
+        torch.testing.assert_close(compiled(ids, position_ids=positions, **options).logits, expected)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from modeling_flexqwen import FlexQwenForMaskedLM
 from tests.tiny import (
     IMPLEMENTATIONS,
     LENGTH,
+    PAD,
     VOCABULARY,
     make_ids,
     make_model,
@@ -93,3 +95,36 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient():
     output.loss.backward()
     assert output.loss == 0
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_labels_within_a_prefix_are_left_out(padding):
+    model, ids = make_model(masked_prediction="in_place", is_causal=False), make_ids()
+    prefix_length = torch.tensor([4, 6])
+    mask = torch.ones_like(ids)
+    if padding:
+        ids, mask = (torch.nn.functional.pad(x, (padding, 0), value=v) for x, v in ((ids, PAD), (mask, 0)))
+    output = model(ids, attention_mask=mask, labels=ids, prefix_length=prefix_length, use_cache=False)
+    for row in range(2):
+        first = padding + int(prefix_length[row])
+        expected = -output.logits[row, first - 1 : -1].log_softmax(-1).gather(-1, ids[row, first:, None]).sum()
+        torch.testing.assert_close(output.row_losses[row], expected)
+        assert output.row_labels[row] == LENGTH - prefix_length[row]
+
+
+@pytest.mark.parametrize("label", [-1, VOCABULARY])
+def test_labels_beyond_the_vocabulary_are_refused(label):
+    model, ids = make_model().train(), make_ids()
+    labels = ids.clone()
+    labels[1, 3] = label
+    with pytest.raises(ValueError, match=f"labels must lie between 0 and {VOCABULARY - 1}"):
+        model(ids, labels=labels)
+
+
+def test_next_token_prediction_of_masks_leaves_out_a_label_with_nothing_before_it():
+    model, ids = make_model(FlexQwenForMaskedLM), make_ids()
+    labels = torch.full_like(ids, -100)
+    labels[0, 5] = ids[0, 5]
+    expected = model(ids, labels=labels).loss
+    labels[:, 0] = ids[:, 0]
+    torch.testing.assert_close(model(ids, labels=labels).loss, expected)
