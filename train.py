@@ -19,12 +19,12 @@ from flexqwen import arguments as settings
 from flexqwen import runs
 from flexqwen.cli import InputError, command
 from flexqwen.model import build_model, save_code
-from flexqwen.objectives import TrainingRows, collate
+from flexqwen.objectives import TrainingRows
 from flexqwen.outputs import file_digest, versions, write_json
-from flexqwen.packing import token_store
+from flexqwen.packing import stored_digest, token_store
 from flexqwen.plots import loss_curves
-from flexqwen.tasks.bits_per_byte import held_out
-from flexqwen.texts import dataset_digest
+from flexqwen.schedule import Phase, parse_phases, step_ranges
+from flexqwen.tasks.bits_per_byte import HeldOut
 from flexqwen.trainer import FlexQwenTrainer
 
 
@@ -33,16 +33,17 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = settings.parse(argv)
     model_args, data, objective, training = args.model, args.data, args.objective, args.training
-    if not (Path(data.tokenizer) / "tokenizer.json").is_file():
-        raise InputError(f"no tokenizer in {data.tokenizer}; make it with python -m flexqwen.tokenizer")
-    digests = {
-        "dataset": dataset_digest(data.dataset),
-        "tokenizer": file_digest(Path(data.tokenizer) / "tokenizer.json"),
-    }
+    check(args)
+    phases = parse_phases(data.phases, data.sequence_length)
+    tokenizer_digest = file_digest(Path(data.tokenizer) / "tokenizer.json")
+    dataset_digest = stored_digest(
+        data.dataset, data.dataset_config, tokenizer_digest, data.sequence_length, data.token_stores
+    )
     folder = runs.run_folder(args)
     made_by = versions("torch", "transformers", "accelerate", "tokenizers", "numpy")
+    digests = {"dataset": dataset_digest, "tokenizer": tokenizer_digest}
     description = runs.describe(args, digests, made_by, ["train.py", *argv])
-    state = runs.state_of(folder, description, training.overwrite)
+    state = runs.state_of(folder, description, training.overwrite, training.resume_changed)
     if state == "finished":
         print(f"run: {folder} is already finished, with the same settings and data; reused")
         return
@@ -50,56 +51,85 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(data.tokenizer, model_max_length=data.sequence_length)
     if missing := [name for name in ("bos", "eos", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]:
         raise InputError(f"the tokenizer in {data.tokenizer} has no {missing[0]} token; training needs it")
-    for name, value in (
-        ("per_device_train_batch_size", training.train_batch_size),
-        ("eval_documents", data.eval_documents),
-    ):
-        if value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1")
-    if training.n_gpu > 1:
-        raise InputError("several GPUs in one process are not supported; start one process for each with torchrun")
-    own = Path(model_args.model_name_or_path or "") / "tokenizer.json"
-    if model_args.model_name_or_path and own.is_file() and file_digest(own) != digests["tokenizer"]:
-        raise InputError(f"{data.tokenizer} is not the tokenizer of {own.parent}; pass --tokenizer {own.parent}")
     set_seed(training.seed)
     try:
         model = build_model(model_args, objective, tokenizer, data.sequence_length)
     except (ValueError, OSError, ImportError, RuntimeError, ZeroDivisionError) as error:
         raise InputError(f"the model cannot be made: {' '.join(str(error).split())}") from error
+    rows = {}
     with training.main_process_first(local=False):
-        rows = token_store(
-            data.dataset, data.dataset_config, tokenizer, data.tokenizer, data.sequence_length, data.token_stores
-        )
-    rows_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+        for length in dict.fromkeys(phase.sequence_length for phase in phases):
+            rows[length] = token_store(
+                data.dataset, dataset_digest, data.dataset_config, tokenizer, data.tokenizer, length, data.token_stores
+            )
     if training.max_steps <= 0:
-        training.max_steps = math.ceil(training.num_train_epochs * len(rows) / rows_per_step)
+        if data.phases:
+            raise InputError("phases are shares of max_steps; give max_steps")
+        training.max_steps = math.ceil(
+            training.num_train_epochs * len(rows[data.sequence_length]) / description["rows_per_step"]
+        )
+    batches = training.gradient_accumulation_steps * training.world_size
+    run_phases = [
+        Phase(
+            rows[phase.sequence_length],
+            steps,
+            batches * phase.rows_per_batch(data.sequence_length, training.train_batch_size),
+        )
+        for phase, steps in zip(phases, step_ranges(phases, training.max_steps), strict=True)
+    ]
+    held_out = HeldOut.of(
+        *rows[data.sequence_length].validation(data.eval_documents),
+        data.sequence_length,
+        tokenizer.eos_token_id,
+        tokenizer.mask_token_id,
+    )
     training.output_dir = str(folder)
     training.remove_unused_columns = False
     training.dataloader_pin_memory &= torch.cuda.is_available()
+    training.accelerator_config.even_batches = False  # StepBatches are even, and of a size that changes by phases
     training.metric_for_best_model, training.greater_is_better = "loss", False
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "logs"))
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     logging.disable_progress_bar()  # of files being written; the training's own stays
-    text = held_out(data.dataset, "validation", tokenizer, data.sequence_length, data.eval_documents)
-    if state == "new" and training.process_index == 0:
-        runs.begin(folder, description)
-        save_code(folder.parent)
-    trainer = FlexQwenTrainer(
-        model=model,
-        args=training,
-        train_dataset=TrainingRows(rows, objective, training.seed, training.max_steps, rows_per_step),
-        eval_dataset="held-out",
-        data_collator=collate,
-        processing_class=tokenizer,
-        objective=objective,
-        held_out=text,
-    )
-    checkpoint = runs.last_checkpoint(folder)
+    try:
+        trainer = FlexQwenTrainer(
+            model=model,
+            args=training,
+            train_dataset=TrainingRows(run_phases, objective, training.seed),
+            processing_class=tokenizer,
+            objective=objective,
+            held_out=held_out,
+            muon=training.muon,
+        )
+        trainer.create_optimizer_and_scheduler(training.max_steps)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"the trainer cannot be made: {' '.join(str(error).split())}") from error
+    trainer.optimizer = trainer.lr_scheduler = None  # made again once the model lies where it trains
+    if training.process_index == 0:
+        if state == "new":
+            runs.begin(folder, description)
+            save_code(folder.parent)
+        else:
+            runs.go_on(folder, description)
+    checkpoint = runs.last_checkpoint(folder) if state == "resume" else None
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"run: {folder}, {parameters:,} parameters, {training.max_steps:,} steps of {trainer.tokens_per_step:,} tokens"
-        + (f", going on from {checkpoint.name}" if checkpoint else "")
-    )
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if training.process_index == 0:
+        print(
+            f"run: {folder}, {parameters:,} parameters, {training.max_steps:,} steps of up to "
+            f"{run_phases[-1].tokens_per_step:,} tokens" + (f", going on from {checkpoint.name}" if checkpoint else "")
+        )
+    try:
+        trainer.resume(checkpoint)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"out of memory at step {trainer.state.global_step + 1} ({' '.join(str(error).split())[:150]}); lower "
+            "per_device_train_batch_size and raise gradient_accumulation_steps by as much, or set "
+            "gradient_checkpointing, or lower sequence_length"
+        ) from error
+    if trainer.state.global_step < training.max_steps:
+        if trainer.is_world_process_zero():
+            last = runs.last_checkpoint(folder)
+            print(f"stopped at step {trainer.state.global_step}: {last}; the same command goes on", file=sys.stderr)
+        sys.exit(130)
     if not (folder / "best").is_dir():
         trainer.evaluate_and_keep_best()
     if not trainer.is_world_process_zero():
@@ -110,6 +140,41 @@ def main(argv: list[str] | None = None) -> None:
     write_json(folder / "finished.json", {"step": trainer.state.global_step, "best_loss": trainer.state.best_metric})
     print(f"checkpoint: {folder / 'best'}\nlogs:       {folder / 'logs'}, {folder / 'metrics.jsonl'}")
     print(f"figure:     {folder / 'loss.png'}")
+
+
+def check(args: settings.Arguments) -> None:
+    """What can be seen to be wrong before any work.
+
+    Raises:
+        InputError: one line that says what and what to do.
+    """
+    data, training = args.data, args.training
+    if not (Path(data.tokenizer) / "tokenizer.json").is_file():
+        raise InputError(f"no tokenizer in {data.tokenizer}; make it with python -m flexqwen.tokenizer")
+    for name, value, least in (
+        ("per_device_train_batch_size", training.train_batch_size, 1),
+        ("gradient_accumulation_steps", training.gradient_accumulation_steps, 1),
+        ("eval_documents", data.eval_documents, 1),
+        ("num_train_epochs", training.num_train_epochs, 0),
+        ("learning_rate", training.learning_rate, 0),
+        ("weight_decay", training.weight_decay, 0),
+    ):
+        if not value >= least:
+            raise InputError(f"{name} is {value}; it must be at least {least}")
+    if training.max_steps == 0:
+        raise InputError("max_steps is 0; it must be at least 1, or absent, when num_train_epochs counts")
+    for name in ("eval_strategy", "save_strategy"):
+        if getattr(training, name) == "epoch":
+            raise InputError(f"{name} is epoch; a run is one pass over its steps, so use steps")
+    if training.n_gpu > 1:
+        raise InputError("several GPUs in one process are not supported; start one process for each with torchrun")
+    own = Path(args.model.model_name_or_path or "") / "tokenizer.json"
+    if (
+        args.model.model_name_or_path
+        and own.is_file()
+        and file_digest(own) != file_digest(Path(data.tokenizer) / "tokenizer.json")
+    ):
+        raise InputError(f"{data.tokenizer} is not the tokenizer of {own.parent}; pass --tokenizer {own.parent}")
 
 
 if __name__ == "__main__":

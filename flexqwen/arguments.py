@@ -42,6 +42,13 @@ class DataArguments:
     tokenizer: str = field(default="runs/tokenizer", metadata={"help": "folder made by python -m flexqwen.tokenizer"})
     token_stores: str = field(default="runs/tokens", metadata={"help": "folder where tokenized, packed rows are kept"})
     sequence_length: int = field(default=512, metadata={"help": "tokens of a row"})
+    phases: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "shorter rows and smaller batches at first; a mapping each: until (share of the steps), "
+            "sequence_length, batch_fraction (share of the last phase's tokens in a step)"
+        },
+    )
     eval_documents: int = field(
         default=200, metadata={"help": "documents of heldout/validation on which evaluation during training is made"}
     )
@@ -54,6 +61,10 @@ class TrainingArguments(transformers.TrainingArguments):
     # The order of this union is the Trainer's own: HfArgumentParser cannot read another.
     report_to: None | str | list[str] = field(  # noqa: RUF036
         default="tensorboard", metadata={"help": "where logs go"}
+    )
+    muon: bool = field(default=False, metadata={"help": "train the layers' matrices with torch's Muon"})
+    resume_changed: bool = field(
+        default=False, metadata={"help": "go on from the last checkpoint of a run that was made with other settings"}
     )
     overwrite: bool = field(
         default=False, metadata={"help": "replace a finished or interrupted run that was made with other settings"}
@@ -123,8 +134,8 @@ def _options_from_yaml(path: str, known: set[str]) -> list[str]:
             raise InputError(f"config {path}: unknown key {name!r}{_nearest(str(name), known)}")
         if value is None:
             continue
-        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        options += [f"--{name}", *(str(item) for item in values)]
+        values = value if isinstance(value, list) else [value]
+        options += [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
     return options
 
 

@@ -4,6 +4,7 @@ Everything about a training row is a function of the run's seed and of the row's
 same batches come out with any number of workers and processes and after a restart.
 """
 
+import bisect
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from flexqwen.cli import InputError
-from flexqwen.packing import PackedRows, position_ids
+from flexqwen.packing import position_ids
+from flexqwen.schedule import Phase
 
 IGNORE = -100
 
@@ -112,35 +114,46 @@ def mask_spans(input_ids, probability, rng, objective: ObjectiveArguments, speci
 
 
 class TrainingRows(Dataset):
-    """Every row that a run trains on, in order: `max_steps * rows_per_step` items, read sequentially.
+    """Every row that a run trains on, in training order.
 
-    Item k belongs to step `k // rows_per_step` and to pass `k // len(rows)` over the data; each pass is shuffled anew.
+    Item k belongs to one step, and to one pass over its phase's data; each pass is shuffled anew.
 
     Args:
-        rows: the packed rows.
-        rows_per_step: rows of one optimiser step, over all processes and accumulated batches.
+        phases: the run's, in order.
     """
 
-    def __init__(self, rows: PackedRows, objective: ObjectiveArguments, seed: int, max_steps: int, rows_per_step: int):
-        self.rows, self.objective, self.seed = rows, objective, seed
-        self.max_steps, self.rows_per_step = max_steps, rows_per_step
-        info = rows.info
-        self.special_ids = [info[f"{name}_token_id"] for name in ("bos", "eos", "pad", "mask")]
-        self._shuffled: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+    def __init__(self, phases: list[Phase], objective: ObjectiveArguments, seed: int):
+        self.phases, self.objective, self.seed = phases, objective, seed
+        self.max_steps = phases[-1].steps.stop
+        sizes = [len(phase.steps) * phase.rows_per_step for phase in phases]
+        self.ends = np.cumsum(sizes).tolist()
+        self.starts = [end - size for end, size in zip(self.ends, sizes, strict=True)]
+        self.special_ids = [phases[0].rows.info[f"{name}_token_id"] for name in ("bos", "eos", "pad", "mask")]
+        self._shuffled: tuple[tuple[int, int], np.ndarray] = ((-1, -1), np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
-        return self.max_steps * self.rows_per_step
+        return self.ends[-1]
+
+    def place(self, item: int) -> tuple[Phase, int, int, int]:
+        """Where item k stands: its phase, its step, its slot in the step, and its number in the phase."""
+        number = bisect.bisect_right(self.ends, item)
+        phase, in_phase = self.phases[number], item - self.starts[number]
+        step, slot = divmod(in_phase, phase.rows_per_step)
+        return phase, phase.steps.start + step, slot, in_phase
 
     def row_number(self, item: int) -> int:
-        """Which packed row item k is."""
-        epoch, place = divmod(item, len(self.rows))
-        if self._shuffled[0] != epoch:
-            self._shuffled = (epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.rows)))
+        """Which row of its phase's packed rows item k is."""
+        phase, _, _, in_phase = self.place(item)
+        epoch, place = divmod(in_phase, len(phase.rows))
+        key = (epoch, item - in_phase)
+        if self._shuffled[0] != key:
+            rng = np.random.default_rng([self.seed, 0, *key])
+            self._shuffled = (key, rng.permutation(len(phase.rows)))
         return int(self._shuffled[1][place])
 
     def is_causal(self, item: int) -> bool:
         """The mode of item k. Hybrid steps hold the same number of causal rows, give or take one, spread evenly."""
-        step, slot = divmod(item, self.rows_per_step)
+        phase, step, slot, in_phase = self.place(item)
         strategy, fraction = self.objective.strategy, self.objective.causal_fraction
         if strategy == "baseline-causal":
             return True
@@ -149,20 +162,21 @@ class TrainingRows(Dataset):
         if strategy == "biphasic":
             return step < round(fraction * self.max_steps)
         if strategy == "alternating":
-            return (item // len(self.rows)) % 2 == 0
+            return (in_phase // len(phase.rows)) % 2 == 0
         offset = np.random.default_rng([self.seed, 1, step]).random()
         return int((slot + 1) * fraction + offset) > int(slot * fraction + offset)
 
     def __getitem__(self, item: int) -> dict:
-        info = self.rows.info
-        input_ids = self.rows.input_ids[self.row_number(item)].astype(np.int64)
+        phase, step, _, _ = self.place(item)
+        info = phase.rows.info
+        input_ids = phase.rows.input_ids[self.row_number(item)].astype(np.int64)
         positions = position_ids(input_ids, info["bos_token_id"], info["pad_token_id"])
         is_causal = self.is_causal(item)
         if is_causal:
             never = [info["bos_token_id"], info["pad_token_id"]]
             labels = np.where(np.isin(input_ids, never), IGNORE, input_ids)
         else:
-            progress = (item // self.rows_per_step) / max(1, self.max_steps - 1)
+            progress = step / max(1, self.max_steps - 1)
             input_ids, labels = mask_spans(
                 input_ids,
                 self.objective.mask_probability(progress),

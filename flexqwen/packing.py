@@ -1,8 +1,9 @@
 """Documents -> fixed-length rows of tokens in one memory-mapped file; position ids restart at each document.
 
 A document is `BOS tokens EOS`. One longer than a row is cut into pieces, each with a BOS of its own. Pieces are laid
-into rows by best fit, longest first, and what is left of a row is padding. Rows are written once to a folder that is
-named after what they are made from; reading them needs numpy only.
+into rows by best fit, longest first, and what is left of a row is padding. Rows are written once to a folder, the token
+store, that is named after what they are made from and also holds the tokens of the validation documents: training from
+it needs neither the dataset nor the libraries that read one.
 """
 
 import bisect
@@ -17,7 +18,7 @@ from flexqwen.cli import InputError
 from flexqwen.outputs import digest, file_digest, write_json, written_aside
 from flexqwen.texts import count_texts, dataset_digest, read_texts
 
-FORMAT = 1  # of the folder; a change makes old folders stale
+FORMAT = 2  # of the folder; a change makes old folders stale
 ENCODE_BATCH = 2048  # documents handed to the tokenizer's threads at once
 
 
@@ -117,22 +118,51 @@ class PackedRows:
         piece_rows, piece_documents = np.load(self.folder / "pieces.npy")
         return [ids[document] for document in piece_documents[piece_rows == row]]
 
+    def validation(self, limit: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """The first `limit` validation documents: their tokens, and the UTF-8 bytes of their texts (int64)."""
+        with np.load(self.folder / "validation.npz") as stored:
+            ends = np.cumsum(stored["lengths"])[:limit]
+            return np.split(stored["tokens"][: ends[-1]], ends[:-1]), stored["bytes"][:limit]
 
-def token_store(dataset: str, config: str, tokenizer, tokenizer_folder: str, sequence_length: int, root: str):
+
+def stored_digest(dataset: str, config: str, tokenizer_digest: str, sequence_length: int, root: str) -> str:
+    """The digest of a dataset or, where its folder is not at hand, of the one dataset that a token store is made from.
+
+    Raises:
+        InputError: there is no dataset, and not just one fitting token store in `root`.
+    """
+    if Path(dataset).exists():
+        return dataset_digest(dataset)
+    wanted = {"dataset_config": config, "tokenizer_digest": tokenizer_digest, "sequence_length": sequence_length}
+    found = set()
+    for file in Path(root).glob(f"{config}-{sequence_length}-*/info.json"):
+        info = json.loads(file.read_text(encoding="utf-8"))
+        if info["format"] == FORMAT and all(info[name] == value for name, value in wanted.items()):
+            found.add(info["dataset_digest"])
+    if len(found) == 1:
+        return found.pop()
+    stores = f"{len(found) or 'no'} token stores of {config} with this tokenizer and sequence_length {sequence_length}"
+    raise InputError(
+        f"no dataset in {dataset}, and {stores} in {root}; make the dataset with carolina_originality.py build, or "
+        "leave one such store there"
+    )
+
+
+def token_store(
+    dataset: str, digest_of_dataset: str, config: str, tokenizer, tokenizer_folder: str, sequence_length: int, root: str
+) -> PackedRows:
     """The packed rows of a dataset's `train` split: opened if they are there, made if not.
 
     Args:
+        digest_of_dataset: what `stored_digest` says.
         tokenizer: loaded from `tokenizer_folder`, whose tokenizer.json is part of the store's key.
         root: folder of the stores; this one is `<root>/<config>-<sequence_length>-<key>`.
-
-    Returns:
-        PackedRows.
     """
     if sequence_length < 2:
         raise InputError(f"sequence_length is {sequence_length}; a row needs room for BOS and one token")
     key = {
         "format": FORMAT,
-        "dataset_digest": dataset_digest(dataset),
+        "dataset_digest": digest_of_dataset,
         "dataset_config": config,
         "tokenizer_digest": file_digest(Path(tokenizer_folder) / "tokenizer.json"),
         "sequence_length": sequence_length,
@@ -141,6 +171,8 @@ def token_store(dataset: str, config: str, tokenizer, tokenizer_folder: str, seq
     if (folder / "info.json").is_file():
         print(f"tokens: {folder} is already there, made from the same dataset, tokenizer and length; reused")
         return PackedRows(folder)
+    if not Path(dataset).exists():
+        raise InputError(f"no dataset in {dataset}, and no token store {folder}")
 
     ids: list[str] = []
     pieces: list[np.ndarray] = []
@@ -161,8 +193,16 @@ def token_store(dataset: str, config: str, tokenizer, tokenizer_folder: str, seq
     progress.close()
     rows = best_fit([len(piece) for piece in pieces], sequence_length)
     tokens = sum(len(piece) for piece in pieces)
+    texts_of_validation = [text for _, text in read_texts(dataset, "heldout", "validation")]
+    validation = [np.array(document, dtype=dtype) for document in encode_documents(tokenizer, texts_of_validation)]
     with written_aside(folder) as aside:
         aside.mkdir()
+        np.savez(
+            aside / "validation.npz",
+            tokens=np.concatenate(validation),
+            lengths=np.array([len(document) for document in validation]),
+            bytes=np.array([len(text.encode()) for text in texts_of_validation]),
+        )
         with open(aside / "rows.bin", "wb") as file:
             for row in rows:
                 line = np.full(sequence_length, tokenizer.pad_token_id, dtype=dtype)

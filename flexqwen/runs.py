@@ -24,8 +24,8 @@ from flexqwen.outputs import remove, write_json, written_aside
 
 # Settings that say where and how a run happens, not what comes out of it.
 CIRCUMSTANCES = re.compile(
-    r"output_dir|overwrite|dataset|tokenizer|token_stores|disable_tqdm|report_to|run_name|log_level.*|logging_.*|"
-    r"dataloader_.*|save_.*|push_to_hub|hub_.*|resume_from_checkpoint|use_cpu|ddp_.*|.*local_rank|project|trackio_.*"
+    r"output_dir|overwrite|resume_changed|dataset|tokenizer|token_stores|disable_tqdm|report_to|run_name|log_level.*|logging_.*|"
+    r"dataloader_.*|save_.*|push_to_hub|hub_.*|resume_from_checkpoint|use_cpu|ddp_.*|.*local_rank|project|trackio_.*|per_device_eval_batch_size"
 )
 
 
@@ -41,32 +41,50 @@ def describe(arguments: Arguments, digests: dict[str, str], versions: dict[str, 
         re.sub(r"^(--\w*token)=.*", r"\1=<hidden>", word) if not re.fullmatch(r"--\w*token", before) else "<hidden>"
         for before, word in zip(["", *command], command, strict=False)
     ]
-    return {"settings": as_dict(arguments), "digests": digests, "versions": versions, "command": hidden}
+    return {
+        "settings": as_dict(arguments),
+        "rows_per_step": rows_per_step(arguments),
+        "digests": digests,
+        "versions": versions,
+        "command": hidden,
+    }
 
 
-def state_of(folder: Path, description: dict, overwrite: bool) -> str:
+def rows_per_step(arguments: Arguments) -> int:
+    """Rows of one optimiser step, over all processes and accumulated batches."""
+    training = arguments.training
+    return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+
+
+def state_of(folder: Path, description: dict, overwrite: bool, resume_changed: bool) -> str:
     """What is to be done with a run's folder. Changes nothing.
 
     Returns:
-        "new" (nothing there, or something to be replaced), "resume" (it was interrupted; same settings) or "finished".
+        "new" (nothing there, or something to be replaced), "resume" (it was interrupted) or "finished".
 
     Raises:
-        InputError: the folder holds a run made with other settings or data, and `overwrite` is False; the message
-            names what differs.
+        InputError: the folder holds a run made with other settings or data, and neither `overwrite` nor
+            `resume_changed` is set; the message names what differs.
     """
     file = folder / "run.json"
     if not folder.exists() or not any(folder.iterdir()):
         return "new"
     if not file.is_file():
         raise InputError(f"{folder} is not empty and holds no run; pass another --output_dir")
+    is_finished = (folder / "finished.json").is_file()
+    if not is_finished and last_checkpoint(folder) is None:
+        return "new"  # nothing is lost
     changes = differences(json.loads(file.read_text(encoding="utf-8")), description)
     if not changes:
-        return "finished" if (folder / "finished.json").is_file() else "resume"
+        return "finished" if is_finished else "resume"
     if overwrite:
         return "new"
+    if resume_changed and last_checkpoint(folder) is not None:
+        print(f"run: {folder} goes on with other settings ({'; '.join(changes)})")
+        return "resume"
     raise InputError(
-        f"{folder} holds a run with other settings ({'; '.join(changes)}); pass --overwrite to replace it, or "
-        "another --output_dir"
+        f"{folder} holds a run with other settings ({'; '.join(changes)}); pass --overwrite to replace it, "
+        "--resume_changed to go on from its last checkpoint with the new ones, or another --output_dir"
     )
 
 
@@ -74,6 +92,30 @@ def begin(folder: Path, description: dict) -> None:
     """Empties the folder of a new run and says in it what the run is."""
     remove(folder)
     folder.mkdir(parents=True)
+    say(folder, description)
+
+
+def go_on(folder: Path, description: dict) -> None:
+    """Removes from an interrupted run's folder what its last checkpoint does not know of."""
+    step = int(last_checkpoint(folder).name.removeprefix("step_"))
+    remove(folder / "finished.json")
+    for left in folder.glob("checkpoint-*"):
+        remove(left)
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    with written_aside(folder / "metrics.jsonl") as aside:
+        aside.write_text("".join(line for line in lines if _step_of(line) <= step), encoding="utf-8")
+    say(folder, description)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # the process was killed while it wrote the line
+        return float("inf")
+
+
+def say(folder: Path, description: dict) -> None:
+    """Writes `run.json` and `config.yaml`."""
     write_json(folder / "run.json", description)
     # Not TrainingArguments(): making one resets the devices and processes that accelerate has set up for this run.
     defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
@@ -90,9 +132,17 @@ def differences(old: dict, new: dict) -> list[str]:
             before, after = old[part].get(name), new[part].get(name)
             if before != after and not (part == "settings" and CIRCUMSTANCES.fullmatch(name)):
                 found.append(f"{name}: {before} -> {after}")
+    before, after = old.get("rows_per_step"), new["rows_per_step"]
+    if before != after and not found:  # the settings are the same, the number of processes is not
+        found.append(f"rows of a step, over all processes: {before} -> {after}")
     return found
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The `step_...` folders of a run, in order."""
+    return sorted(folder.glob("step_[0-9]*[0-9]"), key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The `step_...` folder of the highest step."""
-    return max(folder.glob("step_[0-9]*[0-9]"), default=None)
+    return next(reversed(checkpoints(folder)), None)

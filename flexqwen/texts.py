@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from flexqwen.cli import InputError
 from flexqwen.outputs import file_digest
 
@@ -38,11 +36,15 @@ def parquet_files(folder: str | Path, config: str, split: str) -> list[Path]:
 
 def count_texts(folder: str | Path, config: str, split: str) -> int:
     """Number of documents of a split."""
+    import pyarrow.parquet as pq  # here, not above: a machine that trains from a token store may lack it
+
     return sum(pq.read_metadata(file).num_rows for file in parquet_files(folder, config, split))
 
 
 def read_texts(folder: str | Path, config: str, split: str, limit: int | None = None) -> Iterator[tuple[str, str]]:
     """Yields `(id, text)` of each document of a split in file order, at most `limit` of them."""
+    import pyarrow.parquet as pq
+
     left = limit
     for file in parquet_files(folder, config, split):
         for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=4096):

@@ -8,6 +8,7 @@ from transformers import pipeline
 from configuration_flexqwen import FlexQwenConfig
 from flexqwen.objectives import ObjectiveArguments, TrainingRows, collate
 from flexqwen.packing import best_fit, encode_documents
+from flexqwen.schedule import Phase
 from flexqwen.texts import read_texts
 from flexqwen.tokenizer import train_tokenizer
 from modeling_flexqwen import FlexQwenForCausalLM
@@ -74,7 +75,7 @@ def learnt(request, sentences, tokenizer, tmp_path_factory):
     model = FlexQwenForCausalLM(config).train()
     rows = Rows(list(encode_documents(tokenizer, sentences)), tokenizer)
     steps, batch_size = 240, 2 * len(rows)
-    training = TrainingRows(rows, objective, seed=0, max_steps=steps, rows_per_step=batch_size)
+    training = TrainingRows([Phase(rows, range(steps), batch_size)], objective, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     threads = torch.get_num_threads()

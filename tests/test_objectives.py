@@ -8,6 +8,7 @@ import torch
 
 from flexqwen.cli import InputError
 from flexqwen.objectives import IGNORE, STRATEGIES, ObjectiveArguments, TrainingRows, collate, mask_spans
+from flexqwen.schedule import Phase
 
 PAD, BOS, EOS, MASK = range(4)
 VOCABULARY = 500
@@ -36,11 +37,12 @@ class Rows:
 
 
 def training_rows(strategy="hybrid-shift", seed=0, max_steps=20, rows_per_step=8, **changes):
-    return TrainingRows(Rows(), ObjectiveArguments(strategy=strategy, **changes), seed, max_steps, rows_per_step)
+    phases = [Phase(Rows(), range(max_steps), rows_per_step)]
+    return TrainingRows(phases, ObjectiveArguments(strategy=strategy, **changes), seed)
 
 
 def modes(rows):
-    return np.array([rows.is_causal(item) for item in range(len(rows))]).reshape(rows.max_steps, rows.rows_per_step)
+    return np.array([rows.is_causal(item) for item in range(len(rows))]).reshape(rows.max_steps, -1)
 
 
 def test_each_pass_over_the_data_holds_every_row_once_in_a_new_order():
@@ -70,7 +72,7 @@ def test_every_hybrid_step_has_its_share_of_causal_rows(fraction):
 def test_a_causal_row_predicts_every_token_but_bos_and_padding():
     rows = training_rows("baseline-causal")
     for item in range(10):
-        row, stored = rows[item], rows.rows.input_ids[rows.row_number(item)]
+        row, stored = rows[item], rows.phases[0].rows.input_ids[rows.row_number(item)]
         assert (row["input_ids"] == stored).all()
         for place in range(LENGTH):
             expected = IGNORE if stored[place] in (BOS, PAD) else stored[place]
@@ -80,7 +82,7 @@ def test_a_causal_row_predicts_every_token_but_bos_and_padding():
 def test_a_masked_row_predicts_the_original_of_what_it_masks_and_nothing_else():
     rows = training_rows("baseline-masked")
     for item in range(40):
-        row, stored = rows[item], rows.rows.input_ids[rows.row_number(item)].astype(np.int64)
+        row, stored = rows[item], rows.phases[0].rows.input_ids[rows.row_number(item)].astype(np.int64)
         labelled = row["labels"] != IGNORE
         assert (row["labels"][labelled] == stored[labelled]).all()
         assert (row["input_ids"][~labelled] == stored[~labelled]).all()

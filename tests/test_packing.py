@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flexqwen.cli import InputError
 from flexqwen.packing import PackedRows, best_fit, cut, encode_documents, position_ids, token_store
-from flexqwen.texts import read_texts
+from flexqwen.texts import dataset_digest, read_texts
 
 CAPACITY = 16
 
@@ -42,7 +42,7 @@ def test_position_ids_restart_at_bos_and_at_the_padding():
 @pytest.fixture(scope="module")
 def store(built, tokenizer, tokenizer_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("tokens")
-    return token_store(str(built), "gold", tokenizer, str(tokenizer_folder), 128, str(root))
+    return token_store(str(built), dataset_digest(built), "gold", tokenizer, str(tokenizer_folder), 128, str(root))
 
 
 def test_a_store_holds_every_token_of_every_document_in_exactly_one_row(store, built, tokenizer):
@@ -85,7 +85,7 @@ def test_a_rows_documents_are_those_whose_text_stands_in_it(store, built, tokeni
 def test_a_store_is_reused_and_the_same_bytes_come_out_again(
     store, built, tokenizer, tokenizer_folder, tmp_path, capsys
 ):
-    arguments = (str(built), "gold", tokenizer, str(tokenizer_folder), 128)
+    arguments = (str(built), dataset_digest(built), "gold", tokenizer, str(tokenizer_folder), 128)
     again = token_store(*arguments, str(store.folder.parent))
     assert again.folder == store.folder and "reused" in capsys.readouterr().out
     anew = token_store(*arguments, str(tmp_path))
@@ -97,5 +97,5 @@ def test_a_missing_store_or_split_is_named(built, tokenizer, tokenizer_folder, t
     with pytest.raises(InputError, match=r"info\.json"):
         PackedRows(tmp_path)
     with pytest.raises(InputError, match=r"silver.*gold/train"):
-        token_store(str(built), "silver", tokenizer, str(tokenizer_folder), 128, str(tmp_path))
+        token_store(str(built), dataset_digest(built), "silver", tokenizer, str(tokenizer_folder), 128, str(tmp_path))
     assert list(tmp_path.iterdir()) == []

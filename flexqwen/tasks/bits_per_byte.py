@@ -43,27 +43,27 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @classmethod
+    def of(cls, documents, sizes, sequence_length: int, eos_token_id: int, mask_token_id: int) -> "HeldOut":
+        """Cuts documents (`BOS tokens EOS` each) that are longer than a row; `sizes` are their bytes."""
+        pieces, owners = [], []
+        for number, document in enumerate(documents):
+            for piece in cut(document, sequence_length):
+                pieces.append(np.array(piece, dtype=np.int64))
+                owners.append(number)
+        tokens = np.array([len(document) - 2 for document in documents])
+        return cls(pieces, owners, tokens, np.asarray(sizes), eos_token_id, mask_token_id)
+
 
 def held_out(dataset: str, split: str, tokenizer, sequence_length: int, limit: int | None = None) -> HeldOut:
     """Reads and tokenizes `heldout/<split>` of a dataset, at most `limit` documents."""
     texts = [text for _, text in read_texts(dataset, "heldout", split, limit)]
     documents = list(encode_documents(tokenizer, texts))
-    pieces, owners = [], []
-    for number, document in enumerate(documents):
-        for piece in cut(document, sequence_length):
-            pieces.append(np.array(piece, dtype=np.int64))
-            owners.append(number)
-    return HeldOut(
-        pieces,
-        owners,
-        np.array([len(document) - 2 for document in documents]),
-        np.array([len(text.encode()) for text in texts]),
-        tokenizer.eos_token_id,
-        tokenizer.mask_token_id,
-    )
+    sizes = [len(text.encode()) for text in texts]
+    return HeldOut.of(documents, sizes, sequence_length, tokenizer.eos_token_id, tokenizer.mask_token_id)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: its tensors would stay in FSDP's buffers, and training could not use them
 def score(model, text: HeldOut, mode: str, batch_tokens: int = 8192, progress: bool = False) -> np.ndarray:
     """Scores every document with a `FlexQwenForCausalLM`.
 
@@ -77,9 +77,8 @@ def score(model, text: HeldOut, mode: str, batch_tokens: int = 8192, progress: b
     masked = mode == "masked"
     copies = [(piece, group) for piece in range(len(text.pieces)) for group in range(MASK_GROUPS if masked else 1)]
     copies.sort(key=lambda copy: -len(text.pieces[copy[0]]))
-    shift = 0 if masked and model.config.masked_prediction == "in_place" else 1
     nats = np.zeros(len(text))
-    training = model.training
+    training, device = model.training, next(model.parameters()).device
     model.eval()
     bar = tqdm(total=len(copies), desc=f"held-out, {mode}", unit="row", disable=not progress, leave=False)
     start = 0
@@ -87,7 +86,7 @@ def score(model, text: HeldOut, mode: str, batch_tokens: int = 8192, progress: b
         longest = len(text.pieces[copies[start][0]])
         batch = copies[start : start + max(1, batch_tokens // longest)]
         input_ids = np.zeros((len(batch), longest), dtype=np.int64)
-        targets = np.full((len(batch), longest), -1, dtype=np.int64)
+        labels = np.full((len(batch), longest), -100, dtype=np.int64)
         lengths = np.zeros(len(batch), dtype=np.int64)
         for row, (number, group) in enumerate(batch):
             piece = text.pieces[number]
@@ -97,22 +96,17 @@ def score(model, text: HeldOut, mode: str, batch_tokens: int = 8192, progress: b
             if masked:
                 dealt = np.random.default_rng([MASK_GROUPS, number]).permutation(len(piece)) % MASK_GROUPS
                 chosen &= dealt == group
-            targets[row, : len(piece)][chosen] = piece[chosen]
+            labels[row, : len(piece)][chosen] = piece[chosen]
             input_ids[row, : len(piece)] = np.where(chosen & masked, text.mask_token_id, piece)
-        device = model.device
-        rows, columns = np.nonzero(targets >= 0)
-        if len(rows):
-            hidden_states = model.model(
-                input_ids=torch.from_numpy(input_ids).to(device),
-                attention_mask=torch.from_numpy(np.arange(longest) < lengths[:, None]).long().to(device),
-                is_causal=not masked,
-                use_cache=False,
-            ).last_hidden_state
-            logits = model.lm_head(hidden_states[rows, columns - shift]).float()
-            labels = torch.from_numpy(targets[rows, columns]).to(device)
-            losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().cpu().numpy()
-            owners = np.array([text.piece_documents[number] for number, _ in batch])
-            np.add.at(nats, owners[rows], losses)
+        row_losses = model(
+            input_ids=torch.from_numpy(input_ids).to(device),
+            attention_mask=torch.from_numpy(np.arange(longest) < lengths[:, None]).long().to(device),
+            labels=torch.from_numpy(labels).to(device),
+            is_causal=not masked,
+            use_cache=False,
+            logits_to_keep=1,  # the losses are made where the labels are; no other logits are wanted
+        ).row_losses
+        np.add.at(nats, [text.piece_documents[number] for number, _ in batch], row_losses.double().cpu().numpy())
         start += len(batch)
         bar.update(len(batch))
     bar.close()
