@@ -196,9 +196,9 @@ class FlexQwenTrainer(transformers.Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         step = self.state.global_step
-        if "train_runtime" in logs:  # the end: what the Trainer sums up here is wrong after a resume
-            logs = {"train_runtime": logs["train_runtime"]}
-        elif "loss" in logs:
+        if "train_runtime" in logs:  # the Trainer's own summary at the end, which knows nothing of what was resumed
+            return
+        if "loss" in logs:
             self.check_finite()
             logs.update(self._training_logs(step))
             self._start_log(step)
@@ -266,6 +266,7 @@ class FlexQwenTrainer(transformers.Trainer):
 
     def _determine_best_metric(self, metrics, trial) -> bool:
         is_best = super()._determine_best_metric(metrics, trial)
+        self.state.best_global_step = None  # the Trainer would look for the best among its own checkpoints
         if is_best:
             folder = Path(self.args.output_dir) / "best"
             with self._saving("best"), written_aside(folder) if self.args.should_save else nowhere(folder) as aside:
@@ -310,6 +311,11 @@ class FlexQwenTrainer(transformers.Trainer):
                 f"{what} of {folder} could not be saved ({' '.join(str(error).split())[:200]}); the last complete "
                 f"checkpoint is {last or 'none'}; make room and run the same command again"
             ) from error
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        tied = set(getattr(self.model, "all_tied_weights_keys", ()))
+        if set(load_result.missing_keys) - tied or load_result.unexpected_keys:
+            super()._issue_warnings_after_load(load_result)
 
     def resume(self, checkpoint: Path | None) -> None:
         """Trains, from a checkpoint if there is one; stops early, with a checkpoint, on Ctrl-C or SIGTERM."""
