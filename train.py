@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     training.remove_unused_columns = False
     training.dataloader_pin_memory &= torch.cuda.is_available()
     training.accelerator_config.even_batches = False  # StepBatches are even, and of a size that changes by phases
+    training.ddp_find_unused_parameters = False
     training.metric_for_best_model, training.greater_is_better = "loss", False
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     logging.disable_progress_bar()  # of files being written; the training's own stays

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from accelerate import DistributedType, PartialState
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
@@ -23,6 +24,7 @@ from flexqwen.outputs import read_json, remove, write_json, written_aside
 from flexqwen.runs import checkpoints, last_checkpoint
 from flexqwen.schedule import StepBatches
 from flexqwen.tasks.bits_per_byte import MODES, HeldOut, score
+from modeling_flexqwen import FlexQwenForCausalLM
 
 SUMS = "sums.json"  # in a checkpoint: what was summed up since the last log
 
@@ -109,6 +111,20 @@ class FlexQwenTrainer(transformers.Trainer):
         self._loss: torch.Tensor | float = 0.0
         self._logged_step = self._timed_step = step
         self._since, self._waited = time.perf_counter(), 0.0
+
+    def create_accelerator_and_postprocess(self) -> None:
+        # accelerate turns FSDP on only where it sees several GPUs; torch has it on CPUs too, over gloo.
+        if self.args.fsdp and PartialState().distributed_type == DistributedType.MULTI_CPU:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        # FSDP2 gives the model a class made on the fly, whose name and source files would be saved with it.
+        wrapped, self.model.__class__ = self.model.__class__, FlexQwenForCausalLM
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.model.__class__ = wrapped
 
     def create_optimizer(self, model=None):
         if self.muon and self.optimizer is None:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -47,27 +48,33 @@ def options(built, tokenizer_folder, root, **changes) -> list[str]:
     return found
 
 
-def _train(arguments: list[str], output: str) -> None:
+def _train(arguments: list[str], output: str, largest_file: int | None) -> None:
     import train
 
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115
     train.main(arguments)
 
 
-def start(arguments: list[str], output: Path) -> multiprocessing.Process:
-    """Starts `train.py` with these options; what it prints goes to the file `output`."""
+def start(arguments: list[str], output: Path, largest_file: int | None = None) -> multiprocessing.Process:
+    """Starts `train.py` with these options; what it prints goes to the file `output`.
+
+    Args:
+        largest_file: bytes that a file may have; a write beyond fails, as it does on a full disk.
+    """
     os.environ["PYTHONPATH"] = str(ROOT)  # where the server that forks the processes looks for `train`
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train"])
-    process = context.Process(target=_train, args=(arguments, str(output)))
+    process = context.Process(target=_train, args=(arguments, str(output), largest_file))
     process.start()
     return process
 
 
-def run(arguments: list[str], output: Path) -> int:
+def run(arguments: list[str], output: Path, largest_file: int | None = None) -> int:
     """Runs `train.py` to its end and returns its exit status."""
-    process = start(arguments, output)
+    process = start(arguments, output, largest_file)
     process.join(300)
     return process.exitcode
 
