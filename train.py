@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, set_seed
 from transformers.utils import logging
 
@@ -170,12 +171,15 @@ def check(args: settings.Arguments) -> None:
     if training.n_gpu > 1:
         raise InputError("several GPUs in one process are not supported; start one process for each with torchrun")
     own = Path(args.model.model_name_or_path or "") / "tokenizer.json"
-    if (
-        args.model.model_name_or_path
-        and own.is_file()
-        and file_digest(own) != file_digest(Path(data.tokenizer) / "tokenizer.json")
-    ):
-        raise InputError(f"{data.tokenizer} is not the tokenizer of {own.parent}; pass --tokenizer {own.parent}")
+    if args.model.model_name_or_path and own.is_file():
+        one, other = (
+            Tokenizer.from_file(str(path)).get_vocab() for path in (own, Path(data.tokenizer) / "tokenizer.json")
+        )
+        if one != other:
+            raise InputError(
+                f"{data.tokenizer} has not the vocabulary of {own.parent}; pass --tokenizer {own.parent}, or what "
+                f"python -m flexqwen.tokenizer --adapt {own.parent} makes of it"
+            )
 
 
 if __name__ == "__main__":

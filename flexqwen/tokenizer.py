@@ -1,6 +1,10 @@
 """Byte-level BPE for Portuguese, with the mask token.
 
-python -m flexqwen.tokenizer --dataset carolina_originality --vocab_size 8192 --output runs/tokenizer
+    python -m flexqwen.tokenizer --dataset carolina_originality --vocab_size 8192 --output runs/tokenizer
+    python -m flexqwen.tokenizer --adapt Qwen/Qwen3-0.6B-Base --output runs/tokenizer-qwen3
+
+The second gives the tokenizer of a Qwen3 checkpoint, for training that goes on from it, the four special tokens that
+training needs: tokens that it has and that plain text never uses.
 """
 
 import json
@@ -8,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.outputs import versions, write_json, written_aside
@@ -16,6 +20,7 @@ from flexqwen.texts import count_texts, dataset_digest, read_texts
 
 PAD, BOS, EOS, MASK = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
 MADE_BY = "made_by.json"
+QWEN3_ROLES = {"pad": "<|fim_pad|>", "bos": "<|im_start|>", "eos": "<|endoftext|>", "mask": "<|fim_middle|>"}
 
 # Words with their leading space, numbers digit by digit (so that a model can learn what a digit is worth), runs of
 # punctuation, and line breaks by themselves. Apostrophes and hyphens split words: "d'água", "disse-lhe".
@@ -75,29 +80,54 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
     )
 
 
+def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> PreTrainedTokenizerFast:
+    """A checkpoint's tokenizer, same ids, with four of its special tokens as pad, BOS, EOS and mask.
+
+    Raises:
+        InputError: it cannot be loaded, or lacks one of the tokens.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer can be loaded from {checkpoint}: {' '.join(str(error).split())}") from None
+    vocabulary = tokenizer.get_vocab()
+    for role, token in roles.items():
+        if token not in vocabulary:
+            raise InputError(f"the tokenizer of {checkpoint} has no token {token}, which is to be its {role} token")
+        setattr(tokenizer, f"{role}_token", token)
+    bos, eos = roles["bos"], roles["eos"]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A",
+        pair=f"{bos} $A {eos} $B:1",
+        special_tokens=[(bos, vocabulary[bos]), (eos, vocabulary[eos])],
+    )
+    return tokenizer
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m flexqwen.tokenizer", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="carolina_originality", help="a folder made by carolina_originality.py")
+    parser.add_argument("--adapt", metavar="CHECKPOINT", help="adapt a Qwen3 checkpoint's tokenizer; none is trained")
     parser.add_argument("--vocab_size", type=int, default=8192, help="size of the vocabulary, special tokens included")
     parser.add_argument("--output", default="runs/tokenizer", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer made from something else")
     args = parser.parse_args(argv)
-    made_by = {
-        "dataset_digest": dataset_digest(args.dataset),
-        "vocab_size": args.vocab_size,
-        "versions": versions("tokenizers"),
-    }
+    if args.adapt:
+        made_by = {"adapted_from": args.adapt, **QWEN3_ROLES}
+    else:
+        made_by = {"dataset_digest": dataset_digest(args.dataset), "vocab_size": args.vocab_size}
+    made_by["versions"] = versions("tokenizers")
     existing = Path(args.output) / MADE_BY
     if existing.is_file():
         if json.loads(existing.read_text(encoding="utf-8")) == made_by:
-            print(f"tokenizer: {args.output} is already there, made from the same dataset and settings; reused")
+            print(f"tokenizer: {args.output} is already there, made from the same things and settings; reused")
             return
         if not args.overwrite:
             raise InputError(f"{args.output} holds a tokenizer made otherwise; pass --overwrite or another --output")
     elif Path(args.output).exists() and any(Path(args.output).iterdir()):
         raise InputError(f"{args.output} exists and is not a tokenizer made by this command; pass another --output")
-    tokenizer = train_tokenizer(args.dataset, args.vocab_size)
+    tokenizer = adapt_tokenizer(args.adapt) if args.adapt else train_tokenizer(args.dataset, args.vocab_size)
     with written_aside(args.output) as folder:
         tokenizer.save_pretrained(folder)
         write_json(folder / MADE_BY, made_by)

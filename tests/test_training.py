@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import eval as evaluation
+import flexqwen.tokenizer
 import train
 from flexqwen.tasks.bits_per_byte import MASK_GROUPS, held_out, score, summarize, unigram
+from flexqwen.tokenizer import QWEN3_ROLES
 from modeling_flexqwen import FlexQwenForCausalLM, FlexQwenForMaskedLM
+from tests.runs import options as tiny_options
+from tests.tiny import SHAPE
 
 STEPS = 60
 CONFIG = """
@@ -216,3 +221,26 @@ def test_pipelines_work_on_the_checkpoint_alone(finished, tmp_path):
     scores, written = json.loads(done.stdout.splitlines()[-1])
     assert 1 >= scores[0] >= scores[1] >= scores[2] > 0
     assert written.startswith("A cidade") and len(written) > len("A cidade")
+
+
+def test_training_goes_on_from_a_qwen3_checkpoint_with_its_adapted_tokenizer(built, tmp_path, capsys):
+    vocabulary = [*QWEN3_ROLES.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    plain = Tokenizer(models.BPE({token: number for number, token in enumerate(vocabulary)}, []))
+    plain.pre_tokenizer, plain.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    plain.add_special_tokens(list(QWEN3_ROLES.values()))
+    PreTrainedTokenizerFast(tokenizer_object=plain).save_pretrained(tmp_path / "qwen3")
+    config = Qwen3Config(**{**SHAPE, "vocab_size": 300, "max_position_embeddings": 64})
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path / "qwen3")
+
+    adapt = ["--adapt", str(tmp_path / "qwen3"), "--output", str(tmp_path / "tokenizer")]
+    flexqwen.tokenizer.main(adapt)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert {role: getattr(tokenizer, f"{role}_token") for role in QWEN3_ROLES} == QWEN3_ROLES
+    assert tokenizer("ab").input_ids == [1, vocabulary.index("a"), vocabulary.index("b")]
+    options = tiny_options(built, tmp_path / "tokenizer", tmp_path / "runs", max_steps=3)
+    train.main([*options, "--model_name_or_path", str(tmp_path / "qwen3")])
+    best = tmp_path / "runs" / "hybrid-shift-64" / "best"
+    assert FlexQwenForMaskedLM.from_pretrained(best).config.mask_token_id == 3
+    with pytest.raises(SystemExit):
+        train.main([*options, "--model_name_or_path", str(best), "--tokenizer", str(built)])
+    assert "no tokenizer" in capsys.readouterr().err
