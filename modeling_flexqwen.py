@@ -4,6 +4,7 @@ In causal mode every class runs Qwen3's own forward pass. The other modes change
 that parameters, their names and their initialisation are Qwen3's.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,7 @@ except ImportError:
 
 IGNORE = -100  # the label that PyTorch's cross entropy and every transformers collator leave out
 VARLEN_DEVICES = ("cuda",)  # where torch has a variable-length kernel; elsewhere "varlen" is sdpa
-CHUNK_ELEMENTS = 2**26  # logits held at once by the loss: 256 MiB in float32
+CHUNKS, CHUNK_TOKENS = 8, 256  # the loss takes an eighth of the labelled tokens at a time, but at least 256
 
 
 class _LabelledCrossEntropy(torch.autograd.Function):
@@ -63,7 +64,7 @@ class _LabelledCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
-        size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        size = max(CHUNK_TOKENS, math.ceil(len(labels) / CHUNKS))
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
             states, target = hidden[part].to(dtype), labels[part, None]
