@@ -1,5 +1,6 @@
 """Modes, masks and labels of training rows: what they are, and that they are a function of seed and place alone."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from flexqwen.cli import InputError
 from flexqwen.objectives import IGNORE, STRATEGIES, ObjectiveArguments, TrainingRows, collate, mask_spans
-from flexqwen.schedule import Phase
+from flexqwen.schedule import Phase, StepBatches
 
 PAD, BOS, EOS, MASK = range(4)
 VOCABULARY = 500
@@ -169,3 +170,51 @@ def test_batches_hold_causal_rows_first():
 def test_objectives_that_cannot_be(changes, message):
     with pytest.raises(InputError, match=message):
         ObjectiveArguments(**changes)
+
+
+def test_batches_of_a_step_are_the_same_rows_however_they_are_dealt():
+    phases = [Phase(Rows(), range(0, 3), 8), Phase(Rows(), range(3, 5), 16)]
+    dealt = {parts: list(StepBatches(phases, parts)) for parts in (1, 2, 4)}
+    for parts, batches in dealt.items():
+        assert len(batches) == len(StepBatches(phases, parts)) == 5 * parts
+        for step in range(5):
+            step_of_it = list(itertools.chain(*batches[step * parts : (step + 1) * parts]))
+            assert step_of_it == dealt[1][step] and len(step_of_it) == (8 if step < 3 else 16)
+    whole = TrainingRows(phases, ObjectiveArguments(), 0)
+    assert list(itertools.chain(*dealt[1])) == list(range(len(whole)))
+
+
+def test_steps_modes_and_mask_rates_run_on_over_phases():
+    phases = [Phase(Rows(), range(0, 10), 8), Phase(Rows(), range(10, 20), 16)]
+    rows = TrainingRows(phases, ObjectiveArguments(strategy="biphasic", causal_fraction=0.75), seed=0)
+    assert [rows.place(item)[1] for item in (0, 79, 80, 239)] == [0, 9, 10, 19]
+    assert all(rows.is_causal(item) for item in range(160)) and not any(
+        rows.is_causal(item) for item in range(160, 240)
+    )
+    first, second = ([rows.row_number(item) for item in range(start, start + 40)] for start in (0, 80))
+    assert sorted(first) == sorted(second) == list(range(40)) and first != second
+
+
+def test_every_pass_over_the_data_is_masked_anew():
+    rows = training_rows("baseline-masked", max_steps=10)
+    seen = {}
+    for item in range(80):
+        seen.setdefault(rows.row_number(item), []).append(rows[item]["labels"])
+    assert all(len(labels) == 2 and not np.array_equal(*labels) for labels in seen.values())
+
+
+def test_a_span_has_one_fate():
+    rng = np.random.default_rng(0)
+    objective = ObjectiveArguments(mask_span_max=3, mask_replace=0.5, mask_random=0.0)
+    ids = rng.integers(4, VOCABULARY, size=20_000)
+    inputs, labels = mask_spans(ids, 0.05, rng, objective, [PAD, BOS, EOS, MASK], MASK, VOCABULARY)
+    masked, replaced = labels != IGNORE, inputs == MASK
+    neighbours = masked[1:] & masked[:-1]
+    # Two spans seldom touch at this rate: nearly all neighbours are of one span, and share what became of it.
+    assert (replaced[1:] == replaced[:-1])[neighbours].mean() > 0.9
+    assert 0.4 < replaced[masked].mean() < 0.6
+
+
+def test_masked_prediction_of_each_strategy():
+    expected = {name: "in_place" if name == "hybrid-inplace" else "next_token" for name in STRATEGIES}
+    assert {name: ObjectiveArguments(strategy=name).masked_prediction for name in STRATEGIES} == expected
