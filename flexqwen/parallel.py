@@ -2,10 +2,14 @@
 
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from typing import Any
 
 from tqdm import tqdm
@@ -16,8 +20,8 @@ from flexqwen.cli import InputError
 class Pool:
     """`workers` processes that run tasks; with one worker the tasks run in this process.
 
-    Workers are spawned (pyarrow's threads do not survive a fork) and end at once when this process ends, however it
-    ends, so that nothing is written behind the back of the next run.
+    Workers are spawned (pyarrow's threads do not survive a fork). They leave Ctrl-C to this process, and end at once
+    when it is interrupted or ends, however it ends, so that nothing is written behind the back of the next run.
     """
 
     def __init__(self, workers: int):
@@ -27,12 +31,18 @@ class Pool:
     def __enter__(self) -> "Pool":
         if self.workers > 1:
             context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_end_with_parent)
+            theirs, self._alive = context.Pipe(duplex=False)
+            self._executor = ProcessPoolExecutor(
+                self.workers, mp_context=context, initializer=_end_with, initargs=(theirs,)
+            )
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, _, error: BaseException | None, __) -> None:
         if self._executor:
+            if error and not isinstance(error, Exception):
+                self._alive.close()
             self._executor.shutdown(cancel_futures=True)
+            self._alive.close()
 
     def map(
         self, function: Callable, tasks: Sequence[tuple], what: str, costs: Sequence[float] | None = None
@@ -49,7 +59,8 @@ class Pool:
                     results[i] = function(*tasks[i])
                     bar.update()
                 return [results[i] for i in range(len(tasks))]
-            futures = {i: self._executor.submit(function, *tasks[i]) for i in order}
+            with _interrupts_held():
+                futures = {i: self._executor.submit(function, *tasks[i]) for i in order}
             for future in futures.values():
                 future.add_done_callback(lambda _: bar.update())
             try:
@@ -67,11 +78,30 @@ class Pool:
                     future.cancel()
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block, and the processes that start in it never get it."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    held = []
+    before = signal.signal(signal.SIGINT, lambda *_: held.append(True))
+    resource_tracker.ensure_running()  # started later, it would clear the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited, where a handler is not
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _end_with(alive: Connection) -> None:
+    """Ends this process as soon as the other end of the pipe is closed, as it is when its holder ends."""
 
     def watch() -> None:
-        parent.join()
+        alive.poll(None)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
