@@ -12,6 +12,7 @@ their 7-grams too:
 """
 
 import fcntl
+import importlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from flexqwen import card, contamination, originality, splits
 from flexqwen.cli import InputError
 from flexqwen.corpus import MIN_TOKENS, Corpus, Document, Shard, open_corpus, read_shard
 from flexqwen.outputs import digest, file_digest, is_empty, put, read_json, remove, versions, write_json, written_aside
-from flexqwen.parallel import Pool
+from flexqwen.parallel import Pool, interrupts_held
 
 SCHEMA = pa.schema(
     [
@@ -167,6 +168,10 @@ def build(
                 if not overwrite:
                     raise InputError(f"{output}: was built from other inputs; remove it or give --overwrite")
             _keep_only(work, {"documents", inputs})
+            with interrupts_held():  # what these load may swallow an interrupt
+                importlib.import_module("matplotlib.figure")
+                importlib.import_module("scipy.stats")
+                pa.array(np.empty(0))  # pyarrow loads pandas, where there is one
             try:
                 with Pool(workers) as pool:
                     manifest = _build(corpus, work, inputs, parameters, pool, memory)

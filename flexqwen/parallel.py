@@ -1,5 +1,6 @@
 """Independent tasks over processes, results in the order of the tasks."""
 
+import _thread
 import multiprocessing
 import os
 import signal
@@ -20,8 +21,8 @@ from flexqwen.cli import InputError
 class Pool:
     """`workers` processes that run tasks; with one worker the tasks run in this process.
 
-    Workers are spawned (pyarrow's threads do not survive a fork). They leave Ctrl-C to this process, and end at once
-    when it is interrupted or ends, however it ends, so that nothing is written behind the back of the next run.
+    Workers are spawned (pyarrow's threads do not survive a fork). They leave Ctrl-C to this process, which then stops
+    their tasks. They end at once when it ends, however it ends, so that nothing is written behind the next run's back.
     """
 
     def __init__(self, workers: int):
@@ -31,18 +32,18 @@ class Pool:
     def __enter__(self) -> "Pool":
         if self.workers > 1:
             context = multiprocessing.get_context("spawn")
-            theirs, self._alive = context.Pipe(duplex=False)
+            theirs, self._going = context.Pipe(duplex=False)
             self._executor = ProcessPoolExecutor(
-                self.workers, mp_context=context, initializer=_end_with, initargs=(theirs,)
+                self.workers, mp_context=context, initializer=_watch_parent, initargs=(theirs,)
             )
         return self
 
     def __exit__(self, _, error: BaseException | None, __) -> None:
         if self._executor:
             if error and not isinstance(error, Exception):
-                self._alive.close()
+                self._going.close()
             self._executor.shutdown(cancel_futures=True)
-            self._alive.close()
+            self._going.close()
 
     def map(
         self, function: Callable, tasks: Sequence[tuple], what: str, costs: Sequence[float] | None = None
@@ -59,8 +60,8 @@ class Pool:
                     results[i] = function(*tasks[i])
                     bar.update()
                 return [results[i] for i in range(len(tasks))]
-            with _interrupts_held():
-                futures = {i: self._executor.submit(function, *tasks[i]) for i in order}
+            with interrupts_held():
+                futures = {i: self._executor.submit(_run, function, *tasks[i]) for i in order}
             for future in futures.values():
                 future.add_done_callback(lambda _: bar.update())
             try:
@@ -79,7 +80,7 @@ class Pool:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def interrupts_held() -> Iterator[None]:
     """Ctrl-C waits until the end of the block, and the processes that start in it never get it."""
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield
@@ -97,11 +98,34 @@ def _interrupts_held() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _end_with(alive: Connection) -> None:
-    """Ends this process as soon as the other end of the pipe is closed, as it is when its holder ends."""
+# In a worker
 
-    def watch() -> None:
-        alive.poll(None)
+_running = _stopped = False
+
+
+def _run(function: Callable, *task) -> Any:
+    """Runs a task. An interrupt in it is its result: the worker lives, and no half of a result blocks the parent."""
+    global _running
+    _running = True
+    try:
+        if _stopped:
+            raise KeyboardInterrupt
+        return function(*task)
+    finally:
+        _running = False
+
+
+def _watch_parent(going: Connection) -> None:
+    def end() -> None:
+        multiprocessing.parent_process().join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    def stop() -> None:
+        global _stopped
+        going.poll(None)  # until the parent closes its end
+        _stopped = True
+        if _running:
+            _thread.interrupt_main()
+
+    for watch in (end, stop):
+        threading.Thread(target=watch, daemon=True).start()
