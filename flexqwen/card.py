@@ -170,6 +170,11 @@ def _shares(scored: "Scored", chosen: "Splits", most: int = 8) -> str:
     return _table(("typology, % of tokens", *(f"`{config}`" for config in configs)), rows)
 
 
+def _agrees(found: dict[str, float]) -> str:
+    """Cells of a table."""
+    return f"{found['pearson']:.3f} | {found['spearman']:.3f} | {found['mean_absolute_difference']:.1f}"
+
+
 def _body(manifest: dict[str, Any], scored: "Scored", chosen: "Splits") -> str:
     splits, shards, kept = manifest["splits"], manifest["shards"], manifest["documents"]
     generated = manifest["generated"]
@@ -177,14 +182,15 @@ def _body(manifest: dict[str, Any], scored: "Scored", chosen: "Splits") -> str:
     agreement = manifest["agreement"]
     agrees = "There are too few documents to compare the two."
     if "column" in agreement and "among_long" in agreement:
-        column, long = agreement["column"], agreement["among_long"]
-        whole = "" if generated else " The header was computed over the whole corpus, this over the shards at hand."
+        whole = "" if generated else "\nThe header was computed over the whole corpus, this over the shards at hand."
         agrees = f"""\
-Over the {agreement["documents"]:,} documents of at least {MIN_TOKENS} tokens the two agree at Pearson
-{column["pearson"]:.3f}, Spearman {column["spearman"]:.3f}, mean absolute difference
-{column["mean_absolute_difference"]:.1f} points; if those documents are compared with each other only, as the header's
-measure seems to, at Pearson {long["pearson"]:.3f}, Spearman {long["spearman"]:.3f},
-{long["mean_absolute_difference"]:.1f} points.{whole}"""
+Over the {agreement["documents"]:,} documents of at least {MIN_TOKENS} tokens:
+
+| what counts as a copy | Pearson | Spearman | mean absolute difference |
+|---|---:|---:|---:|
+| what any document shares, as in the column | {_agrees(agreement["column"])} |
+| what documents of at least {MIN_TOKENS} tokens share, as the header seems to | {_agrees(agreement["among_long"])} |
+{whole}"""
     absent = f" Of the listed shards {len(shards['absent']):,} were absent." if shards["absent"] else ""
     bad = f" {len(shards['bad']):,} bad shards were left out: see `manifest.json`." if shards["bad"] else ""
     dropped = "; ".join(f"{count:,} {reason}" for reason, count in kept["dropped"].items()) or "none"
@@ -213,8 +219,10 @@ measure seems to, at Pearson {long["pearson"]:.3f}, Spearman {long["spearman"]:.
     return f"""\
 # {_title(manifest)}
 
-{_GENERATED if generated else _REAL} It is made to ask what originality is worth in pre-training: train
-one model on `gold`, another on `matched`, and compare them on `heldout`.
+{_GENERATED if generated else _REAL}
+
+The dataset is made to ask what originality is worth in pre-training: train one model on `gold`, another on
+`matched`, and compare them on `heldout`.
 
 ```python
 from datasets import load_dataset
@@ -245,7 +253,9 @@ documents at hand.
 
 `originality` is the corpus's own measure, as its headers state it. `ngram_originality` was recomputed here: the
 percentage of a document's word 7-grams (words as white space separates them, by position) that no other document of
-this build holds; null for a document of fewer than seven words. {agrees} This build chose its splits by {measure}.
+this build holds; null for a document of fewer than seven words. This build chose its splits by {measure}.
+
+How the two agree. {agrees}
 
 ![Header against recomputed originality](figures/header_and_ngram.png)
 
