@@ -307,7 +307,7 @@ def store_shard(shard: Shard, file: Path, parameters: Parameters) -> dict[str, A
     except InputError as error:
         if not parameters.skip_bad_shards:
             raise
-        kept, bad = 0, str(error).replace(str(shard.path), shard.name).rsplit("; ", 1)[0]
+        kept, bad = 0, str(error).removeprefix(f"{shard.path}: ").rsplit("; ", 1)[0]
         dropped.clear()
         with written_aside(file) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _STORED):
             pass

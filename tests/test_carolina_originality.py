@@ -425,7 +425,7 @@ def test_a_bad_shard_stops_the_build_or_is_left_out(corpus, tmp_path, capsys):
     assert "1 bad" in printed
     found = manifest(tmp_path / "out")
     assert list(found["shards"]["bad"]) == ["university_domains/UNIa.xml.gz"]
-    assert "damaged gzip" in found["shards"]["bad"]["university_domains/UNIa.xml.gz"]
+    assert found["shards"]["bad"]["university_domains/UNIa.xml.gz"].startswith("is a damaged gzip file after")
     assert "university_domains" not in read(tmp_path / "out", "index")["taxonomy"].to_pylist()
 
 
