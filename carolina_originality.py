@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 
 from flexqwen import portuguese, sample
-from flexqwen.cli import ArgumentParser, InputError, command
+from flexqwen.cli import ArgumentParser, InputError, command, path
 from flexqwen.corpus import open_corpus
 from flexqwen.dataset import Parameters, build, read_manifest
 from flexqwen.inspection import dataset_by_taxonomy, describe_corpus, describe_dataset, describe_document, is_dataset
-from flexqwen.outputs import digest, file_digest, read_json, versions, write_json, written_aside
+from flexqwen.outputs import digest, file_digest, is_empty, read_json, versions, write_json, written_aside
 from flexqwen.parallel import Pool
 
 
@@ -23,12 +23,15 @@ def make_sample(args) -> None:
     made = {"documents": args.documents, "seed": args.seed, **versions()}
     made["code"] = digest([file_digest(module.__file__) for module in (portuguese, sample)])
     stamp = args.folder / "sample.json"
-    if args.folder.exists():
-        if read_json(stamp) == made:
+    if args.folder.exists() and not is_empty(args.folder):
+        found = read_json(stamp)
+        if found == made:
             print(f"{args.folder}: already there, reused")
             return
+        if not (isinstance(found, dict) and found.keys() == made.keys()):
+            raise InputError(f"{args.folder}: holds no sample corpus; name another folder, or remove it yourself")
         if not args.overwrite:
-            raise InputError(f"{args.folder}: exists and was made otherwise; remove it, or give --overwrite")
+            raise InputError(f"{args.folder}: is a sample corpus made otherwise; remove it, or give --overwrite")
     try:
         with written_aside(args.folder) as partial:
             partial.mkdir()
@@ -71,16 +74,20 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
 
     sample_ = commands.add_parser("sample", help="write a small generated corpus in Corpus Carolina's format")
-    sample_.add_argument("folder", type=Path)
+    sample_.add_argument("folder", type=path)
     sample_.add_argument("--documents", type=int, default=3000)
     sample_.add_argument("--seed", type=int, default=0)
-    sample_.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
+    sample_.add_argument("--overwrite", action="store_true", help="replace another sample corpus")
     sample_.set_defaults(run=make_sample)
 
     build_ = commands.add_parser("build", help="build the dataset from a corpus")
-    build_.add_argument("--corpus", type=Path, required=True, help="the folder that holds Corpus Carolina's corpus/")
-    build_.add_argument("--output", type=Path, default=Path("carolina_originality"))
-    build_.add_argument("--documents", type=int, help="use only so many documents, a random sample of all shards")
+    build_.add_argument("--corpus", type=path, required=True, help="the folder that holds Corpus Carolina's corpus/")
+    build_.add_argument("--output", type=path, default=Path("carolina_originality"))
+    build_.add_argument(
+        "--documents",
+        type=int,
+        help="use only so many documents, a random sample of all; every shard is read all the same",
+    )
     build_.add_argument("--seed", type=int, default=0)
     build_.add_argument(
         "--measure", choices=("header", "ngram"), default="header", help="originality that makes the splits"
@@ -94,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     build_.set_defaults(run=make_dataset)
 
     inspect_ = commands.add_parser("inspect", help="show a corpus or a built dataset")
-    inspect_.add_argument("folder", type=Path)
+    inspect_.add_argument("folder", type=path)
     inspect_.add_argument("--id", help="show where the copied passages of this document are, and who else holds them")
     inspect_.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     inspect_.set_defaults(run=inspect)

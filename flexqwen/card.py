@@ -11,6 +11,9 @@ from flexqwen.corpus import MIN_TOKENS
 from flexqwen.splits import MIN_GAP, TOLERANCE
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from flexqwen.dataset import Scored
     from flexqwen.splits import Splits
 
@@ -37,6 +40,23 @@ _CONFIGS = {
     "heldout": "validation and test, three strata of each; see below",
     "index": "every document's identifier, length and scores, without text",
 }
+
+_REAL = """\
+Documents of Corpus Carolina, a general corpus of contemporary Brazilian Portuguese, chosen by how **original** they
+are: what share of a document stands in no other one."""
+_GENERATED = """\
+**A sample, not Corpus Carolina: every text here was generated** by FlexQwen's `sample` command, in the corpus's format
+and with copied passages planted, so that the tools can be tried. No person wrote it, and what a model learns from it
+says nothing about Portuguese. The documents are chosen by how **original** they are: what share of a document stands in
+no other one."""
+_REAL_SOURCE = """\
+The texts come from Corpus Carolina (C4AI, University of São Paulo; `carolina-c4ai/corpus-carolina` on the Hugging Face
+Hub), whose headers are CC BY 4.0. **Each text keeps the licence that its header names**, in the column `license`:"""
+_GENERATED_SOURCE = """\
+The texts come from FlexQwen's `sample` command and are Apache-2.0, as it is. Addresses in the columns `source` and
+`license` are made up or stand where the corpus would have them:"""
+_REAL_CAUTION = "Texts are as the corpus has them: they may hold personal data, mistakes and offensive language."
+_GENERATED_CAUTION = "Texts are made by a grammar: they hold no personal data, and no sense."
 
 
 def write_card(folder: Path, manifest: dict[str, Any], scored: "Scored", chosen: "Splits") -> None:
@@ -69,19 +89,30 @@ def _front_matter(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         )
     documents = manifest["documents"]["kept"]
     bounds = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
-    return {
-        "pretty_name": "Carolina Originality",
-        "language": ["pt"],
+    source = {
         "license": "other",
         "license_name": "per-document",
         "license_link": "https://huggingface.co/datasets/carolina-c4ai/corpus-carolina",
+        "source_datasets": ["carolina-c4ai/corpus-carolina"],
+    }
+    tags = ["originality", "deduplication", "data-efficiency", "portuguese"]
+    if manifest["generated"]:
+        source = {"license": "apache-2.0", "source_datasets": ["original"]}
+        tags.append("synthetic")
+    return {
+        "pretty_name": _title(manifest),
+        "language": ["pt"],
+        **source,
         "task_categories": ["text-generation", "fill-mask"],
         "size_categories": [next((name for bound, name in bounds if documents < bound), "10M<n<100M")],
-        "source_datasets": ["carolina-c4ai/corpus-carolina"],
-        "tags": ["originality", "deduplication", "data-efficiency", "portuguese"],
+        "tags": tags,
         "configs": configs,
         "dataset_info": info,
     }
+
+
+def _title(manifest: dict[str, Any]) -> str:
+    return "Carolina Originality, generated sample" if manifest["generated"] else "Carolina Originality"
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -139,19 +170,27 @@ def _shares(scored: "Scored", chosen: "Splits", most: int = 8) -> str:
     return _table(("typology, % of tokens", *(f"`{config}`" for config in configs)), rows)
 
 
+def _agrees(found: dict[str, float]) -> str:
+    """Cells of a table."""
+    return f"{found['pearson']:.3f} | {found['spearman']:.3f} | {found['mean_absolute_difference']:.1f}"
+
+
 def _body(manifest: dict[str, Any], scored: "Scored", chosen: "Splits") -> str:
     splits, shards, kept = manifest["splits"], manifest["shards"], manifest["documents"]
+    generated = manifest["generated"]
     measure = {"header": "`originality`", "ngram": "`ngram_originality`"}[manifest["parameters"]["measure"]]
     agreement = manifest["agreement"]
     agrees = "There are too few documents to compare the two."
     if "column" in agreement and "among_long" in agreement:
-        column, long = agreement["column"], agreement["among_long"]
+        whole = "" if generated else "\nThe header was computed over the whole corpus, this over the shards at hand."
         agrees = f"""\
-Over the {agreement["documents"]:,} documents of at least {MIN_TOKENS} tokens the two agree at Pearson
-{column["pearson"]:.3f}, Spearman {column["spearman"]:.3f}, mean absolute difference
-{column["mean_absolute_difference"]:.1f} points; if those documents are compared with each other only, at Pearson
-{long["pearson"]:.3f}, Spearman {long["spearman"]:.3f}, {long["mean_absolute_difference"]:.1f} points. The header was
-computed over the whole corpus, this over the shards at hand."""
+Over the {agreement["documents"]:,} documents of at least {MIN_TOKENS} tokens:
+
+| what counts as a copy | Pearson | Spearman | mean absolute difference |
+|---|---:|---:|---:|
+| what any document shares, as in the column | {_agrees(agreement["column"])} |
+| what documents of at least {MIN_TOKENS} tokens share, as the header seems to | {_agrees(agreement["among_long"])} |
+{whole}"""
     absent = f" Of the listed shards {len(shards['absent']):,} were absent." if shards["absent"] else ""
     bad = f" {len(shards['bad']):,} bad shards were left out: see `manifest.json`." if shards["bad"] else ""
     dropped = "; ".join(f"{count:,} {reason}" for reason, count in kept["dropped"].items()) or "none"
@@ -178,11 +217,12 @@ computed over the whole corpus, this over the shards at hand."""
         _by(scored, "taxonomy"),
     )
     return f"""\
-# Carolina Originality
+# {_title(manifest)}
 
-Documents of Corpus Carolina, a general corpus of contemporary Brazilian Portuguese, chosen by how **original** they
-are: what share of a document stands in no other one. It is made to ask what originality is worth in pre-training: train
-one model on `gold`, another on `matched`, and compare them on `heldout`.
+{_GENERATED if generated else _REAL}
+
+The dataset is made to ask what originality is worth in pre-training: train one model on `gold`, another on
+`matched`, and compare them on `heldout`.
 
 ```python
 from datasets import load_dataset
@@ -212,8 +252,10 @@ documents at hand.
 ## Originality
 
 `originality` is the corpus's own measure, as its headers state it. `ngram_originality` was recomputed here: the
-percentage of a document's word 7-grams (lower-cased, by position) that no other document of this build holds; null for
-a document of fewer than seven words. {agrees} This build chose its splits by {measure}.
+percentage of a document's word 7-grams (words as white space separates them, by position) that no other document of
+this build holds; null for a document of fewer than seven words. This build chose its splits by {measure}.
+
+How the two agree. {agrees}
 
 ![Header against recomputed originality](figures/header_and_ngram.png)
 
@@ -231,10 +273,10 @@ whole corpus before.
 
 ![Length of gold and matched](figures/length_gold_and_matched.png)
 
-**Typology confounds originality.** Tweets and product reviews are nearly all original, encyclopedia stubs made from one
-template are not: `gold` and `matched` have one distribution of lengths, but they are not the same kinds of text, and a
-difference between models trained on them may come from the kind. `gold_typology` and `matched_typology` answer for
-that: each pair there has one source typology.
+**Typology confounds originality.** In Corpus Carolina, tweets and product reviews are nearly all original, encyclopedia
+stubs made from one template are not: `gold` and `matched` have one distribution of lengths, but they are not the same
+kinds of text, and a difference between models trained on them may come from the kind. `gold_typology` and
+`matched_typology` answer for that: each pair there has one source typology.
 
 {_shares(scored, chosen)}
 
@@ -249,12 +291,11 @@ that had were left out, with their partners.
 
 ## Licence and source
 
-The texts come from Corpus Carolina (C4AI, University of São Paulo; `carolina-c4ai/corpus-carolina` on the Hugging Face
-Hub), whose headers are CC BY 4.0. **Each text keeps the licence that its header names**, in the column `license`:
+{_GENERATED_SOURCE if generated else _REAL_SOURCE}
 
 {_table(("licence", "documents"), ((name or "none named", count) for name, count in licenses if count))}
 
-Texts are as the corpus has them: they may hold personal data, mistakes and offensive language.
+{_GENERATED_CAUTION if generated else _REAL_CAUTION}
 """
 
 
@@ -264,15 +305,25 @@ _BLUE, _ORANGE = "#2a6f97", "#e07a1f"
 
 
 def _draw(folder: Path, scored: "Scored", chosen: "Splits") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in (
+        ("header_and_ngram", header_figure(scored)),
+        ("originality_by_taxonomy", taxonomy_figure(scored)),
+        ("length_gold_and_matched", length_figure(scored.tokens, chosen.training)),
+    ):
+        figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+
+
+def _legend_above(axis: "Axes") -> None:
+    """A legend between title and frame, where no data can be under it."""
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+
+
+def header_figure(scored: "Scored") -> "Figure":
+    """How many documents of at least 21 tokens have which originality, stated and recomputed."""
     from matplotlib.figure import Figure
 
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def save(figure: Figure, name: str) -> None:
-        figure.savefig(folder / name, dpi=110, bbox_inches="tight", metadata={"Software": None})
-
-    long = scored.tokens >= MIN_TOKENS
-    both = long & ~np.isnan(scored.header) & ~np.isnan(scored.ngram)
+    both = (scored.tokens >= MIN_TOKENS) & ~np.isnan(scored.header) & ~np.isnan(scored.ngram)
 
     figure = Figure(figsize=(6, 5))
     axes = figure.add_subplot()
@@ -283,10 +334,16 @@ def _draw(folder: Path, scored: "Scored", chosen: "Splits") -> None:
         figure.colorbar(image, label="documents")
     axes.plot([0, 100], [0, 100], color="black", linewidth=0.8, linestyle="--", label="equal")
     axes.set(xlabel="originality stated in the header (%)", ylabel="recomputed: 7-grams held by no other (%)")
-    axes.set_title(f"{both.sum():,} documents of at least {MIN_TOKENS} tokens")
-    axes.legend(loc="upper left")
-    save(figure, "header_and_ngram.png")
+    axes.set_title(f"{both.sum():,} documents of at least {MIN_TOKENS} tokens", pad=28)
+    _legend_above(axes)
+    return figure
 
+
+def taxonomy_figure(scored: "Scored") -> "Figure":
+    """The originality that the headers state, for each taxonomy."""
+    from matplotlib.figure import Figure
+
+    long = scored.tokens >= MIN_TOKENS
     names = scored.names("taxonomy")
     codes = scored.codes("taxonomy")
     present = sorted(np.unique(codes), key=names.__getitem__)
@@ -300,18 +357,23 @@ def _draw(folder: Path, scored: "Scored", chosen: "Splits") -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set(xlabel=f"originality stated in the header (%), documents of at least {MIN_TOKENS} tokens")
     figure.supylabel("% of the documents of each taxonomy", fontsize=10)
-    save(figure, "originality_by_taxonomy.png")
+    return figure
+
+
+def length_figure(tokens: np.ndarray, training: dict[str, np.ndarray]) -> "Figure":
+    """Lengths of the originals and of their controls, from the tokens of all documents and the documents of configs."""
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4))
     for axis, (one, other) in zip(
         figure.subplots(1, 2), (("gold", "matched"), ("gold_typology", "matched_typology")), strict=True
     ):
-        lengths = [scored.tokens[chosen.training[config]] for config in (one, other)]
+        lengths = [tokens[training[config]] for config in (one, other)]
         longest = max((int(length.max()) for length in lengths if len(length)), default=MIN_TOKENS) + 1
         bins = np.unique(np.geomspace(MIN_TOKENS, max(longest, 2 * MIN_TOKENS), 40).round())
         axis.hist(lengths[0], bins=bins, color=_BLUE, alpha=0.55, label=one)
         axis.hist(lengths[1], bins=bins, histtype="step", color=_ORANGE, linewidth=1.6, label=other)
         axis.set(xscale="log", xlabel="tokens", ylabel="documents")
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend()
-    save(figure, "length_gold_and_matched.png")
+        _legend_above(axis)
+    return figure

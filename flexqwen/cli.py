@@ -4,11 +4,19 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
 class InputError(Exception):
     """Bad input from the user. The message is one line that names the thing, the place and the remedy."""
+
+
+def path(text: str) -> Path:
+    """argparse type of a path. An empty one, such as an unset variable leaves, would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty, give a path")
+    return Path(text)
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -1,4 +1,7 @@
-"""Long passages in common: what share of a training document's 13-grams the held-out documents hold too."""
+"""Long passages in common: what share of a training document's 13-grams the held-out documents hold too.
+
+Words are lower-cased `\\w+`: a copy in other case or punctuation is contamination all the same.
+"""
 
 import numpy as np
 
@@ -25,7 +28,7 @@ class Passages:
 
     def shares(self, texts: list[str]) -> np.ndarray:
         """Share of each text's 13-grams, counted by position, that are among these: float64, 0 for under 13 words."""
-        grams, text = ngram_hashes(*word_hashes(texts), NGRAM)
+        grams, text = ngram_hashes(*word_hashes(texts, normalized=True), NGRAM)
         total = np.bincount(text, minlength=len(texts))
         maybe = self._low[grams & np.uint64(len(self._low) - 1)]
         grams, text = grams[maybe], text[maybe]
@@ -35,4 +38,4 @@ class Passages:
 
 def passages(texts: list[str]) -> np.ndarray:
     """Hashes (uint64) of all word 13-grams of the texts."""
-    return ngram_hashes(*word_hashes(texts), NGRAM)[0]
+    return ngram_hashes(*word_hashes(texts, normalized=True), NGRAM)[0]

@@ -4,6 +4,7 @@ The published layout (Corpus Carolina 2.0.1, `carolina-c4ai/corpus-carolina` on 
 
     corpus/<taxonomy>/[pt/|pt-BR/]<SHARD>.xml.gz     a gzipped TEI corpus, one <TEI> element a document
     corpus/<taxonomy>/checksum.sha256                SHA-256 of each *uncompressed* shard, named without `.gz`
+    corpus/GENERATED.txt                             only where the texts are made up (see sample.py): no real corpus
 
 A shard is read once, as a stream: bytes are unzipped, hashed and parsed on the way, and one document is in memory at a
 time. What is wrong with a shard is a `ShardError`; what is wrong with a document drops the document, and is counted.
@@ -25,6 +26,7 @@ from flexqwen.cli import InputError
 
 NAMESPACE = "{http://www.tei-c.org/ns/1.0}"
 CHECKSUMS = "checksum.sha256"
+GENERATED = "GENERATED.txt"
 MIN_TOKENS = 21
 """The corpus's originality is defined from 21 tokens on; shorter documents carry a 0 that means nothing."""
 
@@ -34,6 +36,7 @@ MAX_DOCUMENT_BYTES = 256 << 20
 # What may stand before the root element. There is no DOCTYPE in it, so no entity can be declared.
 _PROLOG = re.compile(rb"(?:\xef\xbb\xbf)?(?>\s+|<\?.*?\?>|<!--.*?-->)*+<teiCorpus[\s>]", re.DOTALL)
 _READ_BYTES = 1 << 18
+_LFS_POINTER = b"version https://git-lfs"
 
 
 class ShardError(InputError):
@@ -81,12 +84,16 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A corpus folder: its shards in order, the names that are listed but absent, and files that are no part of it."""
+    """A corpus folder: its shards in order, the names that are listed but absent, and files that are no part of it.
+
+    `generated` says that the texts are made up: whatever is published of them must say so.
+    """
 
     folder: Path
     shards: list[Shard]
     absent: list[str]
     strays: list[str]
+    generated: bool
 
 
 def open_corpus(folder: str | Path) -> Corpus:
@@ -99,6 +106,9 @@ def open_corpus(folder: str | Path) -> Corpus:
         raise InputError(f"{folder}: no such folder; give the one that holds Corpus Carolina's corpus/")
     if (folder / "corpus").is_dir():
         folder = folder / "corpus"
+    for inside in (folder.absolute(), folder.absolute().parent):
+        if (inside / CHECKSUMS).is_file():
+            raise InputError(f"{folder}: is only a part of a corpus; give the whole, {inside.parent}")
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     present = {name for name in found if name.endswith(".xml.gz")}
     lists = sorted(name for name in found if name.count("/") == 1 and name.endswith("/" + CHECKSUMS))
@@ -119,7 +129,8 @@ def open_corpus(folder: str | Path) -> Corpus:
         folder=folder,
         shards=[Shard(name, found[name], digests[name]) for name in sorted(present)],
         absent=sorted(digests.keys() - present),
-        strays=sorted(found.keys() - present - set(lists) - {"schema.rng"}),
+        strays=sorted(found.keys() - present - set(lists) - {"schema.rng", GENERATED}),
+        generated=GENERATED in found,
     )
 
 
@@ -212,6 +223,9 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
         )
         raise _bad(shard, f"is not well-formed XML at line {line}, after {number} documents ({message})") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        if _starts_with(shard.path, _LFS_POINTER):
+            remedy = "fetch the shards themselves with 'git lfs pull' or 'hf download'"
+            raise _bad(shard, "is a git-LFS pointer, not the shard itself", remedy) from error
         place = f"after {stream.bytes if stream else 0:,} bytes of XML, {number} documents"
         raise _bad(shard, f"is a damaged gzip file {place} ({error})") from error
     except OSError as error:
@@ -220,8 +234,13 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
         raise _bad(shard, f"has SHA-256 {sha256[:12]}…, and {CHECKSUMS} says {shard.sha256[:12]}…")
 
 
-def _bad(shard: Shard, what: str) -> ShardError:
-    return ShardError(f"{shard.path}: {what}; download the shard again, or leave it out with --skip-bad-shards")
+def _starts_with(path: Path, start: bytes) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(start)) == start
+
+
+def _bad(shard: Shard, what: str, remedy: str = "download the shard again") -> ShardError:
+    return ShardError(f"{shard.path}: {what}; {remedy}, or leave it out with --skip-bad-shards")
 
 
 _HEADER, _TEXT, _P = (NAMESPACE + name for name in ("teiHeader", "text", "p"))

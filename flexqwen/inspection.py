@@ -52,6 +52,8 @@ def describe_dataset(manifest: dict[str, Any]) -> str:
         f"{len(shards['used']):,} shards used, {len(shards['absent']):,} listed but absent, "
         f"{len(shards['bad']):,} bad; {documents['kept']:,} documents kept of {documents['read']:,}"
     ]
+    if manifest.get("generated"):
+        lines.append("every text was generated: a sample, not Corpus Carolina")
     lines += [f"bad shard {name}: {why}" for name, why in shards["bad"].items()]
     lines += [f"dropped {count:,}: {reason}" for reason, count in documents["dropped"].items()]
     if manifest["stray_files"]:
@@ -106,6 +108,8 @@ def describe_corpus(corpus: Corpus, pool: Pool) -> str:
         values = (count["shards"], missing, count["documents"], count["long"], count["tokens"], mean)
         rows.append((taxonomy or "all", *values))
     lines = [f"{corpus.folder}: {len(corpus.shards):,} shards, {len(corpus.absent):,} listed but absent"]
+    if corpus.generated:
+        lines.append("every text was generated: a sample, not Corpus Carolina")
     lines += bad
     lines += [f"would be dropped, {count:,}: {reason}" for reason, count in sorted(dropped.items())]
     if corpus.strays:
@@ -224,8 +228,7 @@ def describe_document(folder: Path, identifier: str, pool: Pool) -> str:
     passages = passages_of(text, copies, grams)
     held = set().union(*(places.tolist() for places in copies.values()))
     shared = int(np.isin(np.searchsorted(grams, hashes), list(held)).sum()) if held else 0
-    text = text if len(text.lower()) == len(text) else text.lower()  # places are those of the lower-cased words
-    words = [match.span() for match in re.finditer(r"\w+", text.lower())]
+    words = [match.span() for match in re.finditer(r"\S+", text)]
     lines = [f"{identifier}: {len(text):,} characters, {len(words):,} words, {len(hashes):,} 7-grams"]
     if not len(hashes):
         return lines[0] + f"; a text of fewer than {NGRAM} words has none"

@@ -1,10 +1,14 @@
 """How original each document is: the percentage of its word 7-grams that no other document of the corpus holds.
 
-Words are lower-cased `\\w+`; every position of a document counts once. Words and 7-grams are known by 64-bit hashes;
-nothing else is approximate. It works out of core: each batch of texts leaves a *run*, the (hash, document) records of
-its 7-grams sorted by hash; then ranges of hash values, one after another or in parallel, are cut from all runs and
-merged. A range is as large as the memory allows, and what it yields are counts that add up: the result depends neither
-on the order of documents, nor on the number of workers or ranges.
+Words are what white space separates, case and punctuation as they stand, because the corpus's own measure counts so: of
+the real documents that score under 99 here, among those of 21 tokens or more, its headers call 0.4 % wholly original,
+and 7 % where words are lower-cased `\\w+`. Every position of a document counts once. Words and 7-grams are known by
+64-bit hashes; nothing else is approximate.
+
+It works out of core: each batch of texts leaves a *run*, the (hash, document) records of its 7-grams sorted by hash;
+then ranges of hash values, one after another or in parallel, are cut from all runs and merged. A range is as large as
+the memory allows, and what it yields are counts that add up: the result depends neither on the order of documents, nor
+on the number of workers or ranges.
 """
 
 import functools
@@ -22,19 +26,22 @@ _RECORD_BYTES = 64  # of memory, for each record of a range while it is merged
 _FEW_RECORDS = 1 << 21  # larger ranges sort more slowly: they leave the processor's caches
 _CHUNK = 1 << 20  # characters hashed at a time: what is made of them stays in the processor's caches
 _LONG_WORD = 255
+_END = "\x1e"  # of a text; white space, so that it ends a word too
 _FACTOR, _HALF = np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
 
 
 @functools.cache
-def _word_characters() -> np.ndarray:
-    """Which code points `\\w` matches: bool of shape `(0x110000,)`."""
+def _characters(pattern: str) -> np.ndarray:
+    """Which code points the pattern matches: bool of shape `(0x110000,)`."""
     table = np.zeros(sys.maxunicode + 1, bool)
-    table[[match.start() for match in re.finditer(r"\w", "".join(map(chr, range(len(table)))))]] = True
+    table[[match.start() for match in re.finditer(pattern, "".join(map(chr, range(len(table)))))]] = True
     return table
 
 
-def word_hashes(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """64-bit hashes of `re.findall(r"\\w+", text.lower())`, one text after another, without making the words.
+def word_hashes(texts: Iterable[str], normalized: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """64-bit hashes of the words of `text.split()`, one text after another, without making the words.
+
+    With `normalized` they are those of `re.findall(r"\\w+", text.lower())`: case and punctuation make no difference.
 
     Returns the hashes of all words of the texts (uint64), and each text's number of words (int64).
     """
@@ -44,22 +51,23 @@ def word_hashes(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
             chunk.append(text)
             characters += len(text)
         if chunk and (text is None or characters > _CHUNK):
-            part, count = _hash_words(chunk)
+            part, count = _hash_words(chunk, normalized)
             hashes.append(part)
             counts.append(count)
             chunk, characters = [], 0
     return np.concatenate(hashes), np.concatenate(counts)
 
 
-def _hash_words(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _hash_words(texts: list[str], normalized: bool) -> tuple[np.ndarray, np.ndarray]:
     """`word_hashes` of a few texts: all first characters are mixed into the hashes at once, then all second ones, …"""
-    joined = "\0".join([text.replace("\0", " ") for text in texts]).lower()  # \0 ends a word and a text
+    joined = _END.join([text.replace(_END, " ") for text in texts])
+    joined = joined.lower() if normalized else joined
     code = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
     inside = np.zeros(len(code) + 2, bool)
-    inside[1:-1] = _word_characters()[code]
+    inside[1:-1] = _characters(r"\w" if normalized else r"\S")[code]
     edges = np.flatnonzero(inside[1:] != inside[:-1])
     start, end = edges[::2], edges[1::2]
-    counts = np.diff(np.searchsorted(start, np.flatnonzero(code == 0)), prepend=0, append=len(start))
+    counts = np.diff(np.searchsorted(start, np.flatnonzero(code == ord(_END))), prepend=0, append=len(start))
     if not len(start):
         return np.empty(0, np.uint64), counts
 

@@ -57,6 +57,11 @@ def _is_running(pid: int) -> bool:
     return True
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether it is a folder and holds nothing."""
+    return folder.is_dir() and not any(folder.iterdir())
+
+
 def remove(path: Path) -> None:
     """Removes a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

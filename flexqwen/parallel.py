@@ -1,11 +1,16 @@
 """Independent tasks over processes, results in the order of the tasks."""
 
+import _thread
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from typing import Any
 
 from tqdm import tqdm
@@ -16,8 +21,8 @@ from flexqwen.cli import InputError
 class Pool:
     """`workers` processes that run tasks; with one worker the tasks run in this process.
 
-    Workers are spawned (pyarrow's threads do not survive a fork) and end at once when this process ends, however it
-    ends, so that nothing is written behind the back of the next run.
+    Workers are spawned (pyarrow's threads do not survive a fork). They leave Ctrl-C to this process, which then stops
+    their tasks. They end at once when it ends, however it ends, so that nothing is written behind the next run's back.
     """
 
     def __init__(self, workers: int):
@@ -27,12 +32,18 @@ class Pool:
     def __enter__(self) -> "Pool":
         if self.workers > 1:
             context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_end_with_parent)
+            theirs, self._going = context.Pipe(duplex=False)
+            self._executor = ProcessPoolExecutor(
+                self.workers, mp_context=context, initializer=_watch_parent, initargs=(theirs,)
+            )
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, _, error: BaseException | None, __) -> None:
         if self._executor:
+            if error and not isinstance(error, Exception):
+                self._going.close()
             self._executor.shutdown(cancel_futures=True)
+            self._going.close()
 
     def map(
         self, function: Callable, tasks: Sequence[tuple], what: str, costs: Sequence[float] | None = None
@@ -49,7 +60,8 @@ class Pool:
                     results[i] = function(*tasks[i])
                     bar.update()
                 return [results[i] for i in range(len(tasks))]
-            futures = {i: self._executor.submit(function, *tasks[i]) for i in order}
+            with interrupts_held():
+                futures = {i: self._executor.submit(_run, function, *tasks[i]) for i in order}
             for future in futures.values():
                 future.add_done_callback(lambda _: bar.update())
             try:
@@ -67,11 +79,53 @@ class Pool:
                     future.cancel()
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block, and the processes that start in it never get it."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    held = []
+    before = signal.signal(signal.SIGINT, lambda *_: held.append(True))
+    resource_tracker.ensure_running()  # started later, it would clear the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited, where a handler is not
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
-    def watch() -> None:
-        parent.join()
+
+# In a worker
+
+_running = _stopped = False
+
+
+def _run(function: Callable, *task) -> Any:
+    """Runs a task. An interrupt in it is its result: the worker lives, and no half of a result blocks the parent."""
+    global _running
+    _running = True
+    try:
+        if _stopped:
+            raise KeyboardInterrupt
+        return function(*task)
+    finally:
+        _running = False
+
+
+def _watch_parent(going: Connection) -> None:
+    def end() -> None:
+        multiprocessing.parent_process().join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    def stop() -> None:
+        global _stopped
+        going.poll(None)  # until the parent closes its end
+        _stopped = True
+        if _running:
+            _thread.interrupt_main()
+
+    for watch in (end, stop):
+        threading.Thread(target=watch, daemon=True).start()

@@ -17,9 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 import carolina_originality
-from flexqwen import dataset
+from flexqwen import card, dataset
+from flexqwen import corpus as corpus_module
 from flexqwen.dataset import SCHEMA, Parameters
 from flexqwen.sample import true_originality
 from tests.conftest import DOCUMENTS, files
@@ -159,11 +161,48 @@ def test_loads_by_name_and_streams(built, monkeypatch, tmp_path):
 
 
 def test_card(built):
-    card = (built / "README.md").read_text()
-    assert card.startswith("---\npretty_name: Carolina Originality\n")
-    for figure in re.findall(r"\]\((figures/.*?)\)", card):
+    text = (built / "README.md").read_text()
+    assert text.startswith("---\npretty_name: Carolina Originality, generated sample\n")
+    for figure in re.findall(r"\]\((figures/.*?)\)", text):
         assert (built / figure).read_bytes().startswith(b"\x89PNG")
-    assert "Typology confounds originality" in card and "`gold_typology`" in card and "CC BY 4.0" in card
+    assert "Typology confounds originality" in text and "`gold_typology`" in text
+
+
+def test_a_sample_is_called_so_and_no_other_corpus(built, corpus, tmp_path, capsys):
+    def front(folder: Path) -> dict:
+        return yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+
+    assert manifest(built)["generated"] is True
+    assert front(built)["source_datasets"] == ["original"] and front(built)["license"] == "apache-2.0"
+    text = (built / "README.md").read_text()
+    assert (
+        "not Corpus Carolina: every text here was generated" in text and "texts come from Corpus Carolina" not in text
+    )
+    assert "every text was generated" in call(capsys, "inspect", built)
+    assert "every text was generated" in call(capsys, "inspect", corpus, "--workers", 1)
+
+    (corpus / "corpus/GENERATED.txt").unlink()
+    output = tmp_path / "out"
+    assert "generated" not in call(capsys, "build", "--corpus", corpus, "--output", output, "--workers", 1)
+    assert manifest(output)["generated"] is False
+    assert front(output)["source_datasets"] == ["carolina-c4ai/corpus-carolina"]
+    text = (output / "README.md").read_text()
+    assert "texts come from Corpus Carolina" in text and "CC BY 4.0" in text and "generated" not in text
+
+
+def test_legends_hide_no_data():
+    lengths = np.geomspace(21, 20_000, 400).astype(int)  # a histogram that fills its frame
+    configs = ("gold", "matched", "gold_typology", "matched_typology")
+    names = {"taxonomy": ["wikis"] * 400, "tokens": lengths, "originality": np.arange(400) // 4}
+    scored = dataset.Scored(pa.table(names), [], lengths, lengths, np.arange(400) / 4)
+    training = dict.fromkeys(configs, np.arange(400))
+    for figure in (card.header_figure(scored), card.length_figure(lengths, training)):
+        figure.draw_without_rendering()
+        legends = [(axis, axis.get_legend()) for axis in figure.axes if axis.get_legend()]
+        assert legends
+        for axis, legend in legends:
+            assert legend.get_window_extent().y0 >= axis.get_window_extent().y1
+            assert not legend.get_window_extent().overlaps(axis.title.get_window_extent()) or not axis.get_title()
 
 
 # The same inputs give the same bytes, and are not read twice
@@ -197,8 +236,18 @@ def test_a_foreign_folder_is_left_alone(sample_corpus, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("!")
     build = ("build", "--corpus", sample_corpus, "--output", tmp_path / "mine", "--workers", 1)
-    assert "not built by this" in call(capsys, *build, expected=2)
+    for overwrite in ((), ("--overwrite",)):
+        assert "not built by this" in call(capsys, *build, *overwrite, expected=2)
+        assert "no sample corpus" in call(capsys, "sample", tmp_path / "mine", *overwrite, expected=2)
+    (tmp_path / "mine" / "manifest.json").write_text('["of another tool"]')
+    assert "not built by this" in call(capsys, *build, "--overwrite", expected=2)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "!"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_empty_folder_is_filled(sample_corpus, built, tmp_path, capsys):
+    call(capsys, "build", "--corpus", sample_corpus, "--output", tmp_path, "--workers", 1)
+    assert files(tmp_path) == files(built)
 
 
 def test_an_output_that_cannot_be(sample_corpus, tmp_path, capsys):
@@ -292,12 +341,17 @@ def test_killed_at_any_time_with_workers(built, sample_corpus, tmp_path):
         process.kill()
         process.wait()
         assert visible(tmp_path) == [] or files(output) == files(built)
-        deadline = time.monotonic() + 5
-        while _session(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert _session(process.pid) == []  # no worker writes on behind the next run
+        assert _ends(process.pid)  # no worker writes on behind the next run
     run(*command[2:])
     assert files(output) == files(built)
+
+
+def _ends(session: int) -> bool:
+    """Whether no process of the session is left within seconds."""
+    deadline = time.monotonic() + 5
+    while _session(session) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not _session(session)
 
 
 def _session(leader: int) -> list[int]:
@@ -311,6 +365,28 @@ def _session(leader: int) -> list[int]:
         if int(fields[3]) == leader and fields[0] != "Z":
             found.append(int(folder.name))
     return found
+
+
+def test_interrupted_it_says_so_and_goes_on_to_the_same_bytes(built, sample_corpus, tmp_path):
+    output = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "carolina_originality.py"), "build", "--workers", "2"]
+    command += ["--corpus", str(sample_corpus), "--output", str(output)]
+    finished = 0
+    # As soon as there is such a file: workers start, have read a shard, have hashed one, write the dataset.
+    for sign in ("*", "documents/*.json", "*/grams/*.npy", "*/dataset/data/*"):
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and not any((tmp_path / "out.partial").glob(sign)):
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        error = process.communicate()[1]
+        assert (process.returncode, error) == (130, "interrupted\n")
+        assert _ends(process.pid) and visible(tmp_path) == []
+        now = len(list(tmp_path.glob("out.partial/documents/*.json")))
+        assert now >= finished
+        finished = now
+    assert finished
+    run(*command[2:])
+    assert files(output) == files(built)
 
 
 @pytest.mark.parametrize("limit", [20_000, 150_000])
@@ -349,8 +425,31 @@ def test_a_bad_shard_stops_the_build_or_is_left_out(corpus, tmp_path, capsys):
     assert "1 bad" in printed
     found = manifest(tmp_path / "out")
     assert list(found["shards"]["bad"]) == ["university_domains/UNIa.xml.gz"]
-    assert "damaged gzip" in found["shards"]["bad"]["university_domains/UNIa.xml.gz"]
+    assert found["shards"]["bad"]["university_domains/UNIa.xml.gz"].startswith("is a damaged gzip file after")
     assert "university_domains" not in read(tmp_path / "out", "index")["taxonomy"].to_pylist()
+
+
+def test_what_a_failed_build_has_read_is_not_read_again(corpus, built, tmp_path, capsys, monkeypatch):
+    path = corpus / "corpus/university_domains/UNIa.xml.gz"
+    good = path.read_bytes()
+    path.write_bytes(good[:500])
+    build = ("build", "--corpus", corpus, "--output", tmp_path / "out", "--workers", 1)
+    seen = []
+
+    def read_shard(shard, *options):
+        seen.append(shard.name)
+        return corpus_module.read_shard(shard, *options)
+
+    monkeypatch.setattr(dataset, "read_shard", read_shard)
+    error = call(capsys, *build, expected=2)
+    assert f"; finished shards are kept in {tmp_path / 'out.partial'} for the next build" in error
+    first = seen[:-1]
+    assert first and seen[-1] == "university_domains/UNIa.xml.gz"
+    seen.clear()
+    path.write_bytes(good)
+    call(capsys, *build)
+    assert seen and not set(seen) & set(first)
+    assert files(tmp_path / "out") == files(built)
 
 
 def test_the_first_bad_shard_is_named_with_workers_too(corpus, tmp_path):
@@ -381,6 +480,9 @@ def test_ids_twice_in_the_corpus_are_counted_once(corpus, tmp_path, capsys):
         (("build",), "--corpus"),
         (("build", "--corpus", "nowhere"), "nowhere: no such folder"),
         (("build", "--corpus", "."), "give the folder that holds"),
+        (("build", "--corpus", ""), "--corpus: is empty, give a path"),
+        (("build", "--corpus", ".", "--output", ""), "--output: is empty, give a path"),
+        (("inspect", ""), "is empty, give a path"),
         (("build", "--corpus", ".", "--documents", "0"), "give 1 or more"),
         (("build", "--corpus", ".", "--workers", "0"), "give 1 or more"),
         (("build", "--corpus", ".", "--memory", "0"), "give 0.25"),
@@ -437,8 +539,8 @@ def test_inspect_a_document(write_corpus, sample_documents, capsys):
 
     passage = "a lua cheia iluminava o porto velho quando os barcos voltavam do mar"
     first, second, third = [d for d in sample_documents if d.shard == "wikis/pt/WIKb"][:3]
-    first = first._replace(text=f"Era tarde: {passage}.\nDepois choveu.")
-    second = second._replace(text=f"{passage.title()}! E nada mais.")
+    first = first._replace(text=f"Era tarde: {passage}\nDepois choveu.")
+    second = second._replace(text=f"{passage} E nada mais.")
     folder = write_corpus({"wikis/pt/WIKb": shard_xml([first, second]), "wikis/pt/WIKc": shard_xml([third])})
     printed = call(capsys, "inspect", folder, "--id", first.id, "--workers", 1)
     assert f"words 3-15, characters 11-{11 + len(passage)}, in 1:" in printed
@@ -470,8 +572,8 @@ def test_real_shards(real):
     assert found["documents"]["kept"] > 900_000 and found["shards"]["absent"]
     agreement = found["agreement"]
     assert agreement["documents"] > 300_000
-    assert agreement["column"]["pearson"] >= 0.95 and agreement["column"]["spearman"] >= 0.9
-    assert agreement["among_long"]["pearson"] >= 0.95 and agreement["among_long"]["spearman"] >= 0.92
+    for reading in ("column", "among_long"):
+        assert agreement[reading]["pearson"] >= 0.95 and agreement[reading]["spearman"] >= 0.92
     assert found["splits"]["gold/train"]["documents"] > 40_000
 
 

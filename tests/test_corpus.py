@@ -79,6 +79,16 @@ def test_wrong_folder(tmp_path):
         open_corpus(tmp_path)
 
 
+@pytest.mark.parametrize("part", ["wikis", "wikis/pt"])
+def test_part_of_a_corpus(sample_corpus, part, monkeypatch):
+    folder = sample_corpus / "corpus"
+    with pytest.raises(InputError, match=rf"only a part of a corpus; give the whole, {folder}$"):
+        open_corpus(folder / part)
+    monkeypatch.chdir(folder / part)
+    with pytest.raises(InputError, match=rf"only a part of a corpus; give the whole, {folder}$"):
+        open_corpus(".")
+
+
 def test_nothing_but_checksums(write_corpus, xml):
     folder = write_corpus({SHARD: xml})
     (folder / f"{SHARD}.xml.gz").unlink()
@@ -122,6 +132,12 @@ def test_truncated_gzip(write_corpus, xml):
     folder = write_corpus({SHARD: xml})
     rewrite(folder, lambda data: data[: len(data) // 2])
     check_refused(folder, "damaged gzip file after [0-9,]+ bytes of XML, [0-9]+ documents")
+
+
+def test_git_lfs_pointer(write_corpus, xml):
+    folder = write_corpus({SHARD: xml})
+    rewrite(folder, lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    check_refused(folder, "is a git-LFS pointer, not the shard itself; .*'git lfs pull' or 'hf download'")
 
 
 def test_flipped_bits(write_corpus, xml):

@@ -52,8 +52,8 @@ def test_originality_varies_and_is_zero_under_21_tokens(sample_documents):
 
 def test_true_originality_by_hand():
     shared = "um dois três quatro cinco seis sete"
-    texts = [f"{shared} oito", f"Zero, {shared.upper()}!", "a b c d e f g h", "a b"]
-    assert sample.true_originality(texts) == [50, 50, 100, None]
+    texts = [f"{shared} oito", f"Zero, {shared}", "a b c d e f g h", f"{shared}!", "a b"]
+    assert sample.true_originality(texts) == [50, 50, 100, 100, None]
     assert sample.true_originality(["a a a a a a a a a"]) == [100]  # its own repetition is not a copy
 
 
