@@ -82,19 +82,16 @@ class _LabelledCrossEntropy(torch.autograd.Function):
                 grad_weight.addmm_(grad.t(), states)
             elif needs_weight:
                 grad_weight += grad.t() @ states
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.grads = (grad_hidden, grad_weight)
         ctx.mark_non_differentiable(losses)
         return (losses * token_weights).sum(), losses
 
     @staticmethod
     def backward(ctx, grad_loss, _):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return (
-            None if grad_hidden is None else grad_hidden * grad_loss,
-            None if grad_weight is None else grad_weight * grad_loss,
-            None,
-            None,
-        )
+        if ctx.grads is None:
+            raise RuntimeError("this loss can be differentiated once: its gradients are made in the forward pass")
+        grads, ctx.grads = ctx.grads, None  # scaled in place and let go: the head's is as large as its matrix
+        return *(None if grad is None else grad.mul_(grad_loss) for grad in grads), None, None
 
 
 def check_ids(name: str, ids, vocab_size: int) -> None:

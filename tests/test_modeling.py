@@ -128,3 +128,11 @@ def test_next_token_prediction_of_masks_leaves_out_a_label_with_nothing_before_i
     expected = model(ids, labels=labels).loss
     labels[:, 0] = ids[:, 0]
     torch.testing.assert_close(model(ids, labels=labels).loss, expected)
+
+
+def test_the_loss_is_differentiated_once():
+    model, ids = make_model().train(), make_ids()
+    loss = model(ids, labels=ids).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        loss.backward()
