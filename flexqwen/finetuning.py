@@ -137,6 +137,8 @@ def load_tokenizer(model_folder: str, settings: Settings):
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise InputError(f"the tokenizer of {model_folder} has neither a padding nor an end-of-text token; give it one")
     positions = getattr(config, "max_position_embeddings", None) or settings.max_length
     tokenizer.model_max_length = min(settings.max_length, tokenizer.model_max_length, positions)
     return tokenizer
@@ -192,10 +194,24 @@ class _Progress(ProgressCallback):
         pass
 
 
+class _Trainer(Trainer):
+    """Predicts in the order of the rows: with batches grouped by length, the Trainer would shuffle these too."""
+
+    def _get_eval_sampler(self, eval_dataset):
+        return torch.utils.data.SequentialSampler(eval_dataset)
+
+
 def train(
-    model_folder: str, head: Head, tokenizer, rows: list[Row], learning_rate: float, seed: int, epochs: float,
-    batch_size: int, name: str = "fine-tuning",
-) -> Trainer:  # fmt: skip
+    name: str,
+    model_folder: str,
+    head: Head,
+    tokenizer,
+    rows: list[Row],
+    learning_rate: float,
+    seed: int,
+    num_train_epochs: float,
+    batch_size: int,
+) -> Trainer:
     """One run: AdamW, 10 % of the steps to warm up, then linear decay to 0; bfloat16 where CUDA has it."""
     set_seed(seed)
     model = load_model(model_folder, head, tokenizer)
@@ -205,18 +221,19 @@ def train(
             output_dir=folder,
             seed=seed,
             learning_rate=learning_rate,
-            num_train_epochs=epochs,
+            num_train_epochs=num_train_epochs,
             per_device_train_batch_size=batch_size,
             per_device_eval_batch_size=2 * batch_size,
             train_sampling_strategy="group_by_length",
             warmup_steps=0.1,
             weight_decay=0.01,
             bf16=half,
+            dataloader_pin_memory=torch.cuda.is_available(),
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
         )
-        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=head.collator(tokenizer))
+        trainer = _Trainer(model=model, args=arguments, train_dataset=rows, data_collator=head.collator(tokenizer))
         trainer.pop_callback(ProgressCallback)
         trainer.add_callback(_Progress(name))
         trainer.train()
@@ -224,19 +241,15 @@ def train(
 
 
 def predict(trainer: Trainer, rows: list[Row]) -> list[np.ndarray]:
-    """Logits of each row, as in `FineTuned.outputs`. Whatever training diverged to counts as 0: no preference."""
+    """Logits of rows without labels, as in `FineTuned.outputs`; NaN, of a run that diverged, is 0: no preference."""
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number]["input_ids"]))  # less padding
-    predictions = trainer.predict([{k: v for k, v in rows[number].items() if k not in LABELS} for number in order])
-    logits = predictions.predictions
+    logits = trainer.predict([rows[number] for number in order]).predictions
     if isinstance(logits, tuple):  # start and end of an answer
         logits = np.stack(logits, axis=-1)
     outputs = [np.empty(0)] * len(rows)
     for number, row in zip(order, np.nan_to_num(logits), strict=True):
         outputs[number] = row[: len(rows[number]["input_ids"])] if row.ndim > 1 else row
     return outputs
-
-
-LABELS = ("labels", "start_positions", "end_positions")
 
 
 def fine_tune(
@@ -260,12 +273,11 @@ def fine_tune(
         num_train_epochs: the task's own; `settings.num_train_epochs` goes before it.
     """
     epochs = settings.num_train_epochs or num_train_epochs
+    batch_size = settings.per_device_train_batch_size
 
-    def run(learning_rate: float, seed: int) -> Trainer:
-        return train(
-            model_folder, head, tokenizer, train_rows, learning_rate, seed, epochs,
-            settings.per_device_train_batch_size, f"{name}, learning rate {learning_rate:g}, seed {seed}",
-        )  # fmt: skip
+    def run(rate: float, seed: int) -> Trainer:
+        bar = f"{name}, learning rate {rate:g}, seed {seed}"
+        return train(bar, model_folder, head, tokenizer, train_rows, rate, seed, epochs, batch_size)
 
     dev_scores: dict[float, float] = {}
     chosen, outputs = None, []
@@ -282,7 +294,7 @@ def fine_tune(
         "dev_metric": dev_metric,
         "dev_scores": {f"{rate:g}": score for rate, score in dev_scores.items()},
         "num_train_epochs": epochs,
-        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "per_device_train_batch_size": batch_size,
         "max_length": tokenizer.model_max_length,
         "limit": settings.limit,
         "rows": {"train": len(train_rows), "dev": len(dev_rows), "test": len(test_rows)},

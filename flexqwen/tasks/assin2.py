@@ -39,19 +39,21 @@ def read(folder: Path) -> dict[str, dict[str, list[Example]]]:
         path = data_file(folder, name)
         try:
             parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
-            pairs = etree.parse(str(path), parser).getroot().findall("pair")
+            tree = etree.parse(str(path), parser)
         except etree.XMLSyntaxError as error:
             raise InputError(f"{path} is not XML ({error}); fetch the file again") from error
+        if tree.docinfo.doctype:  # entities would be left out of the texts
+            raise InputError(f"{path} declares a document type, which ASSIN 2's files do not; fetch the file again")
         for subtask in splits:
             splits[subtask][split] = []
-        for pair in pairs:
+        for pair in tree.getroot().findall("pair"):
             texts = (pair.findtext("t"), pair.findtext("h"))
             entailment = ENTAILMENT.get(pair.get("entailment"))
             try:
                 similarity = float(pair.get("similarity", "nan"))
             except ValueError:
                 similarity = math.nan
-            if None in texts or entailment is None or not LOWEST <= similarity <= HIGHEST:
+            if not all(texts) or entailment is None or not LOWEST <= similarity <= HIGHEST:
                 place = f"{path}, line {pair.sourceline}"
                 raise InputError(
                     f"{place}: a pair needs t, h, entailment ({' or '.join(ENTAILMENT)}) and similarity (1 to 5); "
@@ -112,9 +114,18 @@ def similarity(model_folder: str, splits: dict[str, list[Example]], settings: Se
     for metric, (function, baseline, baseline_name) in metrics.items():
         values, interval = over_seeds(function, len(predicted), len(gold))
         result = Result(
-            "assin2", VERSION, "finetuned", metric, float(np.mean(values)), interval, len(gold), baseline,
-            baseline_name, "sts", {**tuned.details, "per_seed": values},
-        )  # fmt: skip
+            "assin2",
+            VERSION,
+            "finetuned",
+            metric,
+            float(np.mean(values)),
+            interval,
+            len(gold),
+            baseline,
+            baseline_name,
+            "sts",
+            {**tuned.details, "per_seed": values},
+        )
         if metric == "mse":
             result.items, result.item_ids = errors.mean(0).tolist(), [example.id for example in test]
         results.append(result)
@@ -125,7 +136,13 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     """RTE: accuracy, macro F1. STS: Pearson's correlation, mean squared error."""
     splits = read(folder)
     entailment = classify(
-        "assin2", VERSION, model_folder, **splits["rte"], classes=2, settings=settings,
-        num_train_epochs=NUM_TRAIN_EPOCHS, name="rte",
-    )  # fmt: skip
+        "assin2",
+        VERSION,
+        model_folder,
+        **splits["rte"],
+        classes=2,
+        settings=settings,
+        num_train_epochs=NUM_TRAIN_EPOCHS,
+        name="rte",
+    )
     return entailment + similarity(model_folder, splits["sts"], settings)
