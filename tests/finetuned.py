@@ -1,4 +1,4 @@
-"""What the tests of the fine-tuned tasks share: tiny checkpoints, small data sets in the published formats, an oracle."""
+"""For the tests of the fine-tuned tasks: tiny checkpoints, small data in the published formats, an oracle."""
 
 import csv
 import gzip
@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen3Co
 from flexqwen.finetuning import FineTuned
 from tests.tiny import SHAPE, make_model
 
-WORDS = "casa rio livro menina homem cidade noite pedra vento mesa porta barco".split()
+WORDS = ["casa", "rio", "livro", "menina", "homem", "cidade", "noite", "pedra", "vento", "mesa", "porta", "barco"]
 PEOPLE, PLACES = ("Maria", "José da Silva", "Ana"), ("Lisboa", "São Paulo", "Recife")
 GOOD, BAD = ("ótimo", "lindo", "bom"), ("horrível", "feio", "ruim")
 TAGS = {"a": "DET", "o": "DET", "canta": "VERB", "corre": "VERB", "velha": "ADJ", "bem": "ADV"}
@@ -22,7 +22,7 @@ TAGS = {"a": "DET", "o": "DET", "canta": "VERB", "corre": "VERB", "velha": "ADJ"
 
 def save_flexqwen(folder: Path, tokenizer) -> None:
     torch.manual_seed(0)
-    model = make_model(vocab_size=len(tokenizer), max_position_embeddings=128)
+    model = make_model(vocab_size=len(tokenizer), max_position_embeddings=512)
     for parameter in model.parameters():  # back to what trains well
         if parameter.dim() > 1:
             parameter.data.normal_(0, 0.05)
@@ -35,7 +35,7 @@ def save_flexqwen(folder: Path, tokenizer) -> None:
 def save_qwen3(folder: Path, tokenizer) -> None:
     torch.manual_seed(0)
     config = {**SHAPE, "vocab_size": len(tokenizer), "pad_token_id": None}
-    Qwen3ForCausalLM(Qwen3Config(**config, max_position_embeddings=128)).save_pretrained(folder)
+    Qwen3ForCausalLM(Qwen3Config(**config, max_position_embeddings=512)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -48,12 +48,12 @@ def save_bert(folder: Path, tokenizer) -> None:
     wordpiece = PreTrainedTokenizerFast(
         tokenizer_object=pieces._tokenizer,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-        model_max_length=128,
+        model_max_length=512,
         **special,
     )
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    BertModel(BertConfig(vocab_size=len(wordpiece), max_position_embeddings=128, **shape)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(wordpiece), max_position_embeddings=512, **shape)).save_pretrained(folder)
     wordpiece.save_pretrained(folder)
 
 
@@ -148,7 +148,7 @@ def write_bosque(folder: Path, sentences: int = 40, words: int = 6) -> None:
         (folder / f"pt_bosque-ud-{split}.conllu").write_text(text, encoding="utf-8")
 
 
-def write_faquad(folder: Path, questions: int = 24, words: int = 30) -> None:
+def write_faquad(folder: Path, questions: int = 24, words: int = 24) -> None:
     """The same questions in every split: who sings in a paragraph. The subject of every fourth is one of dev."""
     source = random.Random(0)
     paragraphs = []

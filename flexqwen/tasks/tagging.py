@@ -54,11 +54,11 @@ def windows(lengths: Sequence[int], room: int, overlap: int) -> list[range]:
         found.append(range(start, end))
         if end == len(lengths):
             return found
-        following, tokens = end, 0
-        while following - 1 > start and tokens + lengths[following - 1] <= overlap:
-            following -= 1
-            tokens += lengths[following]
-        start = following
+        # The next one takes along what overlaps, but not so much that it holds nothing new.
+        tokens = sum(lengths[start:end])
+        while start < end and (tokens > overlap or tokens + lengths[end] > room or start == found[-1].start):
+            tokens -= lengths[start]
+            start += 1
 
 
 def owners(stretches: list[range]) -> list[int]:
