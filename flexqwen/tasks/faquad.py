@@ -40,7 +40,7 @@ ARTICLES = re.compile(r"\b(?:os?|as?|uns|umas?|um)\b")
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
 SEEN_WORDS = 13
 MAX_ANSWER_TOKENS = 160
-"""The longest answer of the test has 98 words; only spans up to this length are considered."""
+"""Only spans up to this length are considered. The longest answer has 98 words; 95 % have at most 37."""
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,15 @@ def positions(places: list[tuple[int, int] | None], span: tuple[int, int]) -> tu
     return inside[0], inside[-1]
 
 
-def lost(questions: list[Question], windows) -> int:
-    """How many questions have an answer that stands whole in no window: it is longer than windows overlap."""
-    held = {
-        number for number, places in windows if questions[number].span and positions(places, questions[number].span)
-    }
-    return len(questions) - len(held)
+def unreachable(questions: list[Question], windows) -> int:
+    """How many questions have an answer that no window holds whole, or that is longer than what is considered."""
+    reached = set()
+    for number, places in windows:
+        span = questions[number].span
+        found = positions(places, span) if span else None
+        if found and found[1] - found[0] < MAX_ANSWER_TOKENS:
+            reached.add(number)
+    return len(questions) - len(reached)
 
 
 def answers(outputs: list[np.ndarray], windows, questions: list[Question]) -> list[str]:
@@ -247,7 +250,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     details = {
         **tuned.details,
         "empty_predictions": [sum(not normalized(text) for text in texts) for texts in predicted],
-        "answers_in_no_window": {"train": lost(train, train_windows), "test": lost(test, test_windows)},
+        "unreachable_answers": {"train": unreachable(train, train_windows), "test": unreachable(test, test_windows)},
     }
     new = [number for number, question in enumerate(test) if not grams(question.context) & seen]
     results = []
