@@ -512,6 +512,9 @@ class _Encoder:
     config: FlexQwenConfig
 
     def __init__(self, config: FlexQwenConfig):
+        # The generic heads build their base model with AutoModel, which must know this very class of config: remote
+        # code that lies in a local folder is imported once for the config alone and once more with the model.
+        AutoModel.register(type(config), FlexQwenModel, exist_ok=True)
         super().__init__(config)
         self.model.default_is_causal = False
 
@@ -575,8 +578,7 @@ class FlexQwenForQuestionAnswering(_Encoder, GenericForQuestionAnswering, Qwen3P
     _auto_class = "AutoModelForQuestionAnswering"
 
 
-# The generic heads build their base model with AutoModel; "varlen" is a name for `attn_implementation`.
-AutoModel.register(FlexQwenConfig, FlexQwenModel, exist_ok=True)
+# "varlen" is a name for `attn_implementation`.
 AttentionInterface.register("varlen", varlen_attention)
 AttentionMaskInterface.register("varlen", sdpa_mask)
 

@@ -9,14 +9,15 @@ import torch
 
 from tests.tiny import make_model
 
+# The encoder heads first: they need a registration that loading any other class would have made for them.
 CLASSES = {
+    "AutoModelForSequenceClassification": "FlexQwenForSequenceClassification",
+    "AutoModelForTokenClassification": "FlexQwenForTokenClassification",
+    "AutoModelForQuestionAnswering": "FlexQwenForQuestionAnswering",
     "AutoConfig": "FlexQwenConfig",
     "AutoModel": "FlexQwenModel",
     "AutoModelForCausalLM": "FlexQwenForCausalLM",
     "AutoModelForMaskedLM": "FlexQwenForMaskedLM",
-    "AutoModelForSequenceClassification": "FlexQwenForSequenceClassification",
-    "AutoModelForTokenClassification": "FlexQwenForTokenClassification",
-    "AutoModelForQuestionAnswering": "FlexQwenForQuestionAnswering",
 }
 
 IN_A_NEW_PROCESS = """

@@ -1,0 +1,148 @@
+"""ASSIN 2: does a sentence entail another (RTE), and how similar are they, from 1 to 5 (STS)?
+
+Real et al., PROPOR 2020. 6,500 / 500 / 2,448 pairs, half of each entailed. RTE: accuracy and macro F1. STS: Pearson's
+correlation and mean squared error, as the shared task's own script. The two are trained apart.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from lxml import etree
+from scipy.stats import pearsonr
+from sklearn.metrics import mean_squared_error
+
+from flexqwen.cli import InputError
+from flexqwen.finetuning import Settings, fine_tune, load_tokenizer, regression, sample
+from flexqwen.results import Result
+from flexqwen.scores import over_seeds
+from flexqwen.tasks.files import data_file
+from flexqwen.tasks.text_classification import Example, classify, encode
+
+VERSION = 1
+NUM_TRAIN_EPOCHS = 5
+FILES = {"train": "assin2-train-only.xml", "dev": "assin2-dev.xml", "test": "assin2-test.xml"}
+ENTAILMENT = {"None": 0, "Entailment": 1}
+LOWEST, HIGHEST = 1.0, 5.0
+
+
+def read(folder: Path) -> dict[str, dict[str, list[Example]]]:
+    """The pairs as `{"rte": {"train": ..., "dev": ..., "test": ...}, "sts": ...}`.
+
+    The XML is read with no entities, no DTD and no network.
+
+    Raises:
+        InputError: a file is missing, is not XML, or a pair lacks a text or a label.
+    """
+    splits: dict[str, dict[str, list[Example]]] = {"rte": {}, "sts": {}}
+    for split, name in FILES.items():
+        path = data_file(folder, name)
+        try:
+            parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
+            tree = etree.parse(str(path), parser)
+        except etree.XMLSyntaxError as error:
+            raise InputError(f"{path} is not XML ({error}); fetch the file again") from error
+        if tree.docinfo.doctype:  # entities would be left out of the texts
+            raise InputError(f"{path} declares a document type, which ASSIN 2's files do not; fetch the file again")
+        for subtask in splits:
+            splits[subtask][split] = []
+        for pair in tree.getroot().findall("pair"):
+            texts = (pair.findtext("t"), pair.findtext("h"))
+            entailment = ENTAILMENT.get(pair.get("entailment"))
+            try:
+                similarity = float(pair.get("similarity", "nan"))
+            except ValueError:
+                similarity = math.nan
+            if not all(texts) or entailment is None or not LOWEST <= similarity <= HIGHEST:
+                place = f"{path}, line {pair.sourceline}"
+                raise InputError(
+                    f"{place}: a pair needs t, h, entailment ({' or '.join(ENTAILMENT)}) and similarity (1 to 5); "
+                    "fetch the file again"
+                )
+            splits["rte"][split].append(Example(pair.get("id"), texts, entailment))
+            splits["sts"][split].append(Example(pair.get("id"), texts, similarity))
+    return splits
+
+
+def pearson(gold, predicted) -> float:
+    """Pearson's correlation; 0 where either is constant."""
+    if np.ptp(gold) == 0 or np.ptp(predicted) == 0:
+        return 0.0
+    return float(pearsonr(gold, predicted).statistic)
+
+
+def similarity(model_folder: str, splits: dict[str, list[Example]], settings: Settings) -> list[Result]:
+    """Pearson's correlation and mean squared error of predicted similarities, kept within 1 to 5."""
+    train, dev, test = (sample(splits[split], settings.limit) for split in ("train", "dev", "test"))
+    tokenizer = load_tokenizer(model_folder, settings)
+    train_rows, dev_rows, test_rows = (encode(tokenizer, examples)[0] for examples in (train, dev, test))
+    levels = np.array([example.label for example in train])
+    mean, spread = levels.mean(), levels.std() or 1.0  # the head learns standard scores: its own scale
+    for row, level in zip(train_rows, levels, strict=True):
+        row["labels"] = float((level - mean) / spread)
+    gold, dev_gold = (np.array([example.label for example in examples]) for examples in (test, dev))
+
+    def similarities(outputs: list[np.ndarray]) -> np.ndarray:
+        return np.clip(
+            np.array([output.item() for output in outputs], dtype=np.float64) * spread + mean, LOWEST, HIGHEST
+        )
+
+    tuned = fine_tune(
+        "assin2, STS",
+        model_folder,
+        regression(),
+        tokenizer,
+        train_rows,
+        dev_rows,
+        test_rows,
+        lambda outputs: pearson(dev_gold, similarities(outputs)),
+        "pearson",
+        settings,
+        NUM_TRAIN_EPOCHS,
+    )
+    predicted = np.array([similarities(outputs) for outputs in tuned.outputs])
+    errors = (predicted - gold) ** 2
+    metrics = {
+        "pearson": (lambda seed, drawn: pearson(gold[drawn], predicted[seed, drawn]), 0.0, "any constant"),
+        "mse": (
+            lambda seed, drawn: mean_squared_error(gold[drawn], predicted[seed, drawn]),
+            mean_squared_error(gold, np.full_like(gold, mean)),
+            "mean similarity of train",
+        ),
+    }
+    results = []
+    for metric, (function, baseline, baseline_name) in metrics.items():
+        values, interval = over_seeds(function, len(predicted), len(gold))
+        result = Result(
+            "assin2",
+            VERSION,
+            "finetuned",
+            metric,
+            float(np.mean(values)),
+            interval,
+            len(gold),
+            baseline,
+            baseline_name,
+            "sts",
+            {**tuned.details, "per_seed": values},
+        )
+        if metric == "mse":
+            result.items, result.item_ids = errors.mean(0).tolist(), [example.id for example in test]
+        results.append(result)
+    return results
+
+
+def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
+    """RTE: accuracy, macro F1. STS: Pearson's correlation, mean squared error."""
+    splits = read(folder)
+    entailment = classify(
+        "assin2",
+        VERSION,
+        model_folder,
+        **splits["rte"],
+        classes=2,
+        settings=settings,
+        num_train_epochs=NUM_TRAIN_EPOCHS,
+        name="rte",
+    )
+    return entailment + similarity(model_folder, splits["sts"], settings)

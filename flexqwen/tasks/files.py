@@ -1,0 +1,32 @@
+"""Reads the files of a task's data folder; what is wrong with one is a line that names it."""
+
+import csv
+from pathlib import Path
+
+from flexqwen.cli import InputError
+
+
+def data_file(folder: Path, name: str) -> Path:
+    """The file of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(folder) / name
+    if not path.is_file():
+        raise InputError(f"no {name} in {folder}; put the task's published files there, or let them be downloaded")
+    return path
+
+
+def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
+    """The rows of a UTF-8 CSV file with a header.
+
+    Raises:
+        InputError: a column that is not there.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for column in columns:
+        if not rows or rows[0].get(column) is None:
+            raise InputError(f"{path} has no column {column!r}; expected {', '.join(columns)}: fetch the file again")
+    return rows
