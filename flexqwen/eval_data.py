@@ -72,10 +72,44 @@ _UD = "UniversalDependencies/UD_Portuguese"
 _MORPHOBR = f"{GITHUB}/LR-POR/MorphoBr/793ac7262928eb9b9dddf117059fbfa8e9010034"
 _TOLDBR = f"{GITHUB}/JAugusto97/ToLD-Br/7804082d06a42b791c456b37a8a80ed9b731198c/experiments/data/1annotator.zip"
 _MPARAREL = f"{GITHUB}/coastalcph/mpararel/7153b7bdc86901fbe23d0c2909a4f2d4609b09d9/data/mpararel_reviewed"
-_RELATIONS = (
-    "P101 P103 P106 P108 P127 P1303 P131 P136 P1376 P138 P140 P1412 P159 P17 P176 P178 P19 P190 P20 P264 P27 P279 P30 "
-    "P36 P364 P37 P39 P407 P413 P449 P463 P47 P495 P530 P740 P937"
-).split()
+_RELATIONS = (  # fmt: skip
+    101,
+    103,
+    106,
+    108,
+    127,
+    1303,
+    131,
+    136,
+    1376,
+    138,
+    140,
+    1412,
+    159,
+    17,
+    176,
+    178,
+    19,
+    190,
+    20,
+    264,
+    27,
+    279,
+    30,
+    36,
+    364,
+    37,
+    39,
+    407,
+    413,
+    449,
+    463,
+    47,
+    495,
+    530,
+    740,
+    937,
+)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 SOURCES: dict[str, Source] = {
@@ -129,12 +163,12 @@ SOURCES: dict[str, Source] = {
         {"portuguese_wsc.json": "df851c8095c2efd63e99f6c3f567e095b962a62e849a88ca4e5aa0a6e96619f8"},
     ),
     "mpararel_pt/patterns_pt.jsonl": Source(
-        tuple(f"{_MPARAREL}/patterns/pt/{relation}.jsonl" for relation in _RELATIONS),
+        tuple(f"{_MPARAREL}/patterns/pt/P{relation}.jsonl" for relation in _RELATIONS),
         "d4bb38e5ddd21b6559c516458b5a019ff03bf4befe2cb92552e2ba04bbbe6c67",
         _with_relation,
     ),
     "mpararel_pt/tuples_pt.jsonl.gz": Source(
-        tuple(f"{_MPARAREL}/tuples/pt/{relation}.jsonl" for relation in _RELATIONS),
+        tuple(f"{_MPARAREL}/tuples/pt/P{relation}.jsonl" for relation in _RELATIONS),
         "63de6ae8905cf77e068ab8dae0a3ab46cb78afcffa3ad895f048154ab895cc6e",
         _with_relation,
     ),
