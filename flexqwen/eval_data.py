@@ -72,44 +72,12 @@ _UD = "UniversalDependencies/UD_Portuguese"
 _MORPHOBR = f"{GITHUB}/LR-POR/MorphoBr/793ac7262928eb9b9dddf117059fbfa8e9010034"
 _TOLDBR = f"{GITHUB}/JAugusto97/ToLD-Br/7804082d06a42b791c456b37a8a80ed9b731198c/experiments/data/1annotator.zip"
 _MPARAREL = f"{GITHUB}/coastalcph/mpararel/7153b7bdc86901fbe23d0c2909a4f2d4609b09d9/data/mpararel_reviewed"
-_RELATIONS = (  # fmt: skip
-    101,
-    103,
-    106,
-    108,
-    127,
-    1303,
-    131,
-    136,
-    1376,
-    138,
-    140,
-    1412,
-    159,
-    17,
-    176,
-    178,
-    19,
-    190,
-    20,
-    264,
-    27,
-    279,
-    30,
-    36,
-    364,
-    37,
-    39,
-    407,
-    413,
-    449,
-    463,
-    47,
-    495,
-    530,
-    740,
-    937,
+# fmt: off
+_RELATIONS = (
+    101, 103, 106, 108, 127, 1303, 131, 136, 1376, 138, 140, 1412, 159, 17, 176, 178, 19, 190, 20, 264, 27, 279,
+    30, 36, 364, 37, 39, 407, 413, 449, 463, 47, 495, 530, 740, 937,
 )
+# fmt: on
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 SOURCES: dict[str, Source] = {
