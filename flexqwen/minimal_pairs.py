@@ -43,7 +43,7 @@ PHENOMENA = (
     "participle_number",
     "participle_gender",
 )
-MOST = 3000  # pairs of one phenomenon
+MOST = 300  # pairs of one phenomenon
 WORDS = (4, 45)  # of a sentence
 
 NUMBER = {"Sing": "SG", "Plur": "PL"}
@@ -465,7 +465,8 @@ class Generator:
             is_neutral = ((own[0], wrong) if axis else (wrong, own[1])) == ("M", "SG")
             if is_neutral and subject["upos"] == "NOUN" and not sentence.below(subject, "det"):
                 continue  # "cerveja é bom"
-            if changed := self.adjective_forms(token["form"], own, wrong):
+            changed = self.adjective_forms(token["form"], own, wrong)
+            if changed and (kind == "participle" or not self.lexicon.readings(changed, "N")):  # "o problema é política"
                 yield f"{kind}_{name}", subject, changed, wrong
 
     def verb(self, sentence: Sentence, token: dict) -> Iterator[tuple[str, dict, str, str]]:
@@ -475,7 +476,11 @@ class Generator:
         if found is None:
             return
         subject, (_, number) = found
-        if not (sentence.below(token, "obj", "ccomp", "xcomp") or token["lemma"].lower() in INTRANSITIVE):
+        is_relative = subject["id"] == token["head"]
+        objects = sentence.below(token, "obj")
+        if is_relative and not any(child["upos"] == "NOUN" for child in objects):  # "a mata que vejo", "a que fico"
+            return
+        if not (objects or sentence.below(token, "ccomp", "xcomp") or token["lemma"].lower() in INTRANSITIVE):
             return
         form = token["form"].lower()
         person = PERSONAL.get(subject["form"].lower(), ("3", number))[0]
@@ -489,7 +494,8 @@ class Generator:
         wanted = []
         if person == "3":
             wanted.append(("number", {"3", OTHER[number]}))
-        if person == "1" or number == "SG" or subject["upos"] == "PRON":  # "os brasileiros somos" is right
+        # "Os brasileiros somos" is right, and so may be "os livros que compro".
+        if not is_relative and (person == "1" or number == "SG" or subject["upos"] == "PRON"):
             wanted.append(("person", {"3" if person == "1" else "1", number}))
         for name, values in wanted:
             changed = set()
