@@ -52,45 +52,50 @@ OTHER = {"SG": "PL", "PL": "SG", "M": "F", "F": "M"}
 TENSES = {"PRS", "PRF", "PQP", "IMPF", "FUT", "COND", "SBJR", "SBJP"}  # not those whose forms are infinitives too
 NOMINALS = ("NOUN", "PROPN", "PRON", "NUM", "SYM")
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Singular nouns that may take a plural (and the other gender): "a maioria dos homens estão cansados".
-COLLECTIVE = set(
+COLLECTIVE = _words(
     """maioria minoria parte metade grupo série conjunto número multidão casal total dezena centena milhar milhão bilhão
     trilhão par resto restante porção tipo espécie dupla trio turma bando quantidade terço quarto quinto décimo maior
     porcentagem percentagem percentual por cento gente pessoal povo equipe time família dúzia punhado monte montão
     infinidade variedade exército rebanho cardume leque lista coleção sorte fração média excesso falta soma nível
     excelência majestade santidade alteza senhoria eminência meritíssimo forma modo gênero classe rol mar onda bloco
-    governo polícia torcida elenco tribo coro público comunidade associação comissão""".split()
+    governo polícia torcida elenco tribo coro público comunidade associação comissão"""
 )
 # Nouns of both genders, or of another meaning in the other one, whichever of them the lexicon lists.
-BOTH_GENDERS = set(
+BOTH_GENDERS = _words(
     """capital cabeça caixa rádio guia guarda polícia cura moral grama língua lente câmera corneta sentinela voga
     nascente laranja vigia testemunha criança pessoa vítima personagem modelo foca segurança ordenança cisma crisma
     praça banana águia besta cólera coma dó champanhe alface sabiá soprano contralto manequim top avestruz usucapião
     íris pijama omelete agravante atenuante internet web manga fila rosa violeta cinza estrela músico recruta
     estepe coral banda bola ministro juiz soldado chefe réu bispo papa presidente membro ídolo gênio anjo alvo
-    líder sujeito indivíduo cônjuge bandeira trompete ponta mascote reserva""".split()
+    líder sujeito indivíduo cônjuge bandeira trompete ponta mascote reserva"""
 )
 # Adjectives that hardly inflect, are determiners too, or whose singular may stand beside a plural subject.
-IRREGULAR = set(
+IRREGULAR = _words(
     """só meio todo mesmo muito pouco bastante melhor pior maior menor igual possível próprio outro tal vário diverso
     demais ambos bom mal mau contrário perto suficiente máximo mínimo anexo incluso excluso salvo exceto obrigado quite
     leso alerta inclusive conforme consoante visto dado posto devido mediano semelhante determinado tanto quanto junto
-    primeiro segundo último necessário preciso proibido bendito responsável""".split()
+    primeiro segundo último necessário preciso proibido bendito responsável"""
 )
 # Adjectives whose forms are adverbs too beside a verb or in a noun phrase ("custar caro").
-ADVERBIAL = IRREGULAR | set(
+ADVERBIAL = IRREGULAR | _words(
     """alto baixo caro barato claro direto rápido fundo duro firme sério fácil difícil forte fraco certo errado longo
     próximo exato ligeiro manso grosso fino doce feio bonito gostoso inteiro justo redondo demasiado breve geral inicial
-    final novo seguinte""".split()
+    final novo seguinte"""
 )
 # Words within a subject that may make it plural, or singular.
 LINKS = {"e", "ou", "nem", "com", "como", "mais", "menos", "entre", "cerca", "%", "&", "/", "nenhum", "cada"}
 COPULAS = {"ser", "estar", "ficar", "parecer", "permanecer", "continuar"}
 # Verbs that take no object: a noun before them cannot be an object put first ("os livros vendeu").
-INTRANSITIVE = set(
+INTRANSITIVE = _words(
     """ficar voltar vir viver nascer funcionar ocorrer surgir girar falecer lutar brilhar fugir variar viajar resultar
     brigar falhar jazer nadar oscilar voar vigorar votar ocorrer valer haver urgir jogar galopar hesitar insistir
-    florescer fluir vingar vibrar navegar""".split()
+    florescer fluir vingar vibrar navegar"""
 )
 PERSONAL = {"eu": ("1", "SG"), "nós": ("1", "PL"), "ele": ("3", "SG"), "ela": ("3", "SG")}
 PERSONAL |= {"eles": ("3", "PL"), "elas": ("3", "PL")}
