@@ -10,12 +10,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
+from flexqwen.likelihood import Row, Scorer, log_probabilities
 from flexqwen.packing import cut, encode_documents
+from flexqwen.results import Result, mean_result
+from flexqwen.tasks.item import Context, Item
 from flexqwen.texts import read_texts
 
+VERSION = 1
 MODES = ("causal", "masked")
 MASK_GROUPS = 7
 UNIGRAM_DOCUMENTS = 20_000
@@ -46,7 +48,11 @@ class HeldOut:
 
 def held_out(dataset: str, split: str, tokenizer, sequence_length: int, limit: int | None = None) -> HeldOut:
     """Reads and tokenizes `heldout/<split>` of a dataset, at most `limit` documents."""
-    texts = [text for _, text in read_texts(dataset, "heldout", split, limit)]
+    return tokenized([text for _, text in read_texts(dataset, "heldout", split, limit)], tokenizer, sequence_length)
+
+
+def tokenized(texts: list[str], tokenizer, sequence_length: int) -> HeldOut:
+    """Tokenizes documents and cuts those that are longer than `sequence_length`."""
     documents = list(encode_documents(tokenizer, texts))
     pieces, owners = [], []
     for number, document in enumerate(documents):
@@ -63,7 +69,6 @@ def held_out(dataset: str, split: str, tokenizer, sequence_length: int, limit: i
     )
 
 
-@torch.inference_mode()
 def score(model, text: HeldOut, mode: str, batch_tokens: int = 8192, progress: bool = False) -> np.ndarray:
     """Scores every document with a `FlexQwenForCausalLM`.
 
@@ -75,49 +80,17 @@ def score(model, text: HeldOut, mode: str, batch_tokens: int = 8192, progress: b
         float64 `(documents,)`: minus the log-probability of each document's tokens, in nats.
     """
     masked = mode == "masked"
-    copies = [(piece, group) for piece in range(len(text.pieces)) for group in range(MASK_GROUPS if masked else 1)]
-    copies.sort(key=lambda copy: -len(text.pieces[copy[0]]))
-    shift = 0 if masked and model.config.masked_prediction == "in_place" else 1
-    nats = np.zeros(len(text))
-    training = model.training
-    model.eval()
-    bar = tqdm(total=len(copies), desc=f"held-out, {mode}", unit="row", disable=not progress, leave=False)
-    start = 0
-    while start < len(copies):
-        longest = len(text.pieces[copies[start][0]])
-        batch = copies[start : start + max(1, batch_tokens // longest)]
-        input_ids = np.zeros((len(batch), longest), dtype=np.int64)
-        targets = np.full((len(batch), longest), -1, dtype=np.int64)
-        lengths = np.zeros(len(batch), dtype=np.int64)
-        for row, (number, group) in enumerate(batch):
-            piece = text.pieces[number]
-            lengths[row] = len(piece)
-            chosen = piece != text.eos_token_id
-            chosen[0] = False
-            if masked:
-                dealt = np.random.default_rng([MASK_GROUPS, number]).permutation(len(piece)) % MASK_GROUPS
-                chosen &= dealt == group
-            targets[row, : len(piece)][chosen] = piece[chosen]
-            input_ids[row, : len(piece)] = np.where(chosen & masked, text.mask_token_id, piece)
-        device = model.device
-        rows, columns = np.nonzero(targets >= 0)
-        if len(rows):
-            hidden_states = model.model(
-                input_ids=torch.from_numpy(input_ids).to(device),
-                attention_mask=torch.from_numpy(np.arange(longest) < lengths[:, None]).long().to(device),
-                is_causal=not masked,
-                use_cache=False,
-            ).last_hidden_state
-            logits = model.lm_head(hidden_states[rows, columns - shift]).float()
-            labels = torch.from_numpy(targets[rows, columns]).to(device)
-            losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().cpu().numpy()
-            owners = np.array([text.piece_documents[number] for number, _ in batch])
-            np.add.at(nats, owners[rows], losses)
-        start += len(batch)
-        bar.update(len(batch))
-    bar.close()
-    model.train(training)
-    return nats
+    rows = []
+    for number, (piece, owner) in enumerate(zip(text.pieces, text.piece_documents, strict=True)):
+        counted = np.flatnonzero(piece[1:] != text.eos_token_id) + 1
+        if masked:
+            dealt = np.random.default_rng([MASK_GROUPS, number]).permutation(len(piece)) % MASK_GROUPS
+            rows += [Row(piece, counted[dealt[counted] == group], owner) for group in range(MASK_GROUPS)]
+        else:
+            rows.append(Row(piece, counted, owner))
+    rows = [row for row in rows if len(row.positions)]
+    title = f"held-out, {mode}" if progress else None
+    return -log_probabilities(model, rows, len(text), masked, text.mask_token_id, batch_tokens, title)[0]
 
 
 def unigram(dataset: str, tokenizer, text: HeldOut) -> np.ndarray:
@@ -137,22 +110,40 @@ def unigram(dataset: str, tokenizer, text: HeldOut) -> np.ndarray:
     return nats
 
 
-def interval(numerator: np.ndarray, denominator: np.ndarray, seed: int = 0, samples: int = 1000) -> tuple[float, float]:
-    """95 % bootstrap interval of `sum(numerator) / sum(denominator)`, resampling documents."""
-    draws = np.random.default_rng(seed).integers(0, len(numerator), size=(samples, len(numerator)))
-    low, high = np.percentile(numerator[draws].sum(1) / denominator[draws].sum(1), [2.5, 97.5])
-    return float(low), float(high)
+def load(context: Context) -> list[Item]:
+    """The held-out documents of the dataset."""
+    texts = read_texts(context.dataset, "heldout", context.split, context.documents)
+    return [Item(name, text, context.split) for name, text in texts]
 
 
-def summarize(nats: np.ndarray, text: HeldOut) -> dict[str, float | list[float]]:
-    """`loss` (nats per predicted token) and `bits_per_byte`, each with its interval over documents."""
-    bits = nats / math.log(2)
-    return {
-        "documents": len(text),
-        "tokens": int(text.tokens.sum()),
-        "bytes": int(text.bytes.sum()),
-        "loss": float(nats.sum() / text.tokens.sum()),
-        "loss_interval": list(interval(nats, text.tokens)),
-        "bits_per_byte": float(bits.sum() / text.bytes.sum()),
-        "bits_per_byte_interval": list(interval(bits, text.bytes)),
-    }
+def evaluate(scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
+    """Nats per predicted token and bits per byte. There is no fused mode: the two halves are no one model's."""
+    return figures("bits_per_byte", scorer, items, mode, context)
+
+
+def figures(task: str, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
+    """Both metrics of documents in one mode, beside the unigram model of the same tokenizer where there is a dataset.
+
+    A model that is no FlexQwen is scored as `flexqwen.likelihood` does: whole documents, one masked copy a token.
+    """
+    if mode not in MODES:
+        return []
+    texts = [item.text for item in items]
+    if scorer.kind == "flexqwen":
+        text = tokenized(texts, scorer.tokenizer, scorer.length)
+        nats = score(scorer.model, text, mode, scorer.batch_tokens, progress=True)
+        tokens, sizes = text.tokens, text.bytes
+        baseline, name = unigram(context.dataset, scorer.tokenizer, text), "unigram"
+    else:
+        nats = -scorer.score(texts, mode, progress=task)
+        tokens = np.array([len(ids.ids) for ids in scorer.backend.encode_batch(texts, add_special_tokens=False)])
+        sizes = np.array([len(text.encode()) for text in texts])
+        baseline, name = sizes * math.log(256), "uniform bytes"
+    shared = {"task": task, "version": VERSION, "mode": mode, "baseline_name": name, "subset": items[0].group}
+    shared["details"] = {"tokens": int(tokens.sum()), "bytes": int(sizes.sum())}
+    ids = [item.id for item in items]
+    bits, bits_baseline = nats / math.log(2), float(baseline.sum() / math.log(2) / sizes.sum())
+    return [
+        mean_result(nats / tokens, ids, tokens, metric="loss", baseline=float(baseline.sum() / tokens.sum()), **shared),
+        mean_result(bits / sizes, ids, sizes, metric="bits_per_byte", baseline=bits_baseline, **shared),
+    ]
