@@ -18,12 +18,12 @@ from transformers.utils import logging
 from flexqwen import arguments as settings
 from flexqwen import runs
 from flexqwen.cli import InputError, command
+from flexqwen.held_out import held_out
 from flexqwen.model import build_model, save_code
 from flexqwen.objectives import TrainingRows, collate
 from flexqwen.outputs import file_digest, versions, write_json
 from flexqwen.packing import token_store
 from flexqwen.plots import loss_curves
-from flexqwen.tasks.bits_per_byte import held_out
 from flexqwen.texts import dataset_digest
 from flexqwen.trainer import FlexQwenTrainer
 

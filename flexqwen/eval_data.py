@@ -198,6 +198,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FLEXQWEN_CACHE") or Path.home() / ".cache" / "flexqwen")
 
 
+def folder(task: str) -> Path:
+    """The folder that holds a task's files, all of them verified and, where they were missing, downloaded.
+
+    Raises:
+        InputError: as `read`.
+    """
+    for name in SOURCES:
+        if name.startswith(f"{task}/"):
+            read(name)
+    local = os.environ.get("FLEXQWEN_EVAL_DATA")
+    return (Path(local) if local else cache_folder() / "data") / task
+
+
 def read(name: str) -> bytes:
     """The content of a file of the layout, uncompressed and verified.
 

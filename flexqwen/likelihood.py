@@ -156,6 +156,7 @@ class Scorer:
 
     def __init__(self, model, tokenizer, kind: str, batch_tokens: int = BATCH_TOKENS):
         self.model, self.tokenizer, self.kind, self.batch_tokens = model, tokenizer, kind, batch_tokens
+        self._last: dict[bool, tuple] = {}  # of each mode, what was asked last and the answer: fused asks again
         self.modes = MODES if kind == "flexqwen" else (kind,)
         self.backend = tokenizer.backend_tokenizer
         self.backend.encode_special_tokens = True  # "<mask>" typed by an author is text
@@ -194,6 +195,9 @@ class Scorer:
         self, requests: Sequence[Request], masked: bool, within_word: bool = False, progress: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probability of each request, and whether every token of it was the likeliest: see `log_probabilities`."""
+        asked = (tuple(requests), masked and within_word)
+        if masked in self._last and self._last[masked][0] == asked:
+            return self._last[masked][1]
         rows = []
         encodings = self.backend.encode_batch([request.text for request in requests], add_special_tokens=False)
         for owner, (request, encoding) in enumerate(zip(requests, encodings, strict=True)):
@@ -209,7 +213,9 @@ class Scorer:
                     rows.append(Row(tokens, positions, owner))
         title = progress and f"{progress}, {'masked' if masked else 'causal'}"
         mask = self.tokenizer.mask_token_id
-        return log_probabilities(self.model, rows, len(requests), masked, mask, self.batch_tokens, title)
+        scores = log_probabilities(self.model, rows, len(requests), masked, mask, self.batch_tokens, title)
+        self._last[masked] = (asked, scores)
+        return scores
 
     def windows(self, ids: np.ndarray, scored: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """Cuts a text that is longer than the model takes; each window begins half a window after the last one.

@@ -8,9 +8,9 @@ import torch
 import transformers
 from transformers.trainer_callback import ProgressCallback
 
+from flexqwen.held_out import MODES, HeldOut, score
 from flexqwen.objectives import IGNORE, ObjectiveArguments
 from flexqwen.outputs import written_aside
-from flexqwen.tasks.bits_per_byte import MODES, HeldOut, score
 
 
 class Progress(ProgressCallback):

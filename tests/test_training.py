@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import eval as evaluation
 import train
-from flexqwen.tasks.bits_per_byte import MASK_GROUPS, held_out, score, summarize, unigram
+from flexqwen.held_out import MASK_GROUPS, held_out, score, summarize, unigram
 from modeling_flexqwen import FlexQwenForCausalLM, FlexQwenForMaskedLM
 
 STEPS = 60

@@ -26,3 +26,5 @@ TASKS = {
     "calame_pt": calame_pt,
 }
 ON_THE_HUB = ("multiblimp_por", "calame_pt")
+FINE_TUNED: dict[str, str] = {}
+"""Modules by their dotted names: they are imported when they are asked for, since their libraries are many."""

@@ -1,4 +1,4 @@
-"""ARC-Challenge in Portuguese (Okapi's translation): multiple choice by the likelihood of each answer after the question.
+"""ARC-Challenge in Portuguese (Okapi's translation): multiple choice by the answers' likelihoods.
 
 Zero-shot. `accuracy` compares the log-probabilities of the answers, `accuracy_by_length` those per byte.
 """

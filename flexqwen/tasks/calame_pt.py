@@ -1,4 +1,4 @@
-"""CALAME-PT (Lopes, Magalhães and Semedo, 2024), from the Hub: is the last word of a passage the one that comes to mind?
+"""CALAME-PT (Lopes, Magalhães and Semedo, 2024), from the Hub: does the last word of a passage come to mind?
 
 A passage is right if each token of its last word is the likeliest. Masked: with all tokens of the word masked.
 """

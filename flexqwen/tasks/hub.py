@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from datasets import load_dataset
-
 from flexqwen.cli import InputError
 
 
@@ -13,6 +11,8 @@ def rows(repository: str, config: str, split: str, columns: tuple[str, ...]) -> 
     Raises:
         InputError: it can be had neither from the Hub nor from the local cache, or lacks a column.
     """
+    from datasets import load_dataset  # slow to import, and needed by these tasks alone
+
     try:
         found = load_dataset(repository, config, split=split).to_list()
     except Exception as error:  # of whatever kind: network, Hub, or what the data set's own files raise

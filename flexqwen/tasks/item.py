@@ -48,7 +48,7 @@ def some(items: list[Item], limit: int | None) -> list[Item]:
     """At most `limit` items, always the same, in their order."""
     if limit is None or len(items) <= limit:
         return items
-    chosen = sorted(items, key=lambda item: hashlib.sha256(item.id.encode()).digest())[:limit]
+    chosen = sorted(items, key=lambda item: hashlib.sha256(f"some|{item.id}".encode()).digest())[:limit]
     kept = {item.id for item in chosen}
     return [item for item in items if item.id in kept]
 
