@@ -11,18 +11,21 @@ import hashlib
 import io
 import json
 import os
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from urllib.request import Request, urlopen
 
-from huggingface_hub.errors import HTTPError
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import logging as hub_logging
+from tqdm import tqdm
 
 from flexqwen.cli import InputError
 from flexqwen.outputs import put, written_aside
 
+ATTEMPTS = 5
+TIMEOUT = 60  # seconds without any answer
 GITHUB = "https://raw.githubusercontent.com"
 
 
@@ -281,29 +284,41 @@ def _download(url: str, folder: Path, anew: bool = False) -> bytes:
     if anew:
         finished.unlink(missing_ok=True)
         unfinished.unlink(missing_ok=True)
-    if finished.is_file():
-        return finished.read_bytes()
     folder.mkdir(parents=True, exist_ok=True)
-    verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()  # its retries are no news: what counts is how it ends
-    try:
-        with open(unfinished, "ab") as file:
-            http_get(
-                url,
-                file,
-                resume_size=file.tell(),
-                headers={"Accept-Encoding": "identity"},  # a compressed body could not be resumed
-                displayed_filename=url.rsplit("/", 1)[1],
-            )
-    except (HTTPError, OSError) as error:
-        if getattr(getattr(error, "response", None), "status_code", None) == 416 and not anew:
-            return _download(url, folder, anew=True)  # there was nothing left to send, or the file has changed
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"cannot download {url}: {reason}; run again with a network to go on, or set FLEXQWEN_EVAL_DATA to a "
-            "folder that holds the data"
-        ) from None
-    finally:
-        hub_logging.set_verbosity(verbosity)
-    put(unfinished, finished)
+    for attempt in range(ATTEMPTS):
+        if finished.is_file():
+            break
+        try:
+            _go_on(url, unfinished)
+            put(unfinished, finished)
+        except (OSError, HTTPException) as error:
+            if getattr(error, "code", None) == 416:  # nothing is left to send, or the file has changed
+                unfinished.unlink()
+            elif attempt == ATTEMPTS - 1 or 400 <= getattr(error, "code", 0) < 500:
+                raise InputError(
+                    f"cannot download {url}: {str(getattr(error, 'reason', error)).splitlines()[0]}; run again with a "
+                    "network to go on, or set FLEXQWEN_EVAL_DATA to a folder that holds the data"
+                ) from None
+            else:
+                time.sleep(1)
     return finished.read_bytes()
+
+
+def _go_on(url: str, unfinished: Path) -> None:
+    """Downloads what is missing of an address, or all of it where the server sends all."""
+    start = unfinished.stat().st_size if unfinished.is_file() else 0
+    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urlopen(request, timeout=TIMEOUT) as response:
+        start = start if response.status == 206 else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        name = url.rsplit("/", 1)[1]
+        with (
+            open(unfinished, "ab" if start else "wb") as file,
+            tqdm(total=total, initial=start, desc=name, unit="B", unit_scale=True, leave=False) as bar,
+        ):
+            while chunk := response.read(1 << 16):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and unfinished.stat().st_size < total:
+        raise ConnectionError(f"the connection broke off after {unfinished.stat().st_size:,} of {total:,} bytes")

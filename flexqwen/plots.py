@@ -61,7 +61,7 @@ def evaluation(results: list[Result], folder: Path) -> list[Path]:
     rows = [row for row in results if row.subset == "all" and row.metric.startswith(("accuracy", "f1", "macro"))]
     if len({(row.task, row.metric) for row in rows}) > 1:
         figures.append(folder / "tasks.png")
-        dots(rows, lambda row: row.task + ("" if row.metric == "accuracy" else f"\n{row.metric}"), "tasks", figures[-1])
+        dots(rows, lambda row: row.task + ("" if row.metric == "accuracy" else f", {row.metric}"), "tasks", figures[-1])
     return figures
 
 
@@ -74,7 +74,7 @@ def bits_per_byte(rows: list[Result], path: Path) -> None:
         axes.text(place, row.value / 2, f"{row.value:.2f}", ha="center", color="white")
     baseline, name = rows[0].baseline, rows[0].baseline_name
     axes.axhline(baseline, color="black", linestyle="--")
-    axes.text(len(rows) - 0.5, baseline, f"{name} {baseline:.2f}", ha="right", va="bottom")
+    axes.text(len(rows) - 0.6, baseline, f"{name} {baseline:.2f}", ha="right", va="bottom")
     axes.set_xticks(range(len(rows)), [row.mode for row in rows])
     axes.set_ylabel("bits per byte (lower is better)")
     axes.set_title(f"{rows[0].task}, n = {rows[0].n:,} documents, 95 % intervals")
