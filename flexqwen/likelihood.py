@@ -239,12 +239,17 @@ class Scorer:
 
 
 def _words(text: str, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """The word that each token belongs to: int64 `(tokens,)`. A word is a run of letters and digits, or one sign."""
-    starts = np.array([match.start() for match in _WORD.finditer(text)] or [0])
-    first = [
-        start + len(text[start:stop]) - len(text[start:stop].lstrip()) for start, stop in zip(begin, end, strict=True)
-    ]
-    return np.searchsorted(starts, np.minimum(first, len(text)), side="right")
+    """The word that each token belongs to: int64 `(tokens,)`. A word is a run of letters and digits, or one sign.
+
+    A token of nothing but space is a word by itself, and has a number below 0.
+    """
+    starts = [match.start() for match in _WORD.finditer(text)]
+    numbers = []
+    for place, (start, stop) in enumerate(zip(begin, end, strict=True)):
+        token = text[start:stop]
+        first = start + len(token) - len(token.lstrip())
+        numbers.append(np.searchsorted(starts, first, side="right") if first < stop else -1 - place)
+    return np.array(numbers, dtype=np.int64)
 
 
 def load(path: str, batch_tokens: int = BATCH_TOKENS) -> Scorer:
@@ -255,6 +260,8 @@ def load(path: str, batch_tokens: int = BATCH_TOKENS) -> Scorer:
     Raises:
         InputError: there is none, or it is neither a FlexQwen nor a causal or masked model of transformers.
     """
+    if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")) and not list(Path(path).glob("*.bin")):
+        raise InputError(f"no checkpoint in {path}: model.safetensors is missing")
     try:
         config, _ = PreTrainedConfig.get_config_dict(path)
     except (OSError, ValueError) as error:
@@ -271,8 +278,6 @@ def load(path: str, batch_tokens: int = BATCH_TOKENS) -> Scorer:
             f"{path} is a {architecture or 'model of unnamed class'}; scoring needs a FlexQwen, a …ForCausalLM or a "
             "…ForMaskedLM"
         )
-    if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")) and not list(Path(path).glob("*.bin")):
-        raise InputError(f"no checkpoint in {path}: model.safetensors is missing")
     options = {"trust_remote_code": kind == "flexqwen"}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
