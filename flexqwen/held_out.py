@@ -65,12 +65,12 @@ def tokenized(texts: list[str], tokenizer, sequence_length: int) -> HeldOut:
     )
 
 
-def score(model, text: HeldOut, mode: str, batch_tokens: int = 8192, progress: bool = False) -> np.ndarray:
+def score(model, text: HeldOut, mode: str, batch_tokens: int | None = None, progress: bool = False) -> np.ndarray:
     """Scores every document with a `FlexQwenForCausalLM`.
 
     Args:
         mode: "causal" or "masked".
-        batch_tokens: tokens of a batch, padding included.
+        batch_tokens: tokens of a batch, padding included; by default what suits the device.
 
     Returns:
         float64 `(documents,)`: minus the log-probability of each document's tokens, in nats.

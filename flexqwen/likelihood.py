@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 from flexqwen.cli import InputError
 
 MODES = ("causal", "masked", "fused")
-BATCH_TOKENS = 8192
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32_768}  # by device; on a CPU what a batch makes should stay in the caches
 LOGITS = 2**26  # of a batch, at most, where it has more than one row: 256 MiB in float32
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -65,13 +65,13 @@ def log_probabilities(
     owners: int,
     masked: bool,
     mask_token_id: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs rows through a model, longest first; logits are computed at the predicted positions only.
 
     Args:
-        batch_tokens: tokens of a batch, padding included.
+        batch_tokens: tokens of a batch, padding included; by default what suits the device.
         progress: title of a progress bar; no bar by default.
 
     Returns:
@@ -83,6 +83,7 @@ def log_probabilities(
     nats, greedy = np.zeros(owners), np.ones(owners, bool)
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number].tokens))
     training, device = model.training, model.device
+    batch_tokens = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
     model.eval()
     bar = tqdm(total=len(rows), desc=progress, unit="row", disable=progress is None, leave=False)
     start = 0
@@ -154,7 +155,7 @@ class Scorer:
         length: tokens that it takes at a time.
     """
 
-    def __init__(self, model, tokenizer, kind: str, batch_tokens: int = BATCH_TOKENS):
+    def __init__(self, model, tokenizer, kind: str, batch_tokens: int | None = None):
         self.model, self.tokenizer, self.kind, self.batch_tokens = model, tokenizer, kind, batch_tokens
         self._last: dict[bool, tuple] = {}  # of each mode, what was asked last and the answer: fused asks again
         self.modes = MODES if kind == "flexqwen" else (kind,)
@@ -191,6 +192,10 @@ class Scorer:
         modes = ("causal", "masked") if mode == "fused" else (mode,)
         return sum(self.run(requests, part == "masked", within_word, progress)[0] for part in modes)
 
+    def forget(self) -> None:
+        """Lets go of the last scores, which `fused` would otherwise take from `causal` and `masked`."""
+        self._last.clear()
+
     def run(
         self, requests: Sequence[Request], masked: bool, within_word: bool = False, progress: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -199,8 +204,9 @@ class Scorer:
         if masked in self._last and self._last[masked][0] == asked:
             return self._last[masked][1]
         rows = []
-        encodings = self.backend.encode_batch([request.text for request in requests], add_special_tokens=False)
-        for owner, (request, encoding) in enumerate(zip(requests, encodings, strict=True)):
+        distinct = {request: number for number, request in enumerate(dict.fromkeys(requests))}
+        encodings = self.backend.encode_batch([request.text for request in distinct], add_special_tokens=False)
+        for (request, owner), encoding in zip(distinct.items(), encodings, strict=True):
             begin, end = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
             stop = len(request.text) if request.end is None or not masked else request.end
             scored = np.flatnonzero((end > request.start) & (begin < stop))
@@ -213,9 +219,10 @@ class Scorer:
                     rows.append(Row(tokens, positions, owner))
         title = progress and f"{progress}, {'masked' if masked else 'causal'}"
         mask = self.tokenizer.mask_token_id
-        scores = log_probabilities(self.model, rows, len(requests), masked, mask, self.batch_tokens, title)
-        self._last[masked] = (asked, scores)
-        return scores
+        scores = log_probabilities(self.model, rows, len(distinct), masked, mask, self.batch_tokens, title)
+        order = [distinct[request] for request in requests]
+        self._last[masked] = (asked, tuple(side[order] for side in scores))
+        return self._last[masked][1]
 
     def windows(self, ids: np.ndarray, scored: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """Cuts a text that is longer than the model takes; each window begins half a window after the last one.
@@ -252,7 +259,7 @@ def _words(text: str, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     return np.array(numbers, dtype=np.int64)
 
 
-def load(path: str, batch_tokens: int = BATCH_TOKENS) -> Scorer:
+def load(path: str, batch_tokens: int | None = None) -> Scorer:
     """Loads a checkpoint, from a folder or the Hub, in float32, on the GPU if there is one.
 
     The code of a checkpoint is run only if it is a FlexQwen.
