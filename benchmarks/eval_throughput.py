@@ -3,10 +3,11 @@
     python benchmarks/eval_throughput.py [--model <checkpoint>] [--sentences 400] [--repeats 3] [--output result.json]
 
 The plain loop takes one sentence at a time: one forward pass (masked: one for each masked copy; "copies as a batch":
-one for all copies of the sentence), all logits, their log-softmax. The harness (`pip install lm-eval`; left out where it
-is not installed) runs its `hf` model with its own batches on the same requests. All sides take turns, in one process,
-with the same threads; each side's best time counts, and their scores must agree. Without --model, a model of random weights in quickstart's shape is timed. The
-sentences are drawn from all that the zero-shot tasks minimal_pairs, wsc_pt and mpararel_pt score.
+one for all copies of the sentence), all logits, their log-softmax. The harness (`pip install lm-eval`; left out where
+it is not installed) runs its `hf` model with its own batches on the same requests. All sides take turns, in one
+process, with the same threads; each side's best time counts, and their scores must agree. Without --model, a model of
+random weights in quickstart's shape is timed. The sentences are drawn from all that the zero-shot tasks minimal_pairs,
+wsc_pt and mpararel_pt score.
 """
 
 # ruff: noqa: E402 (the repository is put on the path first)

@@ -4,6 +4,9 @@ Each file has a name in one layout (`wsc_pt/portuguese_wsc.json`), the addresses
 and the SHA-256 of its content, uncompressed. With `FLEXQWEN_EVAL_DATA` set, files are read from that folder, in the
 same layout; otherwise from the cache (`FLEXQWEN_CACHE`, by default `~/.cache/flexqwen`), and downloaded if they are not
 there. Either way what is read has the right digest.
+
+An interrupted download goes on where it stopped, which neither pooch (1.9) nor, for files under 10 MB, huggingface_hub
+(2.4) does.
 """
 
 import gzip
