@@ -1,109 +1,201 @@
-"""Evaluates a checkpoint: results.json, a table, a figure.
+"""Evaluates a checkpoint: results.json, items.json, a table, figures; or compares two evaluations.
 
-python eval.py --model runs/quickstart/hybrid-shift-256/best [--modes causal,masked]
+python eval.py --model runs/quickstart/hybrid-shift-256/best [--tasks minimal_pairs,wsc_pt] [--modes causal,masked]
+python eval.py --compare <results of A> <results of B>
 """
 
-import json
+import importlib
 from pathlib import Path
 
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import numpy as np
 
-from flexqwen import plots
+from flexqwen import eval_data, likelihood, overlap, plots, results
 from flexqwen.cli import ArgumentParser, InputError, command
-from flexqwen.outputs import file_digest, versions, write_json
-from flexqwen.tasks import bits_per_byte
+from flexqwen.likelihood import MODES, Scorer
+from flexqwen.outputs import file_digest, read_json, versions, write_json, written_aside
+from flexqwen.results import Result
+from flexqwen.tasks import FINE_TUNED, ON_THE_HUB, TASKS
+from flexqwen.tasks.item import Context, Item
 from flexqwen.texts import dataset_digest
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="eval.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder of a FlexQwen checkpoint")
+    parser.add_argument("--model", help="a checkpoint: FlexQwen, or a causal or masked model of transformers")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="folders of two results (or of checkpoints)")
+    names = ", ".join([*TASKS, *FINE_TUNED])
+    parser.add_argument("--tasks", default="bits_per_byte", help=f"comma-separated, or all: {names}")
+    parser.add_argument("--modes", help=f"comma-separated, of {', '.join(MODES)}; by default all that the model has")
+    parser.add_argument(
+        "--within_word", action="store_true", help="masked scoring: all tokens of a word masked together"
+    )
     parser.add_argument("--dataset", default="carolina_originality", help="folder made by carolina_originality.py")
     parser.add_argument("--split", default="test", help="split of its heldout config")
-    parser.add_argument("--modes", default=",".join(bits_per_byte.MODES), help="comma-separated")
-    parser.add_argument("--documents", type=int, default=500, help="documents scored, at most")
+    parser.add_argument("--documents", type=int, default=500, help="documents of it that are scored, at most")
+    parser.add_argument("--exclude-seen", action="store_true", help="leave out items of which a 13-gram was trained on")
+    parser.add_argument("--limit", type=int, help="items of each task, at most; all by default")
     parser.add_argument("--output", help="folder to write; by default eval-<checkpoint> beside the checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace results made otherwise")
     args = parser.parse_args(argv)
-    model_folder = Path(args.model)
-    if not (model_folder / "model.safetensors").is_file():
-        raise InputError(f"no checkpoint in {model_folder}: model.safetensors is missing")
-    config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_type") != "flexqwen":
-        raise InputError(f"{model_folder} holds a {config.get('model_type')} model; only FlexQwen is scored so far")
-    if args.documents < 1:
-        raise InputError(f"--documents is {args.documents}; it must be at least 1")
-    modes = args.modes.split(",")
-    if unknown := set(modes) - set(bits_per_byte.MODES):
-        raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(bits_per_byte.MODES)}")
-    output = Path(args.output) if args.output else model_folder.parent / f"eval-{model_folder.name}"
-    made_by = {
-        "model_digest": file_digest(model_folder / "model.safetensors"),
-        "dataset_digest": dataset_digest(args.dataset),
-        "split": args.split,
-        "modes": modes,
-        "documents": args.documents,
-        "versions": versions("torch", "transformers", "tokenizers", "numpy"),
-    }
-    results_file = output / "results.json"
-    if results_file.is_file():
-        results = json.loads(results_file.read_text(encoding="utf-8"))
-        if results["made_by"] == made_by:
-            print(f"evaluation: {results_file} is already there, of the same checkpoint, data and settings; reused")
-        elif not args.overwrite:
-            raise InputError(f"{output} holds results made otherwise; pass --overwrite or another --output")
-        else:
-            results = None
+    if (args.model is None) == (args.compare is None):
+        raise InputError("pass either --model or --compare")
+    if args.compare:
+        compare(*(results_folder(folder) for folder in args.compare), args.output)
     else:
-        results = None
-    if results is None:
-        results = {"model": str(model_folder), "made_by": made_by, "results": evaluate(args, modes)}
-        write_json(results_file, results)
-        plots.bits_per_byte(results, output / "bits_per_byte.png")
-    print(table(results["results"]))
-    print(f"results: {results_file}\nfigure:  {output / 'bits_per_byte.png'}")
+        run(args)
 
 
-def evaluate(args, modes: list[str]) -> list[dict]:
-    """One row a mode, as it stands in results.json."""
-    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=True)
-    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True)
-    length = min(tokenizer.model_max_length, model.config.max_position_embeddings)  # what training made rows of
-    text = bits_per_byte.held_out(args.dataset, args.split, tokenizer, length, args.documents)
-    baseline = bits_per_byte.summarize(bits_per_byte.unigram(args.dataset, tokenizer, text), text)
+def run(args) -> None:
+    """Evaluates one checkpoint, or says that this was done already."""
+    for name in ("documents", "limit"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    tasks = [*TASKS, *FINE_TUNED] if args.tasks == "all" else args.tasks.split(",")
+    if unknown := set(tasks) - set(TASKS) - set(FINE_TUNED):
+        raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join([*TASKS, *FINE_TUNED])}")
+    if args.modes and (unknown := set(args.modes.split(",")) - set(MODES)):
+        raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(MODES)}")
+    scorer = likelihood.load(args.model)
+    modes = args.modes.split(",") if args.modes else list(scorer.modes)
+    if missing := [mode for mode in modes if mode not in scorer.modes]:
+        raise InputError(f"{args.model} is not scored in mode {missing[0]!r}; it has: {', '.join(scorer.modes)}")
+    has_dataset = (Path(args.dataset) / "manifest.json").is_file()
+    if not has_dataset and ("bits_per_byte" in tasks or args.exclude_seen):
+        dataset_digest(args.dataset)  # raises
+    context = Context(args.dataset, args.split, args.documents, args.within_word, args.limit)
+    made_by = {
+        "model": model_digest(args.model, scorer),
+        "dataset_digest": dataset_digest(args.dataset) if has_dataset else None,
+        "tasks": {name: (TASKS.get(name) or importlib.import_module(FINE_TUNED[name])).VERSION for name in tasks},
+        "modes": modes,
+        "exclude_seen": args.exclude_seen,
+        **{name: getattr(args, name) for name in ("split", "documents", "within_word", "limit")},
+        "versions": versions("torch", "transformers", "tokenizers", "numpy", "datasets"),
+    }
+    folder = Path(args.output) if args.output else default_output(args.model)
+    earlier = read_json(folder / results.RESULTS)
+    if earlier and earlier.get("made_by") == made_by:
+        print(f"evaluation: {folder} is already there, of the same checkpoint, data and settings; reused")
+        _, rows = results.read_results(folder)
+    elif earlier and not args.overwrite:
+        raise InputError(f"{folder} holds results made otherwise; pass --overwrite or another --output")
+    else:
+        rows, notes = evaluate(args, scorer, tasks, modes, context, has_dataset)
+        if not rows:
+            raise InputError("no results: " + ("; ".join(notes) or "none of the tasks has one of the modes"))
+        results.write_results(folder, {"model": args.model, "made_by": made_by, "notes": notes}, rows)
+    with written_aside(folder / "results.md") as aside:
+        aside.write_text(results.table(rows) + "\n", encoding="utf-8")
+    figures = plots.evaluation(rows, folder)
+    print(held_out_table(rows) if set(tasks) == {"bits_per_byte"} else results.table(rows))
+    print(f"results: {folder / results.RESULTS}\nfigures: {', '.join(str(path) for path in figures)}")
+
+
+def evaluate(
+    args, scorer: Scorer, tasks: list[str], modes: list[str], context: Context, has_dataset: bool
+) -> tuple[list[Result], list[str]]:
+    """All results, and notes on what was left out."""
+    notes, items = [], {}
+    for name in (name for name in tasks if name in TASKS):
+        try:
+            items[name] = TASKS[name].load(context)
+        except InputError as error:
+            if name not in ON_THE_HUB or args.tasks != "all":
+                raise
+            notes.append(f"{name} left out: {error}")
+    shares = seen(items, context.dataset) if has_dataset else {}
+    if not has_dataset:
+        notes.append(f"overlap with training is not known: no dataset in {context.dataset}")
     rows = []
-    for mode in tqdm(modes, desc="modes"):
-        summary = bits_per_byte.summarize(bits_per_byte.score(model, text, mode, progress=True), text)
-        rows.append(
-            {
-                "task": "bits_per_byte",
-                "split": args.split,
-                "mode": mode,
-                **summary,
-                "unigram_loss": baseline["loss"],
-                "unigram_bits_per_byte": baseline["bits_per_byte"],
-            }
-        )
-    return rows
+    for name, loaded in items.items():
+        kept = [item for item in loaded if not (args.exclude_seen and shares[name][item.id] > 0)]
+        if not kept:
+            notes.append(f"{name} left out: a 13-gram of every item was trained on")
+            continue
+        for mode in modes:
+            for result in TASKS[name].evaluate(scorer, kept, mode, context):
+                if has_dataset:
+                    result.details |= overlap_details(result, shares[name], len(loaded) - len(kept))
+                rows.append(result)
+    for name in (name for name in tasks if name in FINE_TUNED):
+        from flexqwen.finetuning import Settings  # with libraries that likelihood tasks do not need
+
+        module = importlib.import_module(FINE_TUNED[name])
+        rows += module.run(args.model, eval_data.folder(getattr(module, "FOLDER", name)), Settings(limit=args.limit))
+    for note in notes:
+        print(f"note: {note}")
+    return rows, notes
 
 
-def table(rows: list[dict]) -> str:
-    """The results as a Markdown table."""
+def seen(items: dict[str, list[Item]], dataset: str) -> dict[str, dict[str, float]]:
+    """For each task and item, the share of its 13-grams in the training splits (NaN: under 13 words)."""
+    texts = [item.text for loaded in items.values() for item in loaded]
+    shares = iter(overlap.seen_shares(texts, dataset).tolist())
+    return {name: {item.id: next(shares) for item in loaded} for name, loaded in items.items()}
+
+
+def overlap_details(result: Result, shares: dict[str, float], excluded: int) -> dict[str, float | int | None]:
+    """What the training splits hold of a result's items."""
+    values = np.array([shares[item] for item in result.item_ids])
+    known = values[~np.isnan(values)]
+    return {
+        "seen_share": float(known.mean()) if len(known) else None,
+        "seen_items": int((known > 0).sum()),
+        "too_short_to_tell": int(np.isnan(values).sum()),
+        "excluded": excluded,
+    }
+
+
+def model_digest(path: str, scorer: Scorer) -> dict[str, str | None]:
+    """What names the weights: digests of a folder's files, or the commit of a repository on the Hub."""
+    if not Path(path).is_dir():
+        return {"repository": path, "commit": getattr(scorer.model.config, "_commit_hash", None)}
+    weights = [*Path(path).glob("*.safetensors"), *Path(path).glob("*.bin"), *Path(path).glob("tokenizer.json")]
+    return {file.name: file_digest(file) for file in sorted(weights)}
+
+
+def default_output(model: str) -> Path:
+    path = Path(model)
+    return (path.parent if path.is_dir() else Path("runs")) / f"eval-{path.name}"
+
+
+def results_folder(path: str) -> Path:
+    """A results folder itself, or that of the checkpoint in `path`."""
+    folder = Path(path)
+    return folder if (folder / results.RESULTS).is_file() or not folder.is_dir() else default_output(path)
+
+
+def compare(first: Path, second: Path, output: str | None) -> None:
+    """Prints the paired differences of two evaluations, and writes them where `output` says."""
+    sides = [results.read_results(folder)[1] for folder in (first, second)]
+    differences, left = results.compare(*sides)
+    if not differences:
+        raise InputError(f"{first} and {second} have no figure in common; evaluate both on the same tasks and modes")
+    print(f"A: {first}\nB: {second}\n{results.comparison_table(differences)}")
+    if all(row.verdict == "no difference" for row in differences):
+        print("no difference: every interval holds 0")
+    if left:
+        names = sorted({" ".join(map(str, key)) for key in left})
+        print(f"not compared, for want of the same items on both sides: {', '.join(names)}")
+    if output:
+        write_json(Path(output) / "comparison.json", [vars(row) | {"verdict": row.verdict} for row in differences])
+        plots.comparison(differences, Path(output) / "comparison.png")
+        print(f"comparison: {Path(output) / 'comparison.json'}\nfigure:     {Path(output) / 'comparison.png'}")
+
+
+def held_out_table(rows: list[Result]) -> str:
+    """Both metrics of held-out text side by side, as a Markdown table."""
     lines = [
         "| held-out text | documents | tokens | loss (nats/token) | unigram | bits per byte | unigram |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in rows:
-        loss, bits = (
-            f"{row[name]:.3f} [{row[name + '_interval'][0]:.3f}, {row[name + '_interval'][1]:.3f}]"
-            for name in ("loss", "bits_per_byte")
-        )
-        lines.append(
-            f"| {row['split']}, {row['mode']} | {row['documents']:,} | {row['tokens']:,} | {loss} | "
-            f"{row['unigram_loss']:.3f} | {bits} | {row['unigram_bits_per_byte']:.3f} |"
-        )
+    for loss, bits in zip(rows[::2], rows[1::2], strict=True):
+        cells = [
+            f"{row.value:.3f} [{row.interval[0]:.3f}, {row.interval[1]:.3f}] | {row.baseline:.3f}"
+            for row in (loss, bits)
+        ]
+        lines.append(f"| {loss.subset}, {loss.mode} | {loss.n:,} | {loss.details['tokens']:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -19,13 +19,13 @@ from transformers.utils import logging
 from flexqwen import arguments as settings
 from flexqwen import runs
 from flexqwen.cli import InputError, command
+from flexqwen.held_out import HeldOut
 from flexqwen.model import build_model, save_code
 from flexqwen.objectives import TrainingRows
 from flexqwen.outputs import file_digest, versions, write_json
 from flexqwen.packing import stored_digest, token_store
 from flexqwen.plots import loss_curves
 from flexqwen.schedule import Phase, parse_phases, step_ranges
-from flexqwen.tasks.bits_per_byte import HeldOut
 from flexqwen.trainer import FlexQwenTrainer
 
 

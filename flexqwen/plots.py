@@ -1,6 +1,7 @@
 """Figures, drawn from result files."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -9,8 +10,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from flexqwen.outputs import written_aside
+from flexqwen.results import Difference, Result
 
-COLORS = {"causal": "#1f77b4", "masked": "#d95f02"}
+COLORS = {"causal": "#1f77b4", "masked": "#d95f02", "fused": "#7570b3", "finetuned": "#1b9e77"}
 
 
 def save(figure, path: Path) -> None:
@@ -28,7 +30,8 @@ def loss_curves(run: Path) -> None:
         by_step.setdefault(line["step"], {}).update(line)
     entries = [by_step[step] for step in sorted(by_step)]
     figure, axes = plt.subplots(figsize=(7, 4))
-    for mode, color in COLORS.items():
+    for mode in ("causal", "masked"):
+        color = COLORS[mode]
         for name, label, style in (
             (f"loss_{mode}", f"{mode}, training", {"alpha": 0.5, "linewidth": 1}),
             (f"eval_loss_{mode}", f"{mode}, held-out", {"marker": "o", "linewidth": 2}),
@@ -44,20 +47,78 @@ def loss_curves(run: Path) -> None:
     save(figure, run / "loss.png")
 
 
-def bits_per_byte(results: dict, path: Path) -> None:
-    """Bars of bits per byte with 95 % intervals, beside the unigram baseline."""
-    rows = [row for row in results["results"] if row["task"] == "bits_per_byte"]
+def evaluation(results: list[Result], folder: Path) -> list[Path]:
+    """Draws what there is to draw of an evaluation; returns the files."""
+    figures = []
+    for task in dict.fromkeys(result.task for result in results):
+        rows = [result for result in results if result.task == task]
+        if task.startswith("bits_per_byte"):
+            figures.append(folder / f"{task}.png")
+            bits_per_byte([row for row in rows if row.metric == "bits_per_byte"], figures[-1])
+        elif len({row.subset for row in rows}) > 1:
+            figures.append(folder / f"{task}.png")
+            dots(rows, lambda row: row.subset, f"{task}: {rows[0].metric}", figures[-1])
+    rows = [row for row in results if row.subset == "all" and row.metric.startswith(("accuracy", "f1", "macro"))]
+    if len({(row.task, row.metric) for row in rows}) > 1:
+        figures.append(folder / "tasks.png")
+        dots(rows, lambda row: row.task + ("" if row.metric == "accuracy" else f", {row.metric}"), "tasks", figures[-1])
+    return figures
+
+
+def bits_per_byte(rows: list[Result], path: Path) -> None:
+    """Bars of bits per byte with 95 % intervals, beside the baseline."""
     figure, axes = plt.subplots(figsize=(5, 4))
     for place, row in enumerate(rows):
-        low, high = row["bits_per_byte_interval"]
-        value = row["bits_per_byte"]
-        axes.bar(place, value, color=COLORS[row["mode"]], yerr=[[value - low], [high - value]], capsize=5)
-        axes.text(place, value / 2, f"{value:.2f}", ha="center", color="white")
-    baseline = rows[0]["unigram_bits_per_byte"]
+        error = [[row.value - row.interval[0]], [row.interval[1] - row.value]]
+        axes.bar(place, row.value, color=COLORS[row.mode], yerr=error, capsize=5)
+        axes.text(place, row.value / 2, f"{row.value:.2f}", ha="center", color="white")
+    baseline, name = rows[0].baseline, rows[0].baseline_name
     axes.axhline(baseline, color="black", linestyle="--")
-    axes.text(len(rows) - 0.5, baseline, f"unigram {baseline:.2f}", ha="right", va="bottom")
-    axes.set_xticks(range(len(rows)), [row["mode"] for row in rows])
+    axes.text(len(rows) - 0.6, baseline, f"{name} {baseline:.2f}", ha="right", va="bottom")
+    axes.set_xticks(range(len(rows)), [row.mode for row in rows])
     axes.set_ylabel("bits per byte (lower is better)")
-    axes.set_title(f"held-out text, n = {rows[0]['documents']} documents")
-    axes.set_ylim(0, baseline * 1.15)
+    axes.set_title(f"{rows[0].task}, n = {rows[0].n:,} documents, 95 % intervals")
+    axes.set_ylim(0, max(baseline, *(row.interval[1] for row in rows)) * 1.15)
+    save(figure, path)
+
+
+def dots(rows: list[Result], label: Callable[[Result], str], title: str, path: Path) -> None:
+    """A line a label, a dot a mode, with 95 % intervals, and the baseline as a stroke."""
+    labels = list(dict.fromkeys(label(row) for row in rows))
+    modes = list(dict.fromkeys(row.mode for row in rows))
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.45 * len(labels)))
+    counts = {}
+    for row in rows:
+        line = len(labels) - 1 - labels.index(label(row))
+        height = line + 0.2 * ((len(modes) - 1) / 2 - modes.index(row.mode))
+        error = [[row.value - row.interval[0]], [row.interval[1] - row.value]]
+        axes.errorbar(row.value, height, xerr=error, fmt="o", color=COLORS[row.mode], capsize=3, markersize=4)
+        axes.plot([row.baseline] * 2, [line - 0.35, line + 0.35], color="black", linewidth=1.5)
+        counts[line] = row.n
+    for mode in modes:
+        axes.plot([], [], "o", color=COLORS[mode], label=mode)
+    axes.plot([], [], color="black", label=rows[0].baseline_name)
+    axes.set_yticks(
+        range(len(labels)), [f"{name} (n = {counts[len(labels) - 1 - i]:,})" for i, name in enumerate(labels)][::-1]
+    )
+    axes.set_title(f"{title}, 95 % intervals")
+    axes.set_xlabel(rows[0].metric)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    save(figure, path)
+
+
+def comparison(differences: list[Difference], path: Path) -> None:
+    """Paired differences with 95 % intervals; those that do not hold 0 are filled."""
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.35 * len(differences)))
+    for line, row in enumerate(reversed(differences)):
+        error = [[row.difference - row.interval[0]], [row.interval[1] - row.difference]]
+        fill = "none" if row.verdict == "no difference" else None
+        color = COLORS[row.key[2]]
+        axes.errorbar(row.difference, line, xerr=error, fmt="o", color=color, markerfacecolor=fill, capsize=3)
+    axes.axvline(0, color="black", linestyle="--")
+    names = [f"{key[0]}, {key[4]}, {key[2]}, {key[3]} (n = {row.n:,})" for row in differences for key in [row.key]]
+    axes.set_yticks(range(len(names)), names[::-1], fontsize=8)
+    axes.set_xlabel("B − A, 95 % intervals (paired bootstrap)")
+    axes.grid(axis="x", alpha=0.3)
     save(figure, path)

@@ -18,12 +18,12 @@ from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from flexqwen.cli import InputError
 from flexqwen.flops import model_flops, peak_flops
+from flexqwen.held_out import MODES, HeldOut, score
 from flexqwen.objectives import IGNORE, ObjectiveArguments, collate
 from flexqwen.optimizer import MuonWithAdamW
 from flexqwen.outputs import read_json, remove, write_json, written_aside
 from flexqwen.runs import checkpoints, last_checkpoint
 from flexqwen.schedule import StepBatches
-from flexqwen.tasks.bits_per_byte import MODES, HeldOut, score
 from modeling_flexqwen import FlexQwenForCausalLM
 
 SUMS = "sums.json"  # in a checkpoint: what was summed up since the last log

@@ -1,152 +1,52 @@
-"""How well a model predicts held-out text: nats per predicted token and bits per byte, causally and masked.
-
-Every token of the text is predicted exactly once in either mode, so that the two, and the unigram baseline, speak of
-the same tokens and the same bytes. Causally: each token from those before it. Masked: the tokens of a document are
-dealt at random into 7 groups and one copy of the document is scored for each, with that group masked (14 % of the
-tokens, near the share at the end of training). The end-of-text token is seen but not counted.
-"""
+"""How well a model predicts held-out text: nats per predicted token and bits per byte, causally and masked."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from flexqwen.packing import cut, encode_documents
+from flexqwen.held_out import MODES, score, tokenized, unigram
+from flexqwen.likelihood import Scorer
+from flexqwen.results import Result, mean_result
+from flexqwen.tasks.item import Context, Item
 from flexqwen.texts import read_texts
 
-MODES = ("causal", "masked")
-MASK_GROUPS = 7
-UNIGRAM_DOCUMENTS = 20_000
+VERSION = 1
 
 
-@dataclass
-class HeldOut:
-    """Tokenized held-out documents.
+def load(context: Context) -> list[Item]:
+    """The held-out documents of the dataset."""
+    texts = read_texts(context.dataset, "heldout", context.split, context.documents)
+    return [Item(name, text, context.split) for name, text in texts]
 
-    Attributes:
-        pieces: int64 arrays `(length,)`, documents or, of those longer than a row, stretches; each begins with BOS.
-        piece_documents: the document that each piece belongs to.
-        tokens: int64 `(documents,)`, predicted tokens of each document.
-        bytes: int64 `(documents,)`, UTF-8 bytes of each document's text.
-        eos_token_id, mask_token_id: of the tokenizer.
+
+def evaluate(scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
+    """Nats per predicted token and bits per byte. There is no fused mode: the two halves are no one model's."""
+    return figures("bits_per_byte", scorer, items, mode, context)
+
+
+def figures(task: str, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
+    """Both metrics of documents in one mode, beside the unigram model of the same tokenizer where there is a dataset.
+
+    A model that is no FlexQwen is scored as `flexqwen.likelihood` does: whole documents, one masked copy a token.
     """
-
-    pieces: list[np.ndarray]
-    piece_documents: list[int]
-    tokens: np.ndarray
-    bytes: np.ndarray
-    eos_token_id: int
-    mask_token_id: int
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @classmethod
-    def of(cls, documents, sizes, sequence_length: int, eos_token_id: int, mask_token_id: int) -> "HeldOut":
-        """Cuts documents (`BOS tokens EOS` each) that are longer than a row; `sizes` are their bytes."""
-        pieces, owners = [], []
-        for number, document in enumerate(documents):
-            for piece in cut(document, sequence_length):
-                pieces.append(np.array(piece, dtype=np.int64))
-                owners.append(number)
-        tokens = np.array([len(document) - 2 for document in documents])
-        return cls(pieces, owners, tokens, np.asarray(sizes), eos_token_id, mask_token_id)
-
-
-def held_out(dataset: str, split: str, tokenizer, sequence_length: int, limit: int | None = None) -> HeldOut:
-    """Reads and tokenizes `heldout/<split>` of a dataset, at most `limit` documents."""
-    texts = [text for _, text in read_texts(dataset, "heldout", split, limit)]
-    documents = list(encode_documents(tokenizer, texts))
-    sizes = [len(text.encode()) for text in texts]
-    return HeldOut.of(documents, sizes, sequence_length, tokenizer.eos_token_id, tokenizer.mask_token_id)
-
-
-@torch.no_grad()  # not inference_mode: its tensors would stay in FSDP's buffers, and training could not use them
-def score(model, text: HeldOut, mode: str, batch_tokens: int = 8192, progress: bool = False) -> np.ndarray:
-    """Scores every document with a `FlexQwenForCausalLM`.
-
-    Args:
-        mode: "causal" or "masked".
-        batch_tokens: tokens of a batch, padding included.
-
-    Returns:
-        float64 `(documents,)`: minus the log-probability of each document's tokens, in nats.
-    """
-    masked = mode == "masked"
-    copies = [(piece, group) for piece in range(len(text.pieces)) for group in range(MASK_GROUPS if masked else 1)]
-    copies.sort(key=lambda copy: -len(text.pieces[copy[0]]))
-    nats = np.zeros(len(text))
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    bar = tqdm(total=len(copies), desc=f"held-out, {mode}", unit="row", disable=not progress, leave=False)
-    start = 0
-    while start < len(copies):
-        longest = len(text.pieces[copies[start][0]])
-        batch = copies[start : start + max(1, batch_tokens // longest)]
-        input_ids = np.zeros((len(batch), longest), dtype=np.int64)
-        labels = np.full((len(batch), longest), -100, dtype=np.int64)
-        lengths = np.zeros(len(batch), dtype=np.int64)
-        for row, (number, group) in enumerate(batch):
-            piece = text.pieces[number]
-            lengths[row] = len(piece)
-            chosen = piece != text.eos_token_id
-            chosen[0] = False
-            if masked:
-                dealt = np.random.default_rng([MASK_GROUPS, number]).permutation(len(piece)) % MASK_GROUPS
-                chosen &= dealt == group
-            labels[row, : len(piece)][chosen] = piece[chosen]
-            input_ids[row, : len(piece)] = np.where(chosen & masked, text.mask_token_id, piece)
-        row_losses = model(
-            input_ids=torch.from_numpy(input_ids).to(device),
-            attention_mask=torch.from_numpy(np.arange(longest) < lengths[:, None]).long().to(device),
-            labels=torch.from_numpy(labels).to(device),
-            is_causal=not masked,
-            use_cache=False,
-            logits_to_keep=1,  # the losses are made where the labels are; no other logits are wanted
-        ).row_losses
-        np.add.at(nats, [text.piece_documents[number] for number, _ in batch], row_losses.double().cpu().numpy())
-        start += len(batch)
-        bar.update(len(batch))
-    bar.close()
-    model.train(training)
-    return nats
-
-
-def unigram(dataset: str, tokenizer, text: HeldOut) -> np.ndarray:
-    """The same documents under a unigram model of the same tokenizer: float64 `(documents,)`, in nats.
-
-    Token frequencies are counted, with one added to each, on the first 20,000 documents of the dataset's `tokenizer`
-    split, which shares no document with the held-out ones.
-    """
-    counts = np.ones(len(tokenizer))
-    texts = (text for _, text in read_texts(dataset, "tokenizer", "train", UNIGRAM_DOCUMENTS))
-    for document in encode_documents(tokenizer, texts):
-        np.add.at(counts, document[1:-1], 1)
-    cost = -np.log(counts / counts.sum())
-    nats = np.zeros(len(text))
-    for piece, owner in zip(text.pieces, text.piece_documents, strict=True):
-        nats[owner] += cost[piece[1:][piece[1:] != text.eos_token_id]].sum()
-    return nats
-
-
-def interval(numerator: np.ndarray, denominator: np.ndarray, seed: int = 0, samples: int = 1000) -> tuple[float, float]:
-    """95 % bootstrap interval of `sum(numerator) / sum(denominator)`, resampling documents."""
-    draws = np.random.default_rng(seed).integers(0, len(numerator), size=(samples, len(numerator)))
-    low, high = np.percentile(numerator[draws].sum(1) / denominator[draws].sum(1), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def summarize(nats: np.ndarray, text: HeldOut) -> dict[str, float | list[float]]:
-    """`loss` (nats per predicted token) and `bits_per_byte`, each with its interval over documents."""
-    bits = nats / math.log(2)
-    return {
-        "documents": len(text),
-        "tokens": int(text.tokens.sum()),
-        "bytes": int(text.bytes.sum()),
-        "loss": float(nats.sum() / text.tokens.sum()),
-        "loss_interval": list(interval(nats, text.tokens)),
-        "bits_per_byte": float(bits.sum() / text.bytes.sum()),
-        "bits_per_byte_interval": list(interval(bits, text.bytes)),
-    }
+    if mode not in MODES:
+        return []
+    texts = [item.text for item in items]
+    if scorer.kind == "flexqwen":
+        text = tokenized(texts, scorer.tokenizer, scorer.length)
+        nats = score(scorer.model, text, mode, scorer.batch_tokens, progress=True)
+        tokens, sizes = text.tokens, text.bytes
+        baseline, name = unigram(context.dataset, scorer.tokenizer, text), "unigram"
+    else:
+        nats = -scorer.score(texts, mode, progress=task)
+        tokens = np.array([len(ids.ids) for ids in scorer.backend.encode_batch(texts, add_special_tokens=False)])
+        sizes = np.array([len(text.encode()) for text in texts])
+        baseline, name = sizes * math.log(256), "uniform bytes"
+    shared = {"task": task, "version": VERSION, "mode": mode, "baseline_name": name, "subset": items[0].group}
+    shared["details"] = {"tokens": int(tokens.sum()), "bytes": int(sizes.sum())}
+    ids = [item.id for item in items]
+    bits, bits_baseline = nats / math.log(2), float(baseline.sum() / math.log(2) / sizes.sum())
+    return [
+        mean_result(nats / tokens, ids, tokens, metric="loss", baseline=float(baseline.sum() / tokens.sum()), **shared),
+        mean_result(bits / sizes, ids, sizes, metric="bits_per_byte", baseline=bits_baseline, **shared),
+    ]

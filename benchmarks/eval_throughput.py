@@ -1,0 +1,170 @@
+"""Sentences scored per second: flexqwen.likelihood, a plain loop, and lm-evaluation-harness, in one run.
+
+    python benchmarks/eval_throughput.py [--model <checkpoint>] [--sentences 400] [--repeats 3] [--output result.json]
+
+The plain loop takes one sentence at a time: one forward pass (masked: one for each masked copy; "copies as a batch":
+one for all copies of the sentence), all logits, their log-softmax. The harness (`pip install lm-eval`; left out where
+it is not installed) runs its `hf` model with its own batches on the same requests. All sides take turns, in one
+process, with the same threads; each side's best time counts, and their scores must agree. Without --model, a model of
+random weights in quickstart's shape is timed. The sentences are drawn from all that the zero-shot tasks minimal_pairs,
+wsc_pt and mpararel_pt score.
+"""
+
+# ruff: noqa: E402 (the repository is put on the path first)
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from flexqwen import likelihood
+from flexqwen.cli import InputError
+from flexqwen.likelihood import Scorer
+from flexqwen.outputs import versions, write_json
+from flexqwen.tasks import minimal_pairs, mpararel_pt, wsc_pt
+from flexqwen.tasks.item import Context
+from modeling_flexqwen import FlexQwenForCausalLM
+
+SHAPE = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 256,
+}
+
+
+@torch.inference_mode()
+def plain(scorer: Scorer, sentences: list[str], masked: bool, copies_at_a_time: int = 1) -> np.ndarray:
+    """One sentence at a time."""
+    scores = []
+    for sentence in sentences:
+        ids = scorer.tokenizer(sentence, return_tensors="pt").input_ids
+        if masked:
+            places = torch.arange(1, ids.shape[1])
+            copies = ids.repeat(len(places), 1)
+            copies[places - 1, places] = scorer.tokenizer.mask_token_id
+            score = 0.0
+            for part in range(0, len(places), copies_at_a_time):
+                place = places[part : part + copies_at_a_time]
+                logits = scorer.model(copies[place - 1], is_causal=False).logits
+                log_probabilities = logits.log_softmax(-1)
+                score += log_probabilities[torch.arange(len(place)), place - 1, ids[0, place]].sum().item()
+            scores.append(score)
+        else:
+            log_probabilities = scorer.model(ids).logits.log_softmax(-1)
+            scores.append(log_probabilities[0, :-1].gather(-1, ids[0, 1:, None]).sum().item())
+    return np.array(scores)
+
+
+def harness(scorer: Scorer, batch_size: int):
+    """lm-evaluation-harness's `hf` model of the same weights, as a function of sentences; None if not installed."""
+    try:
+        from lm_eval.api.instance import Instance
+        from lm_eval.models.huggingface import HFLM
+    except ImportError:
+        return None
+    model = HFLM(
+        pretrained=scorer.model, tokenizer=scorer.tokenizer, batch_size=batch_size, device=str(scorer.model.device)
+    )
+
+    def score(sentences: list[str]) -> np.ndarray:
+        requests = [
+            Instance(request_type="loglikelihood", doc={}, arguments=("", sentence), idx=number)
+            for number, sentence in enumerate(sentences)
+        ]
+        return np.array([value for value, _ in model.loglikelihood(requests, disable_tqdm=True)])
+
+    return score
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="a FlexQwen checkpoint")
+    parser.add_argument("--tokenizer", help="its folder, where there is no --model")
+    parser.add_argument("--sentences", type=int, default=400)
+    parser.add_argument("--masked_sentences", type=int, default=40)
+    parser.add_argument("--batch_size", type=int, default=64, help="of the harness")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        scorer = likelihood.load(args.model) if args.model else random_model(args.tokenizer)
+        sentences = requested()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    random.Random(0).shuffle(sentences)
+    sides = {
+        "flexqwen": lambda texts: scorer.score(texts, "causal"),
+        "plain loop": lambda texts: plain(scorer, texts, False),
+    }
+    if lm_eval := harness(scorer, args.batch_size):
+        sides["lm-evaluation-harness"] = lm_eval
+    masked_sides = {
+        "flexqwen": lambda texts: scorer.score(texts, "masked"),
+        "plain loop": lambda texts: plain(scorer, texts, True),
+        "copies as a batch": lambda texts: plain(scorer, texts, True, copies_at_a_time=10_000),
+    }
+    result = {"threads": torch.get_num_threads(), "device": str(scorer.model.device), "repeats": args.repeats}
+    for mode, those, count in (("causal", sides, args.sentences), ("masked", masked_sides, args.masked_sentences)):
+        texts = sentences[:count]
+        result[mode] = measure(scorer, those, texts, args.repeats) | {"sentences": len(texts)}
+    result["versions"] = versions("torch", "transformers", "lm_eval")
+    print(json.dumps(result, indent=2))
+    if args.output:
+        write_json(args.output, result)
+
+
+def requested() -> list[str]:
+    """The sentences that the tasks score."""
+    pairs = [*minimal_pairs.load(Context()), *wsc_pt.load(Context())]
+    sentences = [item.data[side] for item in pairs for side in ("good", "bad")]
+    facts = [template for item in mpararel_pt.load(Context()) for template in item.data["requests"]]
+    return sentences + [request.text for template in facts for request in template]
+
+
+def random_model(tokenizer_folder: str | None) -> Scorer:
+    from configuration_flexqwen import FlexQwenConfig
+
+    if not tokenizer_folder:
+        raise InputError("pass --model, or --tokenizer for a model of random weights")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
+    torch.manual_seed(0)
+    model = FlexQwenForCausalLM(FlexQwenConfig(vocab_size=len(tokenizer), **special, **SHAPE)).eval()
+    return Scorer(model, tokenizer, "flexqwen")
+
+
+def measure(scorer: Scorer, sides: dict, texts: list[str], repeats: int) -> dict[str, float]:
+    """Sentences per second of each side, and how many times the others' flexqwen's are."""
+    best, scores = dict.fromkeys(sides, float("inf")), {}
+    for side in sides.values():
+        side(texts[:8])
+    for _ in range(repeats):
+        for name, side in sides.items():
+            scorer.forget()
+            start = time.perf_counter()
+            scores[name] = side(texts)
+            best[name] = min(best[name], time.perf_counter() - start)
+    for name, values in scores.items():
+        np.testing.assert_allclose(values, scores["flexqwen"], atol=2e-3, err_msg=name)
+    speed = {name: len(texts) / seconds for name, seconds in best.items()}
+    ratios = {f"times {name}": speed["flexqwen"] / value for name, value in speed.items() if name != "flexqwen"}
+    return {name: round(value, 2) for name, value in (speed | ratios).items()}
+
+
+if __name__ == "__main__":
+    main()

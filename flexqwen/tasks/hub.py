@@ -1,0 +1,26 @@
+"""Data sets that live on the Hub only."""
+
+from typing import Any
+
+from flexqwen.cli import InputError
+
+
+def rows(repository: str, config: str, split: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The rows of a data set.
+
+    Raises:
+        InputError: it can be had neither from the Hub nor from the local cache, or lacks a column.
+    """
+    from datasets import load_dataset  # slow to import, and needed by these tasks alone
+
+    try:
+        found = load_dataset(repository, config, split=split).to_list()
+    except Exception as error:  # of whatever kind: network, Hub, or what the data set's own files raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{repository} cannot be loaded from the Hub ({reason}); try again with a network, or leave its task out"
+        ) from None
+    for column in columns:
+        if not found or column not in found[0]:
+            raise InputError(f"{repository} has no column {column!r} any more; leave its task out")
+    return found

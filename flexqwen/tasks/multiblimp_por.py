@@ -1,0 +1,29 @@
+"""MultiBLiMP's Portuguese pairs (Jumelet, Weissweiler and Bisazza, 2025), from the Hub."""
+
+from flexqwen.likelihood import Scorer
+from flexqwen.results import Result
+from flexqwen.tasks.hub import rows
+from flexqwen.tasks.item import Context, Item, some
+from flexqwen.tasks.pairs import accuracies
+
+VERSION = 1
+
+
+def load(context: Context) -> list[Item]:
+    """The pairs.
+
+    Raises:
+        InputError: the Hub cannot be reached and the data set is not in its cache.
+    """
+    items = []
+    for number, row in enumerate(rows("jumelet/multiblimp", "por", "train", ("sen", "wrong_sen"))):
+        data = {"good": row["sen"], "bad": row["wrong_sen"]}
+        items.append(Item(f"{number}", row["sen"], row.get("phenomenon") or "all", data))
+    return some(items, context.limit)
+
+
+def evaluate(scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
+    """Accuracy: of all pairs, and of each phenomenon."""
+    groups = sorted({item.group for item in items} - {"all"})
+    subsets = {group: [item.group == group for item in items] for group in groups}
+    return accuracies("multiblimp_por", VERSION, scorer, items, mode, context, subsets)
