@@ -11,6 +11,7 @@ import numpy as np
 
 from flexqwen import eval_data, likelihood, overlap, plots, results
 from flexqwen.cli import ArgumentParser, InputError, command
+from flexqwen.finetuning import Settings
 from flexqwen.likelihood import MODES, Scorer
 from flexqwen.outputs import file_digest, read_json, versions, write_json, written_aside
 from flexqwen.results import Result
@@ -35,6 +36,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, default=500, help="documents of it that are scored, at most")
     parser.add_argument("--exclude-seen", action="store_true", help="leave out items of which a 13-gram was trained on")
     parser.add_argument("--limit", type=int, help="items of each task, at most; all by default")
+    parser.add_argument("--seeds", type=int, default=3, help="fine-tuned tasks: runs, with seeds 0, 1, ...")
+    parser.add_argument(
+        "--learning_rates",
+        type=float,
+        nargs="+",
+        default=list(Settings.learning_rates),
+        help="fine-tuned tasks: the best on the development set is kept",
+    )
+    parser.add_argument("--num_train_epochs", type=float, help="fine-tuned tasks: by default the task's own number")
     parser.add_argument("--output", help="folder to write; by default eval-<checkpoint> beside the checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace results made otherwise")
     args = parser.parse_args(argv)
@@ -73,6 +83,8 @@ def run(args) -> None:
         **{name: getattr(args, name) for name in ("split", "documents", "within_word", "limit")},
         "versions": versions("torch", "transformers", "tokenizers", "numpy", "datasets"),
     }
+    if set(tasks) & set(FINE_TUNED):
+        made_by |= {name: getattr(args, name) for name in ("seeds", "learning_rates", "num_train_epochs")}
     folder = Path(args.output) if args.output else default_output(args.model)
     earlier = read_json(folder / results.RESULTS)
     if earlier and earlier.get("made_by") == made_by:
@@ -119,10 +131,14 @@ def evaluate(
                     result.details |= overlap_details(result, shares[name], len(loaded) - len(kept))
                 rows.append(result)
     for name in (name for name in tasks if name in FINE_TUNED):
-        from flexqwen.finetuning import Settings  # with libraries that likelihood tasks do not need
-
         module = importlib.import_module(FINE_TUNED[name])
-        rows += module.run(args.model, eval_data.folder(getattr(module, "FOLDER", name)), Settings(limit=args.limit))
+        settings = Settings(
+            seeds=tuple(range(args.seeds)),
+            learning_rates=tuple(args.learning_rates),
+            num_train_epochs=args.num_train_epochs,
+            limit=args.limit,
+        )
+        rows += module.run(args.model, eval_data.folder(getattr(module, "FOLDER", name)), settings)
     for note in notes:
         print(f"note: {note}")
     return rows, notes

@@ -1,7 +1,8 @@
 """Evaluation tasks by name: each a module with a `VERSION`, to be raised whenever its figures change.
 
 A likelihood task has `load(context)`, its items, and `evaluate(scorer, items, mode, context)`, their results. A
-fine-tuned task has `run(model_folder, settings)`, its results.
+fine-tuned task has `run(model_folder, folder of its data, settings)`, its results, and a `FOLDER` where that
+has another name.
 """
 
 from flexqwen.tasks import (
@@ -26,5 +27,7 @@ TASKS = {
     "calame_pt": calame_pt,
 }
 ON_THE_HUB = ("multiblimp_por", "calame_pt")
-FINE_TUNED: dict[str, str] = {}
+FINE_TUNED = {
+    name: f"flexqwen.tasks.{name}" for name in ("assin2", "harem", "bosque_pos", "hatebr", "toldbr", "faquad")
+}
 """Modules by their dotted names: they are imported when they are asked for, since their libraries are many."""

@@ -24,6 +24,7 @@ from flexqwen.tasks.files import data_file
 from flexqwen.tasks.tagging import Tagged, tag
 
 VERSION = 1
+FOLDER = "ud_bosque"  # of the evaluation data
 NUM_TRAIN_EPOCHS = 5
 FILES = {
     "train": "pt_bosque-ud-train.from-documents.conllu.gz",
