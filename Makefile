@@ -11,7 +11,8 @@ RUN = . $(VENV)/bin/activate &&
 CONFIG ?= configs/quickstart.yaml
 COMPAT_TRANSFORMERS ?= 5.16.0
 COMPAT_VENV ?= .venv-transformers-$(COMPAT_TRANSFORMERS)
-COMPAT_TESTS = $(addprefix tests/test_,modeling.py attention.py heads.py known_answer.py loading.py objectives.py training.py)
+COMPAT_TESTS = $(addprefix tests/test_,modeling.py attention.py heads.py known_answer.py loading.py objectives.py \
+	training.py resume.py failing.py distributed.py)
 
 ifdef CORPUS
 OUTPUT ?= runs/quickstart-carolina

@@ -125,7 +125,7 @@ def labelled_loss(hidden_states, weight, labels, shift, num_items_in_batch=None,
         raise ValueError(f"labels must have shape {tuple(hidden_states.shape[:2])}, got {tuple(labels.shape)}")
     rows, columns = (labels != IGNORE).nonzero(as_tuple=True)
     sources = columns - shift[rows].long()
-    keep = sources >= 0
+    keep = (sources >= 0).nonzero().squeeze(-1)
     rows, columns, sources = rows[keep], columns[keep], sources[keep]
     token_weights = torch.ones(len(rows), device=labels.device) if row_weights is None else row_weights.float()[rows]
     targets = labels[rows, columns]
@@ -432,7 +432,7 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
             use_cache=use_cache,
             is_causal=is_causal,
             prefix_length=prefix_length,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         hidden_states = outputs.last_hidden_state
         result = FlexQwenCausalLMOutput(
@@ -487,6 +487,7 @@ class FlexQwenForMaskedLM(FlexQwenForCausalLM):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> MaskedLMOutput:
         """
@@ -498,10 +499,13 @@ class FlexQwenForMaskedLM(FlexQwenForCausalLM):
         Returns:
             `MaskedLMOutput` with `logits` of shape `(batch, sequence, vocabulary)`, aligned with the labels.
         """
-        outputs = super().forward(input_ids, attention_mask, labels=labels, **{"use_cache": False, **kwargs})
+        kwargs = {"use_cache": False, **kwargs, "return_dict": True}
+        outputs = super().forward(input_ids, attention_mask, labels=labels, **kwargs)
         logits = outputs.logits
-        if logits is not None and self.config.masked_prediction == "next_token":
-            logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
+        if logits is not None:
+            if self.config.masked_prediction == "next_token":
+                logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
+            logits = logits[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         return MaskedLMOutput(outputs.loss, logits, outputs.hidden_states, outputs.attentions)
 
 

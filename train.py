@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, set_seed
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from flexqwen import arguments as settings
 from flexqwen import runs
@@ -22,7 +22,7 @@ from flexqwen.cli import InputError, command
 from flexqwen.held_out import HeldOut
 from flexqwen.model import build_model, save_code
 from flexqwen.objectives import TrainingRows
-from flexqwen.outputs import file_digest, versions, write_json
+from flexqwen.outputs import digest, file_digest, versions, write_json
 from flexqwen.packing import stored_digest, token_store
 from flexqwen.plots import loss_curves
 from flexqwen.schedule import Phase, parse_phases, step_ranges
@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = runs.run_folder(args)
     made_by = versions("torch", "transformers", "accelerate", "tokenizers", "numpy")
     digests = {"dataset": dataset_digest, "tokenizer": tokenizer_digest}
+    if model_args.model_name_or_path:
+        weights = sorted(Path(model_args.model_name_or_path).glob("*.safetensors"))
+        digests["model"] = digest([file_digest(file) for file in weights] or model_args.model_name_or_path)
     description = runs.describe(args, digests, made_by, ["train.py", *argv])
     state = runs.state_of(folder, description, training.overwrite, training.resume_changed)
     if state == "finished":
@@ -52,6 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(data.tokenizer, model_max_length=data.sequence_length)
     if missing := [name for name in ("bos", "eos", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]:
         raise InputError(f"the tokenizer in {data.tokenizer} has no {missing[0]} token; training needs it")
+    special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
+    if len(set(special.values())) < len(special):
+        raise InputError(f"the tokenizer in {data.tokenizer} has one id for several special tokens: {special}")
     set_seed(training.seed)
     try:
         model = build_model(model_args, objective, tokenizer, data.sequence_length)
@@ -89,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     training.dataloader_pin_memory &= torch.cuda.is_available()
     training.accelerator_config.even_batches = False  # StepBatches are even, and of a size that changes by phases
     training.ddp_find_unused_parameters = False
+    training.logging_nan_inf_filter = False  # the trainer looks itself, and less often
     training.metric_for_best_model, training.greater_is_better = "loss", False
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     logging.disable_progress_bar()  # of files being written; the training's own stays
@@ -121,19 +128,20 @@ def main(argv: list[str] | None = None) -> None:
         )
     try:
         trainer.resume(checkpoint)
+        if trainer.state.global_step < training.max_steps:
+            if trainer.is_world_process_zero():
+                last = runs.last_checkpoint(folder)
+                print(f"stopped at step {trainer.state.global_step}: {last}; the same command goes on", file=sys.stderr)
+            sys.exit(130)
+        if not (folder / "best").is_dir():
+            trainer.state.best_metric = None
+            trainer.evaluate_and_keep_best()
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"out of memory at step {trainer.state.global_step + 1} ({' '.join(str(error).split())[:150]}); lower "
             "per_device_train_batch_size and raise gradient_accumulation_steps by as much, or set "
-            "gradient_checkpointing, or lower sequence_length"
+            "gradient_checkpointing, or lower sequence_length or, if it was in evaluation, per_device_eval_batch_size"
         ) from error
-    if trainer.state.global_step < training.max_steps:
-        if trainer.is_world_process_zero():
-            last = runs.last_checkpoint(folder)
-            print(f"stopped at step {trainer.state.global_step}: {last}; the same command goes on", file=sys.stderr)
-        sys.exit(130)
-    if not (folder / "best").is_dir():
-        trainer.evaluate_and_keep_best()
     if not trainer.is_world_process_zero():
         return
     if not (folder / "best").is_dir():
@@ -157,12 +165,15 @@ def check(args: settings.Arguments) -> None:
         ("per_device_train_batch_size", training.train_batch_size, 1),
         ("gradient_accumulation_steps", training.gradient_accumulation_steps, 1),
         ("eval_documents", data.eval_documents, 1),
-        ("num_train_epochs", training.num_train_epochs, 0),
         ("learning_rate", training.learning_rate, 0),
         ("weight_decay", training.weight_decay, 0),
     ):
         if not value >= least:
             raise InputError(f"{name} is {value}; it must be at least {least}")
+    if training.fp16:
+        raise InputError("fp16 is not supported: the loss makes its gradients before they could be scaled; use bf16")
+    if training.max_steps <= 0 and not training.num_train_epochs > 0:
+        raise InputError(f"num_train_epochs is {training.num_train_epochs}; it must be above 0")
     if training.max_steps == 0:
         raise InputError("max_steps is 0; it must be at least 1, or absent, when num_train_epochs counts")
     for name in ("eval_strategy", "save_strategy"):
@@ -170,15 +181,16 @@ def check(args: settings.Arguments) -> None:
             raise InputError(f"{name} is epoch; a run is one pass over its steps, so use steps")
     if training.n_gpu > 1:
         raise InputError("several GPUs in one process are not supported; start one process for each with torchrun")
-    own = Path(args.model.model_name_or_path or "") / "tokenizer.json"
-    if args.model.model_name_or_path and own.is_file():
-        one, other = (
-            Tokenizer.from_file(str(path)).get_vocab() for path in (own, Path(data.tokenizer) / "tokenizer.json")
-        )
+    if checkpoint := args.model.model_name_or_path:
+        try:
+            own = cached_file(checkpoint, "tokenizer.json")
+        except OSError:  # it has none of this kind: nothing to compare with
+            return
+        one, other = (Tokenizer.from_file(str(path)).get_vocab() for path in (own, f"{data.tokenizer}/tokenizer.json"))
         if one != other:
             raise InputError(
-                f"{data.tokenizer} has not the vocabulary of {own.parent}; pass --tokenizer {own.parent}, or what "
-                f"python -m flexqwen.tokenizer --adapt {own.parent} makes of it"
+                f"{data.tokenizer} has not the vocabulary of {checkpoint}; pass --tokenizer {checkpoint}, or what "
+                f"python -m flexqwen.tokenizer --adapt {checkpoint} makes of it"
             )
 
 

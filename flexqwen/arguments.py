@@ -78,12 +78,17 @@ class _Parser(HfArgumentParser):
 
 @dataclass
 class Arguments:
-    """All settings of a run."""
+    """All settings of a run.
+
+    Attributes:
+        given: names of the settings that the config file or the command line gave.
+    """
 
     model: ModelArguments
     data: DataArguments
     objective: ObjectiveArguments
     training: TrainingArguments
+    given: list[str]
 
 
 def parse(argv: list[str]) -> Arguments:
@@ -116,7 +121,8 @@ def parse(argv: list[str]) -> Arguments:
         raise InputError(" ".join(str(error).split())) from None
     if unknown:
         raise InputError(f"unknown option {unknown[0]}{_nearest(unknown[0].lstrip('-'), known)} (see train.py --help)")
-    return Arguments(*groups)
+    words = [option[2:].partition("=")[0] for option in (*from_file, *options) if option.startswith("--")]
+    return Arguments(*groups, given=[name for name in dict.fromkeys(words) if name in known])
 
 
 def _options_from_yaml(path: str, known: set[str]) -> list[str]:

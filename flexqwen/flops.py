@@ -2,8 +2,17 @@
 
 import torch
 
-# Dense bf16 FLOP/s of a GPU, by the name torch gives it, from the vendor's data sheets.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+# Dense bf16 FLOP/s of a GPU, by part of the name torch gives it (the first that fits), from data sheets.
+PEAK_FLOPS = {
+    "H200 NVL": 836e12,
+    "H100 NVL": 836e12,
+    "H100 PCIe": 756e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+}
 
 
 def peak_flops() -> float | None:

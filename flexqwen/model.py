@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import torch
+
 import configuration_flexqwen
 import modeling_flexqwen
 from configuration_flexqwen import FlexQwenConfig
@@ -29,7 +31,10 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer,
                 f"{len(tokenizer)}; use the checkpoint's own tokenizer"
             )
         return FlexQwenForCausalLM.from_pretrained(
-            model.model_name_or_path, attn_implementation=model.attn_implementation, **ids
+            model.model_name_or_path,
+            attn_implementation=model.attn_implementation,
+            dtype=torch.float32,  # not the checkpoint's: AdamW's small steps would round away in bfloat16
+            **ids,
         )
     if model.num_attention_heads % model.num_key_value_heads:
         raise InputError(

@@ -63,8 +63,10 @@ def is_empty(folder: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
+    """Removes a file or a folder, if it is there. A folder is renamed first: no half of it keeps its name."""
     if path.is_dir() and not path.is_symlink():
+        if not path.name.endswith(".partial"):
+            path = path.rename(path.with_name(f"{path.name}.{os.getpid()}.partial"))
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

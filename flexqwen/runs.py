@@ -2,7 +2,7 @@
 
 <output_dir>/<strategy>-<sequence_length>/
     run.json        every setting, digests of dataset and tokenizer, versions, the command
-    config.yaml     the settings that differ from the defaults; train.py <this file> makes the run again
+    config.yaml     the settings that were given; train.py <this file> makes the run again
     metrics.jsonl   one line a log entry
     logs/           TensorBoard logs
     step_000500/    checkpoints, complete or absent
@@ -11,14 +11,13 @@
     finished.json   written last
 """
 
-import dataclasses
 import json
 import re
 from pathlib import Path
 
 import yaml
 
-from flexqwen.arguments import Arguments, TrainingArguments, as_dict
+from flexqwen.arguments import Arguments, as_dict
 from flexqwen.cli import InputError
 from flexqwen.outputs import remove, write_json, written_aside
 
@@ -43,6 +42,7 @@ def describe(arguments: Arguments, digests: dict[str, str], versions: dict[str, 
     ]
     return {
         "settings": as_dict(arguments),
+        "given": arguments.given,
         "rows_per_step": rows_per_step(arguments),
         "digests": digests,
         "versions": versions,
@@ -92,6 +92,7 @@ def begin(folder: Path, description: dict) -> None:
     """Empties the folder of a new run and says in it what the run is."""
     remove(folder)
     folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").touch()
     say(folder, description)
 
 
@@ -99,9 +100,12 @@ def go_on(folder: Path, description: dict) -> None:
     """Removes from an interrupted run's folder what its last checkpoint does not know of."""
     step = int(last_checkpoint(folder).name.removeprefix("step_"))
     remove(folder / "finished.json")
-    for left in folder.glob("checkpoint-*"):
+    for left in (*folder.glob("checkpoint-*"), *folder.glob("*.partial")):
         remove(left)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    evaluated = [json.loads(line) for line in lines if _step_of(line) < float("inf") and "eval_loss" in line]
+    if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step:
+        remove(folder / "best")  # of a step that is to be made again, perhaps with other settings
     with written_aside(folder / "metrics.jsonl") as aside:
         aside.write_text("".join(line for line in lines if _step_of(line) <= step), encoding="utf-8")
     say(folder, description)
@@ -117,9 +121,8 @@ def _step_of(line: str) -> float:
 def say(folder: Path, description: dict) -> None:
     """Writes `run.json` and `config.yaml`."""
     write_json(folder / "run.json", description)
-    # Not TrainingArguments(): making one resets the devices and processes that accelerate has set up for this run.
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
-    settings = {key: value for key, value in description["settings"].items() if defaults.get(key, ...) != value}
+    given = [name for name in description["given"] if not name.endswith("_token")]
+    settings = {name: description["settings"][name] for name in given}
     with written_aside(folder / "config.yaml") as aside:
         aside.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 

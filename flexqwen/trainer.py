@@ -74,7 +74,7 @@ class SaveOnSignal(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size > 1:  # processes must stop at the same step; to ask them at each would cost time
-            if state.global_step % state.logging_steps:
+            if state.global_step % 5:
                 return
             received = torch.tensor(int(self.received), device=args.device)
             torch.distributed.all_reduce(received)
@@ -104,7 +104,7 @@ class FlexQwenTrainer(transformers.Trainer):
             # A batch's loss is then a mean over its rows, and the Trainer takes the mean over accumulated batches.
             self.model_accepts_loss_kwargs = False
         self._start_log(0)
-        self._unchecked: tuple[int, int, torch.Tensor] | None = None  # step, batch of the step, its loss
+        self._unchecked: list[tuple[int, int, torch.Tensor]] = []  # step, batch of the step, its loss
 
     def _start_log(self, step: int) -> None:
         self._sums: torch.Tensor | int = 0  # (modes, 3): nats, labels, tokens; left on the device
@@ -151,6 +151,7 @@ class FlexQwenTrainer(transformers.Trainer):
                 collate_fn=self.data_collator,
                 num_workers=args.dataloader_num_workers,
                 pin_memory=args.dataloader_pin_memory,
+                worker_init_fn=leave_signals,
                 **workers,
             )
         )
@@ -165,24 +166,25 @@ class FlexQwenTrainer(transformers.Trainer):
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
         self._loss = self._loss + loss
-        # The batch before has been computed by now: to look at its loss keeps a GPU busy, at this one's would not.
-        self.check_finite()
-        self._unchecked = (self.state.global_step, self._batch_of_step, loss)
+        self._unchecked.append((self.state.global_step, self._batch_of_step, loss))
         self._batch_of_step += 1
+        if loss.device.type == "cpu":  # a GPU would have to wait: there, losses are looked at before a log or a save
+            self.check_finite()
         return loss
 
     def check_finite(self) -> None:
-        """Stops where the loss of the latest batch that was not looked at yet is not a number.
+        """Stops where the loss of a batch that was not looked at yet is not a number.
 
         Raises:
             InputError: naming the step, the documents of the batch and the last good checkpoint.
         """
-        if self._unchecked is None:
+        if not self._unchecked:
             return
-        step, batch, loss = self._unchecked
-        self._unchecked = None
-        if bool(torch.isfinite(loss)):
+        unchecked, self._unchecked = self._unchecked, []
+        finite = torch.stack([loss for _, _, loss in unchecked]).isfinite().tolist()
+        if all(finite):
             return
+        step, batch, _ = unchecked[finite.index(False)]
         rows = self.train_dataset
         batches = self.step_batches()
         number = step * batches.batches_per_step + batch * self.args.world_size + self.args.process_index
@@ -200,14 +202,17 @@ class FlexQwenTrainer(transformers.Trainer):
         return StepBatches(self.train_dataset.phases, self.args.gradient_accumulation_steps * self.args.world_size)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        is_causal = inputs["is_causal"]
+        if len(self.objective.modes) == 1:  # said as a bool, every attention implementation can do it
+            inputs = {**inputs, "is_causal": self.objective.modes == ("causal",)}
         if self.objective.loss_weighting == "row":
             labels = (inputs["labels"] != IGNORE).sum(-1).clamp(min=1)
             inputs = {**inputs, "row_weights": 1 / labels, "num_items_in_batch": len(labels)}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        is_causal = inputs["is_causal"]
         real = (inputs["input_ids"] != self.processing_class.pad_token_id).sum(-1)
-        rows = torch.stack([outputs.row_losses.double(), outputs.row_labels.double(), real.double()], dim=-1)
-        self._sums = self._sums + torch.stack([is_causal, ~is_causal]).double() @ rows
+        dtype = torch.float32 if real.device.type == "mps" else torch.float64
+        rows = torch.stack([outputs.row_losses.to(dtype), outputs.row_labels.to(dtype), real.to(dtype)], dim=-1)
+        self._sums = self._sums + torch.stack([is_causal, ~is_causal]).to(dtype) @ rows
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -248,7 +253,8 @@ class FlexQwenTrainer(transformers.Trainer):
                 if mode == "masked":
                     found["mask_rate"] = count / real
         if (peak := peak_flops()) and step > self._timed_step:
-            length = self.train_dataset.phases[-1].rows.info["sequence_length"]
+            phase = next(phase for phase in self.train_dataset.phases if step <= phase.steps.stop)
+            length = phase.rows.info["sequence_length"]
             share = labels / max(1, self.tokens_seen(step) - self.tokens_seen(self._logged_step))
             flops = model_flops(self.accelerator.unwrap_model(self.model).config, tokens, tokens * share, length)
             found["mfu"] = flops / seconds / self.args.world_size / peak
@@ -296,6 +302,12 @@ class FlexQwenTrainer(transformers.Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         self.check_finite()
+        parameters = (getattr(parameter, "to_local", lambda p=parameter: p)() for parameter in model.parameters())
+        if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+            raise InputError(
+                f"the weights after step {self.state.global_step} are not numbers, though the loss was; the last good "
+                f"checkpoint is {last_checkpoint(Path(self.args.output_dir)) or 'none'}; lower the learning rate"
+            )
         start, step, folder = time.perf_counter(), self.state.global_step, Path(self.args.output_dir)
         with self._saving(f"step {step}"):
             super()._save_checkpoint(model, trial)
@@ -318,6 +330,8 @@ class FlexQwenTrainer(transformers.Trainer):
         """An output that cannot be written leaves nothing behind, and the checkpoints before it whole."""
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except (OSError, RuntimeError, ValueError) as error:
             folder = Path(self.args.output_dir)
             for left in folder.glob("checkpoint-*"):
@@ -359,6 +373,12 @@ class _StartOfLog(TrainerCallback):
             trainer._loss = so_far["loss"] * args.world_size
         if so_far is not None:
             trainer._logged_step = so_far["step"]
+
+
+def leave_signals(worker: int) -> None:
+    """In a data-loader worker, which inherits the handlers: Ctrl-C is the trainer's to answer, SIGTERM ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

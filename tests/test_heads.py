@@ -220,3 +220,14 @@ def test_sharded_checkpoints_reload(tmp_path):
 def test_generation_config_is_saved(tmp_path):
     make_model().save_pretrained(tmp_path)
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == 2
+
+
+@pytest.mark.parametrize("masked_prediction", ["next_token", "in_place"])
+def test_masked_lm_keeps_the_logits_that_are_asked_for(masked_prediction):
+    model, ids = make_model(FlexQwenForMaskedLM, masked_prediction=masked_prediction), make_ids()
+    whole = model(ids).logits
+    assert torch.equal(model(ids, logits_to_keep=3).logits, whole[:, -3:])
+    places = torch.tensor([5, 2])
+    assert torch.equal(model(ids, logits_to_keep=places).logits, whole[:, places])
+    model.config.return_dict = False
+    assert torch.equal(model(ids)[0], whole)

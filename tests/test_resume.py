@@ -9,6 +9,7 @@ import time
 import pytest
 
 from flexqwen.objectives import STRATEGIES
+from flexqwen.runs import differences
 from tests.runs import logged, options, run, same_weights, start
 
 
@@ -31,10 +32,10 @@ def whole(built, tokenizer_folder, place):
     """The folder of an uninterrupted run of a strategy."""
     finished = {}
 
-    def make(strategy, **changes):
+    def make(strategy):
         if strategy not in finished:
             root = place / f"whole-{strategy}"
-            assert run(options(built, tokenizer_folder, root, strategy=strategy, **changes), place / "log") == 0
+            assert run(options(built, tokenizer_folder, root, strategy=strategy), place / "log") == 0
             finished[strategy] = root / f"{strategy}-64"
         return finished[strategy]
 
@@ -117,3 +118,26 @@ def test_phases_muon_and_accumulation_go_on_exactly(built, tokenizer_folder, pla
     assert run(arguments, place / "log") == 0
     assert same_weights(root / "b" / "hybrid-shift-64" / "step_000012", expected / "step_000012")
     assert logged(root / "b" / "hybrid-shift-64") == logged(expected)
+
+
+def test_a_run_killed_before_its_first_log_goes_on(built, tokenizer_folder, place):
+    root, output = place / "early", place / "early-log"
+    arguments = options(built, tokenizer_folder, root, save_steps=1, logging_steps=10, eval_steps=100)
+    process = start(arguments, output)
+    while process.is_alive() and not (root / "hybrid-shift-64" / "step_000002").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert run(arguments, output) == 0 and "going on from step_" in output.read_text()
+
+
+def test_the_config_of_a_run_makes_it_again(built, tokenizer_folder, place, whole):
+    expected = whole("hybrid-shift")
+    output = place / "again-log"
+    arguments = [str(expected / "config.yaml"), "--output_dir", str(place / "again")]
+    assert run(arguments, output) == 0, output.read_text()
+    assert same_weights(place / "again" / "hybrid-shift-64" / "step_000012", expected / "step_000012")
+    before, after = (
+        json.loads((folder / "run.json").read_text()) for folder in (expected, place / "again" / "hybrid-shift-64")
+    )
+    assert differences(before, after) == []

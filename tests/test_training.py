@@ -232,7 +232,7 @@ def test_training_goes_on_from_a_qwen3_checkpoint_with_its_adapted_tokenizer(bui
     plain.add_special_tokens(list(QWEN3_ROLES.values()))
     PreTrainedTokenizerFast(tokenizer_object=plain).save_pretrained(tmp_path / "qwen3")
     config = Qwen3Config(**{**SHAPE, "vocab_size": 300, "max_position_embeddings": 64})
-    Qwen3ForCausalLM(config).save_pretrained(tmp_path / "qwen3")
+    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "qwen3")
 
     adapt = ["--adapt", str(tmp_path / "qwen3"), "--output", str(tmp_path / "tokenizer")]
     flexqwen.tokenizer.main(adapt)
@@ -242,7 +242,8 @@ def test_training_goes_on_from_a_qwen3_checkpoint_with_its_adapted_tokenizer(bui
     options = tiny_options(built, tmp_path / "tokenizer", tmp_path / "runs", max_steps=3)
     train.main([*options, "--model_name_or_path", str(tmp_path / "qwen3")])
     best = tmp_path / "runs" / "hybrid-shift-64" / "best"
-    assert FlexQwenForMaskedLM.from_pretrained(best).config.mask_token_id == 3
+    trained = FlexQwenForMaskedLM.from_pretrained(best)
+    assert trained.config.mask_token_id == 3 and trained.dtype == torch.float32
     with pytest.raises(SystemExit):
         train.main([*options, "--model_name_or_path", str(best), "--tokenizer", str(built)])
     assert "no tokenizer" in capsys.readouterr().err
