@@ -15,11 +15,13 @@ from flexqwen.finetuning import (
     fine_tune,
     load_model,
     load_tokenizer,
+    predict,
     question_answering,
     regression,
     sample,
     separated,
     token_classification,
+    train,
 )
 from flexqwen.tasks import assin2, bosque_pos, faquad, harem, hatebr, toldbr
 from tests.finetuned import SAVERS, WRITERS
@@ -104,6 +106,16 @@ def test_same_seed_same_bits(checkpoints, tmp_path):
     first, second = run(3, 4)
     assert np.array_equal(run(3)[0], first) and np.array_equal(run(4)[0], second)
     assert not np.array_equal(first, second)
+
+
+def test_predictions_are_in_the_order_of_the_rows(checkpoints):
+    """As of one row at a time, also where batches are grouped by length, which shuffles what the Trainer predicts."""
+    tokenizer = load_tokenizer(checkpoints["flexqwen"], quick())
+    rows = [dict(tokenizer("o rio " * (1 + 7 * number % 5) + str(number))) for number in range(20)]
+    labelled = [{**row, "labels": 0.5} for row in rows[:4]]
+    trainer = train("test", checkpoints["flexqwen"], regression(), tokenizer, labelled, 1e-4, 0, 1, 2)
+    alone = [trainer.model(**{k: torch.tensor([v]) for k, v in row.items()}).logits.item() for row in rows]
+    assert np.allclose(np.concatenate(predict(trainer, rows)), alone, atol=1e-5) and np.std(alone) > 1e-3
 
 
 def test_the_learning_rate_is_chosen_on_dev_and_test_decides_nothing(checkpoints):
