@@ -30,7 +30,7 @@ def seen_shares(texts: Sequence[str], dataset: str | Path, progress: bool = True
         InputError: there is no dataset.
     """
     dataset_digest(dataset)
-    grams, owner = ngram_hashes(*word_hashes(texts), NGRAM)
+    grams, owner = ngram_hashes(*word_hashes(texts, normalized=True), NGRAM)
     wanted = np.unique(grams)
     low = np.zeros(1 << _FILTER_BITS, bool)
     low[wanted & np.uint64(len(low) - 1)] = True

@@ -26,7 +26,7 @@ def test_the_command_line_wins_over_the_file(tmp_path):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_of_the_repository_is_read(config):
-    settings = as_dict(parse([str(config)]))
+    settings = as_dict(parse([str(config), "--use_cpu", "true"]))
     assert settings["strategy"] in ("hybrid-shift", "baseline-causal", "baseline-masked")
 
 
