@@ -73,9 +73,10 @@ class _LabelledCrossEntropy(torch.autograd.Function):
             losses[part] = (log_normalizer - logits.gather(-1, target)).squeeze(-1)
             if not (needs_hidden or needs_weight):
                 continue
-            grad = logits.sub_(log_normalizer).exp_()
-            grad.scatter_add_(-1, target, torch.full_like(target, -1, dtype=grad.dtype))
-            grad = grad.mul_(token_weights[part, None]).to(dtype)
+            logits.sub_(log_normalizer).exp_()
+            logits.scatter_add_(-1, target, torch.full_like(target, -1, dtype=logits.dtype))
+            grad = logits.mul_(token_weights[part, None]).to(dtype)
+            del logits  # before the head's gradient, as large as its matrix, asks for room
             if needs_hidden:
                 grad_hidden[part] = grad @ matrix
             if needs_weight and dtype == weight.dtype:
