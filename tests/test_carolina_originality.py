@@ -367,6 +367,11 @@ def _session(leader: int) -> list[int]:
     return found
 
 
+def hear_interrupts() -> None:
+    """A shell's background jobs, and what they start, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted_it_says_so_and_goes_on_to_the_same_bytes(built, sample_corpus, tmp_path):
     output = tmp_path / "out"
     command = [sys.executable, str(ROOT / "carolina_originality.py"), "build", "--workers", "2"]
@@ -374,7 +379,9 @@ def test_interrupted_it_says_so_and_goes_on_to_the_same_bytes(built, sample_corp
     finished = 0
     # As soon as there is such a file: workers start, have read a shard, have hashed one.
     for sign in ("*", "documents/*.json", "*/grams/*.npy"):
-        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+        )
         while process.poll() is None and not any((tmp_path / "out.partial").glob(sign)):
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
