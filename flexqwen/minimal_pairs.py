@@ -23,7 +23,6 @@ from flexqwen.cli import ArgumentParser, command
 from flexqwen.lexicon import Lexicon
 from flexqwen.outputs import written_aside
 
-VERSION = 1
 TREEBANKS = (
     "ud_bosque/pt_bosque-ud-dev.conllu",
     "ud_bosque/pt_bosque-ud-test.conllu",

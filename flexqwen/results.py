@@ -1,10 +1,11 @@
 """Results of evaluation: one figure with its interval, n and baseline; files, a table, paired differences.
 
 A results folder holds `results.json` (figures) and `items.json` (one number for each item of each figure, which paired
-comparison needs). Intervals are 95 % percentile bootstraps (Efron, 1979) with a fixed seed.
+comparison needs). Intervals are 95 % percentile bootstraps (Efron, 1979) with a fixed seed. Items that depend on each
+other, such as the words of a sentence, are a cluster, and clusters are drawn whole (Davison and Hinkley, 1997, 3.8).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from flexqwen.outputs import read_json, write_json
 
 RESULTS, ITEMS = "results.json", "items.json"
 SAMPLES = 1000
-_SIDE = ("items", "item_ids", "weights")
+_SIDE = ("items", "item_ids", "weights", "clusters")
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Result:
         task, version: name and version of the task; figures of different versions are not compared.
         mode: "causal", "masked", "fused" or "finetuned".
         metric: what `value` is, e.g. "accuracy".
-        interval: 95 %, bootstrap over items, and over seeds where there are several.
+        interval: 95 %, bootstrap over items or clusters of them, and over seeds where there are several.
         n: items.
         baseline, baseline_name: the level of knowing nothing, and what it is ("chance", "majority", "unigram").
         subset: which of the task's items, e.g. a phenomenon; "all" of them by default.
@@ -34,6 +35,7 @@ class Result:
         items: each item's contribution: `value` is their mean, or their mean weighted by `weights`.
         item_ids: names of the items, by which two models' items are paired.
         weights: of the items in their mean, e.g. bytes; equal by default.
+        clusters: number of the cluster that each item is of; by default each is one by itself.
     """
 
     task: str
@@ -50,11 +52,18 @@ class Result:
     items: list[float] | None = None
     item_ids: list[str] | None = None
     weights: list[float] | None = None
+    clusters: list[int] | None = None
 
     @property
     def key(self) -> tuple:
         """What the figure is of; two models' figures with one key may be compared."""
         return self.task, self.version, self.mode, self.metric, self.subset
+
+
+def numbered(clusters: Sequence[Hashable]) -> np.ndarray:
+    """Names of clusters as numbers from 0, in the order in which they come: int64, of the same length."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+    return np.array([numbers[name] for name in clusters], dtype=np.int64)
 
 
 def resample(
@@ -66,25 +75,33 @@ def resample(
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 
-def mean_interval(items: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
-    """95 % interval of the mean, weighted by `weights`, over items."""
+def mean_interval(
+    items: Sequence[float], weights: Sequence[float] | None = None, clusters: Sequence[Hashable] | None = None
+) -> list[float]:
+    """95 % interval of the mean, weighted by `weights`, over items, or over clusters of them."""
     items = np.asarray(items, dtype=np.float64)
-    if weights is None:
-        return resample(len(items), lambda chosen: items[chosen].mean())
-    weights = np.asarray(weights, dtype=np.float64)
-    products = items * weights
-    return resample(len(items), lambda chosen: products[chosen].sum() / weights[chosen].sum())
+    weights = np.ones_like(items) if weights is None else np.asarray(weights, dtype=np.float64)
+    numbers = np.arange(len(items)) if clusters is None else numbered(clusters)
+    products, totals = np.bincount(numbers, items * weights), np.bincount(numbers, weights)
+    return resample(len(totals), lambda chosen: products[chosen].sum() / totals[chosen].sum())
 
 
-def mean_result(items: Sequence[float], item_ids: Sequence[str], weights: Sequence[float] | None = None, **fields):
+def mean_result(
+    items: Sequence[float],
+    item_ids: Sequence[str],
+    weights: Sequence[float] | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    **fields,
+) -> Result:
     """The `Result` of a metric that is the mean of its items, with its interval."""
     return Result(
         value=float(np.average(items, weights=weights)),
-        interval=mean_interval(items, weights),
+        interval=mean_interval(items, weights, clusters),
         n=len(items),
         items=[float(item) for item in items],
         item_ids=list(item_ids),
         weights=None if weights is None else [float(weight) for weight in weights],
+        clusters=None if clusters is None else numbered(clusters).tolist(),
         **fields,
     )
 
@@ -148,9 +165,10 @@ class Difference:
 
 
 def compare(first: list[Result], second: list[Result]) -> tuple[list[Difference], list[tuple]]:
-    """Paired bootstrap: items are drawn with return, the same for both models (Efron and Tibshirani, 1993, chapter 8).
+    """Paired bootstrap: items, or A's clusters of them, are drawn with return, the same for both models.
 
-    It speaks of the mean of the items, which for most metrics is the metric itself.
+    After Efron and Tibshirani (1993, chapter 8). It speaks of the mean of the items, which for most metrics is the
+    metric itself.
 
     Returns:
         The differences, and the keys that cannot be compared: only one side has them, or there are no items in common.
@@ -167,13 +185,14 @@ def compare(first: list[Result], second: list[Result]) -> tuple[list[Difference]
         mine, theirs = (list(side) for side in zip(*pairs, strict=True))
         x, y = np.asarray(a.items)[mine], np.asarray(b.items)[theirs]
         weights = np.ones(len(x)) if a.weights is None else np.asarray(a.weights)[mine]
+        clusters = None if a.clusters is None else np.asarray(a.clusters)[mine].tolist()
         differences.append(
             Difference(
                 key=a.key,
                 a=float(np.average(x, weights=weights)),
                 b=float(np.average(y, weights=weights)),
                 difference=float(np.average(y - x, weights=weights)),
-                interval=mean_interval(y - x, weights),
+                interval=mean_interval(y - x, weights, clusters),
                 n=len(x),
             )
         )

@@ -85,11 +85,13 @@ def test_results_table_and_figures(checkpoints, built, data, tmp_path, capsys):
     wsc = next(row for row in rows if row.task == "wsc_pt")
     assert wsc.items[-1] == 0.5 and wsc.details["ties"] == 1  # the two sentences are the same
     assert wsc.details["seen_items"] == 1 and wsc.details["seen_share"] == 1.0  # the others are too short to tell
+    assert wsc.clusters == list(range(10))
     facts = next(row for row in rows if row.task == "mpararel_pt")
+    assert set(facts.clusters) == {0}  # of one relation
     assert facts.n == 10 and facts.baseline == pytest.approx(1 / 4) and facts.details["sentences"] == 10 * 3 * 4
     assert (tmp_path / "out" / "results.md").read_text().startswith("| task |")
     assert (tmp_path / "out" / "tasks.png").stat().st_size > 5000
-    assert header["made_by"]["tasks"] == {"wsc_pt": 1, "arc_pt": 1, "mpararel_pt": 1}
+    assert header["made_by"]["tasks"] == {"wsc_pt": 1, "arc_pt": 1, "mpararel_pt": 2}
     evaluation.main(options)
     assert "reused" in capsys.readouterr().out
     with pytest.raises(SystemExit):
@@ -164,7 +166,7 @@ def test_hub_tasks_without_a_network(checkpoints, monkeypatch, capsys, tmp_path)
 def test_hub_tasks(checkpoints, monkeypatch, tmp_path):
     rows = {
         "jumelet/multiblimp": [
-            {"sen": f"Eu vi {n}.", "wrong_sen": f"Eu viu {n}.", "phenomenon": "SV-P"} for n in range(5)
+            {"sen": f"Eu vi {n // 2}.", "wrong_sen": f"Eu viu {n}.", "phenomenon": "SV-P"} for n in range(5)
         ],
         "NOVA-vision-language/calame-pt": [
             {"sentence": f"A casa {n} é muito ", "last_word": "bonita"} for n in range(5)
@@ -184,6 +186,7 @@ def test_hub_tasks(checkpoints, monkeypatch, tmp_path):
         ("multiblimp_por", "SV-P"),
         ("calame_pt", "all"),
     }
+    assert results[0].task == "multiblimp_por" and results[0].clusters == [0, 0, 1, 1, 2]  # pairs of one sentence
     (item, *_) = tasks.calame_pt.load(Context())
     assert item.text == "A casa 0 é muito bonita" and item.text[item.data["start"] :] == " bonita"
 

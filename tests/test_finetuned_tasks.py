@@ -103,6 +103,8 @@ def test_gold_labels_are_perfect_and_shuffled_ones_at_chance(
     check_known_answers(results, shuffled)
     for result in results:
         assert result.mode == "finetuned" and result.baseline_name
+        if task == "bosque_pos":  # the words of a sentence are one cluster
+            assert result.clusters == [int(name[1:].split("/")[0]) for name in result.item_ids]
         json.dumps(asdict(result), allow_nan=False)
 
 
@@ -408,13 +410,18 @@ def test_faquad_says_which_questions_have_a_paragraph_of_train(monkeypatch, tmp_
         name = paragraph["qas"][0]["answers"][0]
         paragraph["context"] = name["text"]
     path.write_text(json.dumps(split))
+    test = json.loads((tmp_path / "dev.json").read_text())
+    asked = test["data"][0]["paragraphs"][-1]["qas"]
+    asked.append({**asked[0], "id": "more"})  # on the same paragraph
+    (tmp_path / "dev.json").write_text(json.dumps(test))
 
     def fine_tune(name, model_folder, head, tokenizer, train_rows, dev_rows, test_rows, *args):
         return FineTuned([[np.zeros((len(row["input_ids"]), 2)) for row in test_rows]], {})
 
     monkeypatch.setattr(faquad, "fine_tune", fine_tune)
     results = faquad.run(checkpoints["flexqwen"], tmp_path, WHOLE)
-    assert [(result.subset, result.n) for result in results] == [("all", 6)] * 2 + [("paragraphs not in train", 4)] * 2
+    assert [(result.subset, result.n) for result in results] == [("all", 7)] * 2 + [("paragraphs not in train", 5)] * 2
+    assert results[0].clusters == [0, 1, 2, 3, 4, 5, 5] and results[2].clusters == [0, 1, 2, 3, 3]
     assert results[0].details["unreachable_answers"] == {"train": 0, "test": 0}
 
 

@@ -218,5 +218,10 @@ def test_the_interval_is_over_items_and_seeds(monkeypatch):
     values, (low, high) = scores.over_seeds(lambda seed, drawn: right[seed, drawn].mean(), 1, 400)
     assert values == [right.mean()] and low < values[0] < high
     assert high - low == pytest.approx(2 * 1.96 * (0.7 * 0.3 / 400) ** 0.5, rel=0.1)
+    copies = np.repeat(right, 9, axis=1)
+    _, clustered = scores.over_seeds(
+        lambda seed, drawn: copies[seed, drawn].mean(), 1, 3600, np.repeat(np.arange(400), 9).tolist()
+    )
+    assert clustered == pytest.approx([low, high])  # copies of an item tell no more than the item
     _, (low, high) = scores.over_seeds(lambda seed, drawn: float(seed), 3, 400)  # items do not matter, seeds do
     assert low < 0.5 and high > 1.5

@@ -30,16 +30,33 @@ def test_interval_covers_the_true_mean_about_95_times_in_100():
     assert 88 <= covered <= 99
 
 
+@pytest.mark.parametrize("weights", [None, "lengths"])
+def test_clusters_are_drawn_whole(weights):
+    """Copies of an item tell no more than the item: with them in one cluster its interval stays as wide."""
+    generator = np.random.default_rng(0)
+    items = generator.random(100)
+    weights = generator.integers(1, 9, 100) if weights else np.ones(100)
+    alone = np.array(mean_interval(items, weights))
+    copies, names = np.repeat(items, 9), np.repeat([f"c{n}" for n in range(100)], 9)
+    together = mean_interval(copies, np.repeat(weights, 9), names.tolist())
+    assert together == pytest.approx(alone)
+    assert np.diff(together) == pytest.approx(3 * np.diff(mean_interval(copies, np.repeat(weights, 9))), rel=0.15)
+    assert mean_interval(items, weights, range(100)) == alone.tolist()
+    order = generator.permutation(900)  # those of one cluster need not stand together
+    mixed = mean_interval(copies[order], np.repeat(weights, 9)[order], names[order].tolist())
+    assert np.diff(mixed) == pytest.approx(np.diff(together), rel=0.15)
+
+
 def test_weighted_mean_is_a_ratio_of_sums():
     one = result([2.0, 4.0], weights=[1.0, 3.0])
     assert one.value == pytest.approx(3.5) and one.interval[0] <= one.value <= one.interval[1]
 
 
 def test_files_give_back_what_was_written(tmp_path):
-    rows = [result([1.0, 0.0, 0.5]), result([1.0, 1.0], subset="x", details={"ties": 1})]
+    rows = [result([1.0, 0.0, 0.5], clusters="aba"), result([1.0, 1.0], subset="x", details={"ties": 1})]
     write_results(tmp_path, {"model": "m"}, rows)
     header, read = read_results(tmp_path)
-    assert header == {"model": "m"} and read == rows
+    assert header == {"model": "m"} and read == rows and read[0].clusters == [0, 1, 0]
     assert '"items"' not in (tmp_path / "results.json").read_text()
     (tmp_path / "items.json").write_text("[")
     with pytest.raises(InputError, match=r"items\.json"):
@@ -65,6 +82,20 @@ def test_comparison_is_paired_by_id():
     assert np.diff(difference.interval)[0] < unpaired / 2
     assert "B is higher" in comparison_table([difference])
     assert compare([b], [a])[0][0].verdict == "A is higher"
+
+
+def test_comparison_draws_clusters_whole():
+    generator = np.random.default_rng(0)
+    x, y = (np.repeat(generator.random(50), 16) for _ in range(2))
+    names = np.repeat(np.arange(50), 16).tolist()
+    ((apart,), _), ((together,), _) = (
+        compare([result(x, clusters=clusters)], [result(y, clusters=clusters)]) for clusters in (None, names)
+    )
+    assert apart.difference == together.difference and together.n == 800
+    assert np.diff(together.interval) == pytest.approx(4 * np.diff(apart.interval), rel=0.2)
+    some = [f"i{n}" for n in range(0, 800, 16)]  # what both have: one item of each cluster
+    ((half,), _) = compare([result(x, clusters=names)], [result(y[::16], some)])
+    assert half.n == 50 and half.interval == pytest.approx(together.interval)
 
 
 def test_comparison_says_when_there_is_no_difference_and_what_cannot_be_compared():

@@ -23,7 +23,7 @@ from flexqwen.scores import over_seeds
 from flexqwen.tasks.files import data_file
 from flexqwen.tasks.tagging import Tagged, tag
 
-VERSION = 1
+VERSION = 2
 FOLDER = "ud_bosque"  # of the evaluation data
 NUM_TRAIN_EPOCHS = 5
 FILES = {
@@ -121,7 +121,7 @@ def frequent_labels(train: list[Tagged], test: list[Tagged], labels: list[str]) 
 
 
 def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
-    """Accuracy over syntactic words; the interval draws sentences, `items` are words."""
+    """Accuracy over syntactic words; the interval draws sentences, `items` are words, `clusters` their sentences."""
     splits = {split: sample(read_conllu(data_file(folder, name)), settings.limit) for split, name in FILES.items()}
     labels = [label for label, _ in Counter(label for text in splits["train"] for label in text.labels).most_common()]
     gold, dev_gold = gold_tags(splits["test"]), np.concatenate(gold_tags(splits["dev"]))
@@ -162,5 +162,6 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
             details={**tuned.details, "per_seed": values, "sentences": len(gold)},
             items=items.tolist(),
             item_ids=[f"{t.id}/{n}" for t, tags in zip(splits["test"], gold, strict=True) for n in range(len(tags))],
+            clusters=np.repeat(np.arange(len(gold)), lengths).tolist(),
         )
     ]

@@ -28,11 +28,11 @@ import numpy as np
 
 from flexqwen.cli import InputError
 from flexqwen.finetuning import Row, Settings, fine_tune, load_tokenizer, question_answering, sample, separated
-from flexqwen.results import Result
+from flexqwen.results import Result, numbered
 from flexqwen.scores import over_seeds
 from flexqwen.tasks.files import data_file
 
-VERSION = 1
+VERSION = 2
 NUM_TRAIN_EPOCHS = 8
 FILES = {"train": "train.json", "test": "dev.json"}
 DEV_SUBJECTS = ("UFMS", "POSCOMP", "PROFESSOR", "MEC", "TCC", "MONOGRAFIA")
@@ -257,10 +257,11 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     for subset, part in (("all", np.arange(len(test))), ("paragraphs not in train", np.array(new, dtype=np.int64))):
         if not len(part):
             continue
+        paragraphs = [test[number].context for number in part]  # an interval draws them whole
         for metric in METRICS:
             scores = np.array([score(metric, test, texts)[part] for texts in predicted])
             values, interval = over_seeds(
-                lambda seed, drawn, scores=scores: scores[seed, drawn].mean(), len(scores), len(part)
+                lambda seed, drawn, scores=scores: scores[seed, drawn].mean(), len(scores), len(part), paragraphs
             )
             results.append(
                 Result(
@@ -277,6 +278,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
                     {**details, "per_seed": values},
                     scores.mean(0).tolist(),
                     [test[number].id for number in part],
+                    clusters=numbered(paragraphs).tolist(),
                 )
             )
     return results

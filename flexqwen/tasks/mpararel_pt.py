@@ -2,7 +2,8 @@
 
 Of each relation 10 facts, 3 templates (checked by people where there are any) and 20 objects at most, the right one
 among them, drawn by hash: always the same. Causal: the log-probability of the sentence from the object on. Masked: of
-the object's tokens. What is counted is a fact: the share of its templates in which the right object is first.
+the object's tokens. What is counted is a fact: the share of its templates in which the right object is first. The
+facts of a relation share its templates and objects, so they are one cluster.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from flexqwen.likelihood import Request, Scorer
 from flexqwen.results import Result, mean_result
 from flexqwen.tasks.item import Context, Item, credit, some
 
-VERSION = 1
+VERSION = 2
 FACTS, TEMPLATES, OBJECTS = 10, 3, 20
 
 
@@ -67,6 +68,7 @@ def evaluate(scorer: Scorer, items: list[Item], mode: str, context: Context) -> 
         mean_result(
             points,
             [item.id for item in items],
+            clusters=[item.group for item in items],
             task="mpararel_pt",
             version=VERSION,
             mode=mode,

@@ -1,4 +1,7 @@
-"""Tasks of sentence pairs: which of two does the model find likelier? One point for the right one, half for a tie."""
+"""Tasks of sentence pairs: which of two does the model find likelier? One point for the right one, half for a tie.
+
+Pairs made from one sentence are one cluster.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -36,6 +39,7 @@ def accuracies(
             mean_result(
                 [credits[place][0] for place in chosen],
                 [items[place].id for place in chosen],
+                clusters=[items[place].text for place in chosen],
                 task=task,
                 version=version,
                 mode=mode,
