@@ -6,6 +6,7 @@ dealt at random into 7 groups and one copy of the document is scored for each, w
 tokens, near the share at the end of training). The end-of-text token is seen but not counted.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,12 +124,17 @@ def unigram(dataset: str, tokenizer, text: HeldOut) -> np.ndarray:
     Token frequencies are counted, with one added to each, on the first 20,000 documents of the dataset's `tokenizer`
     split, which shares no document with the held-out ones.
     """
-    counts = np.ones(len(tokenizer))
-    texts = (text for _, text in read_texts(dataset, "tokenizer", "train", UNIGRAM_DOCUMENTS))
-    for document in encode_documents(tokenizer, texts):
-        np.add.at(counts, document[1:-1], 1)
-    cost = -np.log(counts / counts.sum())
+    cost = _unigram_costs(dataset, tokenizer)
     nats = np.zeros(len(text))
     for piece, owner in zip(text.pieces, text.piece_documents, strict=True):
         nats[owner] += cost[piece[1:][piece[1:] != text.eos_token_id]].sum()
     return nats
+
+
+@functools.lru_cache(maxsize=1)
+def _unigram_costs(dataset: str, tokenizer) -> np.ndarray:
+    counts = np.ones(len(tokenizer))
+    texts = (text for _, text in read_texts(dataset, "tokenizer", "train", UNIGRAM_DOCUMENTS))
+    for document in encode_documents(tokenizer, texts):
+        np.add.at(counts, document[1:-1], 1)
+    return -np.log(counts / counts.sum())

@@ -249,7 +249,7 @@ class FlexQwenTrainer(transformers.Trainer):
         for mode, (nats, count, real) in zip(MODES, sums.tolist(), strict=True):
             labels += count
             if count:
-                found[f"loss_{mode}"] = nats / count
+                found[f"loss_{mode}"], found[f"labels_{mode}"] = nats / count, int(count)
                 if mode == "masked":
                     found["mask_rate"] = count / real
         if (peak := peak_flops()) and step > self._timed_step:
