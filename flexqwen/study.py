@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 from transformers import AutoConfig
@@ -170,7 +169,11 @@ def select(cells: Sequence[Cell], part: str | None) -> list[Cell]:
 
 
 def run(study: Study, part: str | None, workers: int) -> None:
-    """Makes the cells that are not made yet; with several workers, each in a process with its share of the cores."""
+    """Makes the cells that are not made yet; with several workers, each in a process with its share of the cores.
+
+    Raises:
+        InputError: data, tokenizer or a task's items are not there (before any training), or a training failed.
+    """
     config = train_config(study)
     digests = {
         "dataset": dataset_digest(study.training["dataset"]),
@@ -180,6 +183,8 @@ def run(study: Study, part: str | None, workers: int) -> None:
         parquet_files(study.training["dataset"], split, "train")
     for split in study.heldout:
         parquet_files(study.training["dataset"], "heldout", split)
+    for task in study.tasks:
+        TASKS[task].load(Context(study.training["dataset"]))
     cells = select(study.cells, part)
     waiting = [cell for cell in cells if not is_finished(study, cell, digests)]
     print(f"study {study.name}: {len(cells)} cells, {len(cells) - len(waiting)} of them finished")

@@ -9,7 +9,7 @@ and item by item.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import matplotlib
@@ -150,6 +150,8 @@ class Results:
         self, measure: Measure, pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]], mode: str
     ) -> Estimate | None:
         """First minus second (strategy, split) of each pair, the mean over the pairs; None where not measured."""
+        if not pairs:
+            return None
         samples = []
         for seed in self.seeds(*(group for pair in pairs for group in pair)):
             parts = []
@@ -159,7 +161,7 @@ class Results:
                     return None
                 parts.append(one - other)
             samples.append(np.mean(parts, axis=0))
-        return self.estimate(measure, samples) if samples and pairs else None
+        return self.estimate(measure, samples) if samples else None
 
 
 def load(study: Study) -> Results:
@@ -257,9 +259,9 @@ def split_differences(
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
     """A Markdown table; columns after the first `text_columns` stand on the right."""
-    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
-    lines = [head, rule, *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| ---", "|---").replace("--- |", "---|")
+    rule = "|" + "---|" * text_columns + "---:|" * (len(head) - text_columns)
+    first, *others = (f"| {' | '.join(line)} |" for line in (head, *rows))
+    return "\n".join([first, rule, *others])
 
 
 def figures_table(results: Results) -> str:
@@ -358,17 +360,9 @@ def sweep_table(results: Results) -> str:
 
 def phrase(estimate: Estimate, measure: Measure, what: str) -> str:
     """A difference in words."""
-    size = f"{abs(estimate.value) * measure.scale:.{measure.digits}f}"
     unit = "bits per byte" if measure.lower_is_better else "points of accuracy"
-    interval = (
-        f"[{estimate.low * measure.scale:+.{measure.digits}f}, {estimate.high * measure.scale:+.{measure.digits}f}]"
-    )
-    if not estimate.is_clear:
-        return f"no difference is shown on {what} ({interval} {unit})"
-    direction = "less" if estimate.value < 0 else "more"
-    if not measure.lower_is_better:
-        direction = "fewer" if estimate.value < 0 else "more"
-    return f"{size} {direction} {unit} on {what} {interval}"
+    figure = shown(estimate, measure, True).replace("**", "")
+    return f"{figure} {unit} on {what} ({verdict(estimate, measure)})"
 
 
 def main_measures(results: Results) -> list[Measure]:
@@ -387,14 +381,23 @@ def hybrid_answer(results: Results) -> str:
         parts = [phrase(estimate, measure, measure.title) for measure, estimate in found if estimate]
         if not parts:
             continue
-        verdicts = {verdict(estimate, measure) for measure, estimate in found if estimate} - {"no difference shown"}
-        word = {0: "no difference", 2: "better in one, worse in the other"}.get(len(verdicts)) or verdicts.pop()
-        sentences.append(
-            f"In {mode} mode, with the same tokens and updates, `{hybrid}` against `{baseline_of(mode)}`: {word}; "
-            + ", ".join(parts)
-            + "."
-        )
+        word = together([verdict(estimate, measure) for measure, estimate in found if estimate])
+        start = f"In {mode} mode, with the same tokens and updates, `{hybrid}` is {word} `{baseline_of(mode)}`: "
+        sentences.append(start + ", ".join(parts) + ".")
     return " ".join(sentences)
+
+
+def together(verdicts: Sequence[str]) -> str:
+    """Several verdicts in one, that none of them contradicts."""
+    words = set(verdicts) - {"no difference shown"}
+    if not words:
+        return "not shown to differ from"
+    if len(words) == 2:
+        return "better in one respect and worse in another than"
+    word = words.pop()
+    contrary = "worse" if word == "better" else "better"
+    scope = "" if len(set(verdicts)) == 1 else f" in some respects, and {contrary} in none as far as is shown,"
+    return f"{word}{scope} than"
 
 
 def main_hybrid(results: Results) -> str | None:
@@ -407,19 +410,16 @@ def originality_answer(results: Results) -> str:
     """A sentence for each pair of splits, and mode by mode."""
     sentences = []
     for pair in PAIRS:
-        parts, words = [], set()
+        parts, words = [], []
         for mode in ("causal", "masked"):
             for measure in main_measures(results):
                 found = split_differences(results, measure, pair, results.strategies, mode)
                 if found:
                     parts.append(phrase(found, measure, f"{measure.title}, {mode}"))
-                    words.add(verdict(found, measure))
-        words.discard("no difference shown")
-        word = {0: "no difference", 2: "better in some, worse in others"}.get(len(words)) or next(iter(words))
+                    words.append(verdict(found, measure))
         if parts:
-            sentences.append(
-                f"Trained on `{pair[0]}` instead of `{pair[1]}` ({pair[2]}): {word}; " + ", ".join(parts) + "."
-            )
+            start = f"A model trained on `{pair[0]}` ({pair[2]}) is {together(words)} one trained on `{pair[1]}`: "
+            sentences.append(start + ", ".join(parts) + ".")
     return " ".join(sentences)
 
 
@@ -430,12 +430,10 @@ def cost_table(results: Results) -> str:
     for group in groups(results):
         costs = [results.cells[Cell(*group, seed)]["cost"] for seed in results.seeds(group)]
         mean = {name: float(np.mean([cost[name] for cost in costs])) for name in costs[0]}
-        rows.append(
-            [f"`{group[0]}`", f"`{group[1]}`", str(len(costs)), f"{mean['tokens']:,.0f}", f"{mean['updates']:,.0f}"]
-            + [f"{mean['passes']:.2f}"]
-            + [f"{mean[f'labels_{mode}'] / mean['tokens']:.3f}" for mode in ("causal", "masked")]
-            + [f"{mean['flops']:.3g}", f"{mean['train_seconds'] / 60:.1f}"]
-        )
+        labels = [f"{mean[f'labels_{mode}'] / mean['tokens']:.3f}" for mode in ("causal", "masked")]
+        counts = [f"{mean['tokens']:,.0f}", f"{mean['updates']:,.0f}", f"{mean['passes']:.2f}"]
+        end = [f"{mean['flops']:.3g}", f"{mean['train_seconds'] / 60:.1f}"]
+        rows.append([f"`{group[0]}`", f"`{group[1]}`", str(len(costs)), *counts, *labels, *end])
     return table(head, rows, 2)
 
 
@@ -445,10 +443,9 @@ def files_table(results: Results) -> str:
         made_by = content["made_by"]
         machine = made_by["machine"]
         name = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores"
-        rows.append(
-            [f"[`{cell.name}`](cells/{cell.name}.json)", str(cell.seed), f"`{made_by['digests']['dataset'][:12]}`"]
-            + [f"`{made_by['code']}`", f"{made_by['versions']['torch']}, {made_by['versions']['transformers']}", name]
-        )
+        link, dataset = f"[`{cell.name}`](cells/{cell.name}.json)", made_by["digests"]["dataset"][:12]
+        packages = f"{made_by['versions']['torch']}, {made_by['versions']['transformers']}"
+        rows.append([link, str(cell.seed), f"`{dataset}`", f"`{made_by['code']}`", packages, name])
     return table(["cell", "seed", "dataset", "code", "torch, transformers", "machine"], rows, 6)
 
 
@@ -457,8 +454,8 @@ def scale(results: Results) -> str:
     content = next(iter(results.cells.values()))
     seeds = len(dict.fromkeys(cell.seed for cell in results.cells))
     return (
-        f"{content['parameters'] / 1e6:.1f} million parameters, {content['cost']['tokens'] / 1e6:.1f} million tokens a run, "
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
+        f"{content['parameters'] / 1e6:.1f} million parameters, {content['cost']['tokens'] / 1e6:.1f} million tokens a "
+        f"run, {seeds} {'seed' if seeds == 1 else 'seeds'}"
     )
 
 
@@ -491,7 +488,14 @@ def text(results: Results) -> str:
         "",
     ]
     if any(measure.task != "bits_per_byte" for measure in measures(results)):
-        lines += ["![Accuracy by phenomenon](phenomena.png)", ""]
+        lines += [
+            "![Accuracy by phenomenon](phenomena.png)",
+            "",
+            f"The same as a table (accuracy in %, {', '.join(f'`{split}`' for split in shared_splits(results))}):",
+            "",
+            phenomena_table(results),
+            "",
+        ]
     if sweep(results):
         lines += [
             f"### Causal to masked, trained on `{sweep(results)[0]}`",
@@ -505,9 +509,9 @@ def text(results: Results) -> str:
             "",
         ]
     lines += [
-        "**What would change this answer:** a run long enough that the data are seen many times, where masked training "
-        "is known to gain on causal training; a larger model; equal labels instead of equal tokens, since a masked row "
-        "teaches from a fifth of its tokens and a causal one from all; a learning rate chosen for each objective.",
+        "**What would change this answer:** a run long enough that the same text is seen many times; a larger model; "
+        "equal labels instead of equal tokens, since a masked row teaches from a fifth of its tokens and a causal one "
+        "from all; a learning rate chosen for each objective.",
         "",
         "## Does originality pay?",
         "",
@@ -540,14 +544,14 @@ def text(results: Results) -> str:
         cost_table(results),
         "",
         "FLOPs are those of the forward and backward passes (`flexqwen/flops.py`): the head runs only where there is a "
-        "label. Minutes are of machines that were doing other work as well.",
+        "label. Minutes are as measured; what else the machine did makes them longer.",
         "",
         "## How the intervals are made",
         "",
         "A figure is the mean over seeds. Its interval joins the chance of the items (bootstrap, "
-        f"{SAMPLES:,} samples; pairs made from one sentence are drawn together) and that of the seeds (Student's t), as "
-        "the root of the sum of the squared half-widths. Differences are taken seed by seed and item by item: two runs "
-        "of one seed begin with the same weights.",
+        f"{SAMPLES:,} samples; pairs made from one sentence are drawn together) and that of the seeds (Student's t), "
+        "as the root of the sum of the squared half-widths. Differences are taken seed by seed and item by item: two "
+        "runs of one seed begin with the same weights.",
         "",
         "## Files",
         "",
@@ -577,19 +581,15 @@ def front(results: Results) -> str:
             found = hybrid_differences(results, measure, main_hybrid(results), mode)
             if found:
                 first, second = main_hybrid(results), baseline_of(mode)
-                rows.append(
-                    [f"`{first}` − `{second}`", f"{measure.title}, {mode}, {measure.unit}", shown(found, measure, True)]
-                    + [verdict(found, measure)]
-                )
+                where = f"{measure.title}, {mode}, {measure.unit}"
+                rows.append([f"`{first}` − `{second}`", where, shown(found, measure, True), verdict(found, measure)])
     for pair in PAIRS[::-1]:
         for mode in ("causal", "masked"):
             for measure in main_measures(results):
                 found = split_differences(results, measure, pair, results.strategies, mode)
                 if found:
-                    rows.append(
-                        [f"`{pair[0]}` − `{pair[1]}`", f"{measure.title}, {mode}, {measure.unit}"]
-                        + [shown(found, measure, True), verdict(found, measure)]
-                    )
+                    names, where = f"`{pair[0]}` − `{pair[1]}`", f"{measure.title}, {mode}, {measure.unit}"
+                    rows.append([names, where, shown(found, measure, True), verdict(found, measure)])
     head = ["comparison", "measured on", "difference [95 %]", "the first is"]
     return f"At {scale(results)} ([report](results/{results.study.name}/README.md)):\n\n{table(head, rows, 2)}"
 
@@ -681,11 +681,39 @@ def draw_loss(results: Results, path: Path) -> Path:
     return path
 
 
+def pairs_measure(results: Results) -> Measure:
+    """The first task that is not held-out text."""
+    return next(measure for measure in measures(results) if measure.task != "bits_per_byte")
+
+
+def shared_splits(results: Results) -> list[str]:
+    """The splits that every strategy was trained on, or else those of the first."""
+    return common_splits(results, *results.strategies) or common_splits(results, results.strategies[0])[:1]
+
+
+def by_subset(results: Results, strategy: str, subset: str | None, mode: str) -> Estimate | None:
+    """Of the first task's subset, the mean over the shared splits."""
+    measure = replace(pairs_measure(results), subset=subset)
+    return results.mean(measure, [(strategy, split) for split in shared_splits(results)], mode)
+
+
+def phenomena_table(results: Results) -> str:
+    """A line a subset of the first task."""
+    measure = pairs_measure(results)
+    items = results.items[measure.key]
+    columns = [(name, mode) for name in results.strategies for mode in Cell(name, "", 0).modes]
+    rows = []
+    for subset in [None, *items["subsets"]]:
+        count = len(items["subsets"][subset]) if subset else len(items["ids"])
+        cells = [shown(by_subset(results, name, subset, mode), measure) for name, mode in columns]
+        rows.append([subset or "all", f"{count:,}", *cells])
+    return table(["pairs", "n", *(f"`{name}`, {mode}" for name, mode in columns)], rows)
+
+
 def draw_phenomena(results: Results, path: Path) -> Path:
     """Accuracy by subset of the first task, in every mode; a colour a strategy, the mean over its common splits."""
-    measure = next(measure for measure in measures(results) if measure.task != "bits_per_byte")
+    measure, splits = pairs_measure(results), shared_splits(results)
     subsets = [None, *results.items[measure.key]["subsets"]]
-    splits = common_splits(results, *results.strategies) or common_splits(results, results.strategies[0])[:1]
     modes = [mode for mode in MODES if any(mode in cell.modes for cell in results.cells)]
     figure, axes = plt.subplots(1, len(modes), figsize=(3.2 + 3.2 * len(modes), 1.5 + 0.42 * len(subsets)), sharey=True)
     for axis, mode in zip(np.atleast_1d(axes), modes, strict=True):
@@ -693,8 +721,7 @@ def draw_phenomena(results: Results, path: Path) -> Path:
         for place, strategy in enumerate(present):
             color = COLORS[results.strategies.index(strategy) % len(COLORS)]
             for line, subset in enumerate(reversed(subsets)):
-                one = Measure(**{**vars(measure), "subset": subset})
-                found = results.mean(one, [(strategy, split) for split in splits], mode)
+                found = by_subset(results, strategy, subset, mode)
                 if found is None:
                     continue
                 height = line + 0.22 * ((len(present) - 1) / 2 - place)
@@ -778,7 +805,7 @@ def draw_sweep(results: Results, path: Path) -> Path:
             value = np.array([estimate.value for _, estimate in found]) * measure.scale
             low = np.array([estimate.low for _, estimate in found]) * measure.scale
             high = np.array([estimate.high for _, estimate in found]) * measure.scale
-            x = [place for place, _ in found]
+            x = [place + 0.06 * (MODES.index(mode) - 1) for place, _ in found]
             axis.errorbar(
                 x, value, yerr=[value - low, high - value], marker="o", color=colors[mode], capsize=3, label=mode
             )
@@ -792,7 +819,7 @@ def draw_sweep(results: Results, path: Path) -> Path:
         axis.set_xlabel("causal:masked rows")
         axis.set_ylabel(f"{measure.title.replace('`', '')} ({measure.unit})")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
     figure.suptitle(f"Ratio sweep, trained on {split}, 95 % intervals")
     figure.tight_layout()
     save(figure, path)
