@@ -125,15 +125,37 @@ def parse(argv: list[str]) -> Arguments:
     return Arguments(*groups, given=[name for name in dict.fromkeys(words) if name in known])
 
 
-def _options_from_yaml(path: str, known: set[str]) -> list[str]:
+class _OneKeyLoader(yaml.SafeLoader):
+    """SafeLoader, but a key that stands twice in a mapping is an error instead of the last one winning."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {repeated.pop()!r} stands there twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> dict:
+    """Reads a YAML file that is a mapping.
+
+    Raises:
+        InputError: it cannot be read, is not valid YAML, has a key twice, or is no mapping.
+    """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _OneKeyLoader)
     except OSError as error:
         raise InputError(f"config {path} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise InputError(f"config {path} must be a mapping of option names to values")
+        raise InputError(f"config {path} must be a mapping of names to values")
+    return content
+
+
+def _options_from_yaml(path: str, known: set[str]) -> list[str]:
+    content = read_yaml(path)
     options = []
     for name, value in content.items():
         if name not in known:

@@ -119,13 +119,8 @@ def read(path: str) -> Study:
     Raises:
         InputError: it is not there, or a key or value in it cannot be; all before any work.
     """
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"config {path} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict) or set(config) != KEYS:
+    config = arguments.read_yaml(path)
+    if set(config) != KEYS:
         raise InputError(f"config {path} must have the keys {', '.join(sorted(KEYS))}, and no others")
     try:
         evaluation = {"tasks": [], "heldout": ["test"], "documents": 500, **config["evaluation"]}

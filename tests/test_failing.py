@@ -106,6 +106,22 @@ train.main(sys.argv[1:])
 """
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"muon": True, "optim": "adafactor"}, "muon and optim: adafactor are both set"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"learning_rate": -1}, r"learning_rate is -1\.0; it must be at least 0"),
+        ({"eval_strategy": "epoch"}, "eval_strategy is epoch"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong, message, built, tokenizer_folder, place, capsys):
+    with pytest.raises(SystemExit):
+        train.main(options(built, tokenizer_folder, place / "wrong", **wrong))
+    assert re.search(message, capsys.readouterr().err)
+    assert not (place / "wrong").exists()
+
+
 def test_a_machine_with_the_token_store_alone_trains_the_same_run(whole, built, tokenizer_folder, place, tmp_path):
     shutil.copytree(place / "tokens", tmp_path / "tokens")
     arguments = options("no_such_dataset", tokenizer_folder, tmp_path / "runs")
