@@ -171,7 +171,7 @@ def check(args: settings.Arguments) -> None:
         if not value >= least:
             raise InputError(f"{name} is {value}; it must be at least {least}")
     if training.muon and "optim" in args.given:
-        raise InputError(f"muon and optim: {training.optim} are both set; leave one of them out")
+        raise InputError(f"muon and optim: {training.optim.value} are both set; leave one of them out")
     if training.fp16:
         raise InputError("fp16 is not supported: the loss makes its gradients before they could be scaled; use bf16")
     if training.max_steps <= 0 and not training.num_train_epochs > 0:
