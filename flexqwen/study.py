@@ -4,6 +4,7 @@ configs/<study>.yaml          the grid, the options of train.py that all cells s
 runs/<study>/<cell>/          a training run each
 results/<study>/cells/        a small JSON file for each finished cell: what made it, what it cost, every figure
 results/<study>/items.json    what the figures' items are; the same for all cells
+results/<study>/overlap.json  how many of the tasks' items have a passage in common with the training splits
 results/<study>/README.md     the report (flexqwen.study_report)
 """
 
@@ -17,11 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from transformers import AutoConfig
 
-from flexqwen import arguments, likelihood
+from flexqwen import arguments, likelihood, overlap
 from flexqwen.cli import InputError
 from flexqwen.flops import model_flops
 from flexqwen.objectives import ObjectiveArguments
@@ -34,7 +36,7 @@ from flexqwen.texts import dataset_digest, parquet_files
 
 ROOT = Path(__file__).parents[1]
 KEYS = {"grid", "seeds", "training", "evaluation"}
-ITEMS = "items.json"
+ITEMS, OVERLAP = "items.json", "overlap.json"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Study:
         tasks: likelihood tasks, by name.
         heldout: splits of the dataset's `heldout` config; the first is the one that counts most.
         documents: of each, at most.
+        limit: items of a task, at most.
     """
 
     path: Path
@@ -96,6 +99,7 @@ class Study:
     tasks: list[str]
     heldout: list[str]
     documents: int
+    limit: int | None
 
     @property
     def name(self) -> str:
@@ -123,7 +127,7 @@ def read(path: str) -> Study:
     if set(config) != KEYS:
         raise InputError(f"config {path} must have the keys {', '.join(sorted(KEYS))}, and no others")
     try:
-        evaluation = {"tasks": [], "heldout": ["test"], "documents": 500, **config["evaluation"]}
+        evaluation = {"tasks": [], "heldout": ["test"], "documents": 500, "limit": None, **config["evaluation"]}
         cells = [
             Cell(strategy, split, int(seed))
             for seed in config["seeds"]
@@ -178,8 +182,7 @@ def run(study: Study, part: str | None, workers: int) -> None:
         parquet_files(study.training["dataset"], split, "train")
     for split in study.heldout:
         parquet_files(study.training["dataset"], "heldout", split)
-    for task in study.tasks:
-        TASKS[task].load(Context(study.training["dataset"]))
+    find_overlap(study)
     cells = select(study.cells, part)
     waiting = [cell for cell in cells if not is_finished(study, cell, digests)]
     print(f"study {study.name}: {len(cells)} cells, {len(cells) - len(waiting)} of them finished")
@@ -202,6 +205,22 @@ def run(study: Study, part: str | None, workers: int) -> None:
             f"[{number + 1}/{len(waiting)}] {cell.name}: {seconds:.0f} s, about {left / 60:.0f} minutes left",
             flush=True,
         )
+
+
+def find_overlap(study: Study) -> None:
+    """Says once how many of the tasks' items have a 13-gram in common with what is trained on."""
+    path = study.results / OVERLAP
+    items = {task: TASKS[task].load(Context(study.training["dataset"], limit=study.limit)) for task in study.tasks}
+    if path.is_file() or not items:
+        return
+    shares = iter(
+        overlap.seen_shares([item.text for task in items.values() for item in task], study.training["dataset"])
+    )
+    found = {}
+    for task, loaded in items.items():
+        values = np.array([next(shares) for _ in loaded])
+        found[task] = {"items": len(values), "seen": int((values > 0).sum()), "short": int(np.isnan(values).sum())}
+    write_json(path, found)
 
 
 def train_config(study: Study) -> Path:
@@ -233,7 +252,7 @@ def identity(study: Study, digests: dict[str, str]) -> str:
     """Digest of all that must be equal in every cell: the training's options but where things lie, data, measures."""
     places = ("dataset", "tokenizer", "token_stores", "logging_steps", "save_steps", "save_total_limit", "use_cpu")
     training = {name: value for name, value in study.training.items() if name not in places}
-    return digest([training, study.tasks, study.heldout, study.documents, digests])
+    return digest([training, study.tasks, study.heldout, study.documents, study.limit, digests])
 
 
 def make(study: Study, cell: Cell, config: Path, digests: dict[str, str]) -> float:
@@ -287,7 +306,7 @@ def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], in
     scorer = likelihood.load(checkpoint)
     results = []
     for task, split in [("bits_per_byte", split) for split in study.heldout] + [(task, "") for task in study.tasks]:
-        context = Context(study.training["dataset"], split, study.documents)
+        context = Context(study.training["dataset"], split, study.documents, limit=study.limit)
         items = TASKS[task].load(context)
         for mode in cell.modes:
             results += TASKS[task].evaluate(scorer, items, mode, context)
@@ -432,6 +451,8 @@ def merge(study: Study, folders: list[str]) -> int:
     if found:
         with written_aside(study.results / ITEMS) as aside:
             aside.write_text(json.dumps(items, ensure_ascii=False) + "\n", encoding="utf-8")
+        if shared := [read_json(Path(folder) / OVERLAP) for folder in folders if (Path(folder) / OVERLAP).is_file()]:
+            write_json(study.results / OVERLAP, shared[0])
     for name, content in found.items():
         write_json(study.cell_file(known[name]), content)
     return len(found)

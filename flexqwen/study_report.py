@@ -22,7 +22,7 @@ from scipy import stats
 from flexqwen.cli import InputError
 from flexqwen.outputs import digest, read_json, written_aside
 from flexqwen.plots import save
-from flexqwen.study import ITEMS, Cell, Study
+from flexqwen.study import ITEMS, OVERLAP, Cell, Study
 
 SAMPLES = 2000
 PAIRS = (("gold", "matched", "overall"), ("gold_typology", "matched_typology", "within typology"))
@@ -535,6 +535,7 @@ def text(results: Results) -> str:
         "text would use; splits of other documents (all seeds share the same ones, so their choice is not in the "
         "intervals); tasks beyond held-out text and agreement.",
         "",
+        *overlap_lines(results),
         "## All figures",
         "",
         figures_table(results),
@@ -561,6 +562,16 @@ def text(results: Results) -> str:
         files_table(results),
     ]
     return "\n".join(lines) + "\n"
+
+
+def overlap_lines(results: Results) -> list[str]:
+    """How many of the tasks' items share a passage with what was trained on."""
+    lines = [
+        f"Of the {row['items']:,} items of `{task}`, {row['seen']:,} have 13 words in a row in common with a training "
+        f"split of the dataset; {row['short']:,} are too short to tell."
+        for task, row in (read_json(results.study.results / OVERLAP) or {}).items()
+    ]
+    return [" ".join(lines), ""] if lines else []
 
 
 def count_differences(results: Results) -> int:

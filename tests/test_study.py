@@ -167,7 +167,7 @@ def planted(seeds: int, gain: float, noise: float, clusters: int | None = None) 
     item = {"ids": [str(i) for i in range(count)], "weights": None, "clusters": None, "subsets": {}}
     if clusters is not None:
         item["clusters"] = np.repeat(np.arange(clusters), count // clusters).tolist()
-    grid = study.Study(Path("planted.yaml"), list(cells), {}, [], [], 0)
+    grid = study.Study(Path("planted.yaml"), list(cells), {}, [], [], 0, None)
     return Results(grid, cells, {"minimal_pairs/all": item})
 
 
@@ -205,7 +205,7 @@ def test_weights_and_subsets_are_heeded():
     items = {"ids": ["a", "b", "c"], "weights": [1, 3, 4], "clusters": None, "subsets": {"ab": [0, 1]}}
     row = {"task": "bits_per_byte", "subset": "test", "mode": "causal", "metric": "bits_per_byte", "items": [2, 4, 9]}
     cell = Cell("baseline-causal", "gold", 0)
-    grid = study.Study(Path("s.yaml"), [cell], {}, [], [], 0)
+    grid = study.Study(Path("s.yaml"), [cell], {}, [], [], 0, None)
     results = Results(grid, {cell: {"figures": [row]}}, {LOSS.key: items})
     assert results.mean(LOSS, [("baseline-causal", "gold")], "causal").value == pytest.approx((2 + 12 + 36) / 8)
     part = Measure(**{**vars(LOSS), "subset": "ab"})
