@@ -70,8 +70,8 @@ def check_known_answers(results, shuffled):
     for result in results:
         if not shuffled:
             assert result.value == pytest.approx(BEST.get(result.metric, 1.0)), result
-        elif result.metric == "mse":
-            assert result.value > 1.5 * result.baseline, result  # two independent draws: twice the variance
+        elif result.metric == "mse":  # two independent draws: twice the variance
+            assert result.value > 1.5 * result.details["mean_similarity_of_train"], result
         elif result.metric == "pearson":
             assert abs(result.value) < 0.35, result
         elif result.task in ("harem", "faquad"):
@@ -366,6 +366,17 @@ def test_assin2_files_that_cannot_be_trusted(tmp_path, change, message):
 def test_pearson_of_a_constant_is_0():
     assert assin2.pearson(np.array([1.0, 2, 3]), np.array([2.0, 2, 2])) == 0
     assert assin2.pearson(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == pytest.approx(-1)
+
+
+def test_the_baseline_of_sts_is_word_overlap():
+    def pairs(*rows):
+        return [text_classification.Example("1", texts, label) for *texts, label in rows]
+
+    train = pairs(("Uma casa.", "uma casa", 5.0), ("um rio", "a mesa", 2.0), ("o rio bom", "rio bom mesa", 3.5))
+    assert assin2.word_overlap(train).tolist() == [1, 0, 0.5]
+    assert assin2.baseline(train, train) == pytest.approx([5, 2, 3.5])
+    steep = pairs(("a", "a", 5.0), ("a b", "a c", 1.0))  # at 0 the line is below the scale
+    assert assin2.baseline(steep, pairs(("a", "b", 1.0))).tolist() == [1]
 
 
 # FaQuAD
