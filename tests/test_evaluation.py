@@ -237,12 +237,24 @@ def test_mpararel_requests_point_at_the_object():
 
 
 @pytest.mark.real_data
-def test_fine_tuned_tasks_are_run_by_name(checkpoints, eval_data, tmp_path, capsys):
-    options = ["--tasks", "hatebr", "--limit", "24", "--seeds", "2", "--learning_rates", "1e-3"]
+def test_fine_tuned_tasks_are_run_by_name(checkpoints, built, eval_data, tmp_path, capsys):
+    options = [
+        "--tasks",
+        "hatebr",
+        "--dataset",
+        str(built),
+        "--limit",
+        "24",
+        "--seeds",
+        "2",
+        "--learning_rates",
+        "1e-3",
+    ]
     evaluation.main(["--model", checkpoints[0], *options, "--num_train_epochs", "1", "--output", str(tmp_path / "r")])
     made_by, rows = read_results(tmp_path / "r")
     assert {row.metric for row in rows} == {"accuracy", "macro_f1"}
     for row in rows:
         assert row.task == "hatebr" and row.mode == "finetuned" and 0 < row.n <= 24
         assert row.interval[0] <= row.value <= row.interval[1] and row.baseline_name
+        assert row.details["seen_items"] == row.details["excluded"] == 0
     assert made_by["made_by"]["seeds"] == 2 and "hatebr" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics import f1_score
 from sklearn.metrics import f1_score as class_f1
+from transformers import AutoModelForSequenceClassification
 
 from flexqwen import scores
 from flexqwen.cli import InputError
@@ -21,6 +22,8 @@ from flexqwen.tasks import assin2, bosque_pos, faquad, harem, hatebr, tagging, t
 from flexqwen.tasks.tagging import Tagged
 from tests.finetuned import (
     SAVERS,
+    WORDS,
+    WRITERS,
     conllu,
     oracle,
     write_assin2,
@@ -106,6 +109,38 @@ def test_gold_labels_are_perfect_and_shuffled_ones_at_chance(
         if task == "bosque_pos":  # the words of a sentence are one cluster
             assert result.clusters == [int(name[1:].split("/")[0]) for name in result.item_ids]
         json.dumps(asdict(result), allow_nan=False)
+
+
+@pytest.mark.parametrize("task", WRITERS)
+def test_test_items_that_were_trained_on_are_counted_and_can_be_left_out(monkeypatch, tmp_path, checkpoints, task):
+    """Here the first one was, of the last one it cannot be said."""
+
+    def fine_tune(name, model_folder, head, tokenizer, train_rows, dev_rows, test_rows, *args):
+        shape = (head.options.get("num_labels", 2),)
+        whole = head.auto_class is AutoModelForSequenceClassification
+        return FineTuned([[np.zeros(shape if whole else (len(row["input_ids"]), *shape)) for row in test_rows]], {})
+
+    module, where = MODULES.get(task) or ({"hatebr": hatebr, "toldbr": toldbr}[task], [text_classification])
+    for place in where:
+        monkeypatch.setattr(place, "fine_tune", fine_tune)
+    texts = []
+
+    def seen_shares(asked, dataset):
+        texts.append(asked)
+        return np.array([0.5, *[0.0] * (len(asked) - 2), np.nan])
+
+    monkeypatch.setattr("flexqwen.overlap.seen_shares", seen_shares)
+    WRITERS[task](tmp_path)
+    everything, without = (
+        module.run(checkpoints["flexqwen"], tmp_path, replace(WHOLE, dataset="built", exclude_seen=exclude))
+        for exclude in (False, True)
+    )
+    keys = ("seen_items", "excluded", "too_short_to_tell")
+    for all_of, rest in zip(everything, without, strict=True):
+        assert [all_of.details[key] for key in keys] == [1, 0, 1] and all_of.details["seen_share"] > 0
+        assert [rest.details[key] for key in keys] == [0, 1, 1] and rest.details["seen_share"] == 0
+        assert rest.n < all_of.n or all_of.subset.startswith("without the")  # ToLD-Br's first one is a leaked one
+    assert all(any(word in text for word in WORDS) for asked in texts for text in asked)
 
 
 @pytest.mark.real_data

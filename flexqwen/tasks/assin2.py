@@ -18,7 +18,7 @@ from scipy.stats import pearsonr
 from sklearn.metrics import mean_squared_error
 
 from flexqwen.cli import InputError
-from flexqwen.finetuning import Settings, fine_tune, load_tokenizer, regression, sample
+from flexqwen.finetuning import Settings, fine_tune, load_tokenizer, regression, sample, unseen
 from flexqwen.results import Result
 from flexqwen.scores import over_seeds
 from flexqwen.tasks.files import data_file
@@ -92,6 +92,7 @@ def baseline(train: list[Example], test: list[Example]) -> np.ndarray:
 def similarity(model_folder: str, splits: dict[str, list[Example]], settings: Settings) -> list[Result]:
     """Pearson's correlation and mean squared error of predicted similarities, kept within 1 to 5."""
     train, dev, test = (sample(splits[split], settings.limit) for split in ("train", "dev", "test"))
+    test, seen = unseen(test, [" ".join(example.texts) for example in test], settings)
     tokenizer = load_tokenizer(model_folder, settings)
     train_rows, dev_rows, test_rows = (encode(tokenizer, examples)[0] for examples in (train, dev, test))
     levels = np.array([example.label for example in train])
@@ -140,7 +141,7 @@ def similarity(model_folder: str, splits: dict[str, list[Example]], settings: Se
             float(function(gold, overlap)),
             "word overlap",
             "sts",
-            {**tuned.details, "per_seed": values, "mean_similarity_of_train": constant[metric]},
+            {**tuned.details, **seen, "per_seed": values, "mean_similarity_of_train": constant[metric]},
         )
         if metric == "mse":
             result.items, result.item_ids = errors.mean(0).tolist(), [example.id for example in test]
