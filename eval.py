@@ -128,7 +128,8 @@ def evaluate(
         for mode in modes:
             for result in TASKS[name].evaluate(scorer, kept, mode, context):
                 if has_dataset:
-                    result.details |= overlap_details(result, shares[name], len(loaded) - len(kept))
+                    seen_of = np.array([shares[name][item] for item in result.item_ids])
+                    result.details |= overlap.details(seen_of, len(loaded) - len(kept))
                 rows.append(result)
     for name in (name for name in tasks if name in FINE_TUNED):
         module = importlib.import_module(FINE_TUNED[name])
@@ -137,6 +138,8 @@ def evaluate(
             learning_rates=tuple(args.learning_rates),
             num_train_epochs=args.num_train_epochs,
             limit=args.limit,
+            dataset=args.dataset if has_dataset else None,
+            exclude_seen=args.exclude_seen,
         )
         rows += module.run(args.model, eval_data.folder(getattr(module, "FOLDER", name)), settings)
     for note in notes:
@@ -149,18 +152,6 @@ def seen(items: dict[str, list[Item]], dataset: str) -> dict[str, dict[str, floa
     texts = [item.text for loaded in items.values() for item in loaded]
     shares = iter(overlap.seen_shares(texts, dataset).tolist())
     return {name: {item.id: next(shares) for item in loaded} for name, loaded in items.items()}
-
-
-def overlap_details(result: Result, shares: dict[str, float], excluded: int) -> dict[str, float | int | None]:
-    """What the training splits hold of a result's items."""
-    values = np.array([shares[item] for item in result.item_ids])
-    known = values[~np.isnan(values)]
-    return {
-        "seen_share": float(known.mean()) if len(known) else None,
-        "seen_items": int((known > 0).sum()),
-        "too_short_to_tell": int(np.isnan(values).sum()),
-        "excluded": excluded,
-    }
 
 
 def model_digest(path: str, scorer: Scorer) -> dict[str, str | None]:

@@ -30,6 +30,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
+from flexqwen import overlap
 from flexqwen.cli import InputError
 
 Item = TypeVar("Item")
@@ -47,6 +48,8 @@ class Settings:
         num_train_epochs: None for the task's own number.
         max_length: tokens of an input, special tokens included; no more than the model takes.
         limit: for quick runs: at most so many items of each split, chosen at random, always the same.
+        dataset: what the checkpoint was pre-trained on, a folder made by carolina_originality.py; None if not known.
+        exclude_seen: leave out test items of which a 13-gram stands there.
 
     Raises:
         InputError: a value that cannot be.
@@ -58,6 +61,8 @@ class Settings:
     per_device_train_batch_size: int = 16
     max_length: int = 256
     limit: int | None = None
+    dataset: str | None = None
+    exclude_seen: bool = False
 
     def __post_init__(self):
         for name in ("seeds", "learning_rates"):
@@ -119,6 +124,21 @@ def sample(items: Sequence[Item], limit: int | None) -> list[Item]:
     if limit is None or limit >= len(items):
         return list(items)
     return [items[number] for number in sorted(random.Random(0).sample(range(len(items)), limit))]
+
+
+def unseen(test: list[Item], texts: list[str], settings: Settings) -> tuple[list[Item], dict[str, Any]]:
+    """The test items that are scored, and what the training splits of `settings.dataset` hold of their texts.
+
+    Raises:
+        InputError: all were to be excluded.
+    """
+    if settings.dataset is None:
+        return test, {}
+    shares = overlap.seen_shares(texts, settings.dataset)
+    kept = np.flatnonzero(~(shares > 0)) if settings.exclude_seen else np.arange(len(test))
+    if not len(kept):
+        raise InputError("a 13-gram of every test item was trained on; leave the task or --exclude-seen out")
+    return [test[number] for number in kept], overlap.details(shares[kept], len(test) - len(kept))
 
 
 def load_tokenizer(model_folder: str, settings: Settings):

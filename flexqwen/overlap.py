@@ -53,6 +53,17 @@ def seen_shares(texts: Sequence[str], dataset: str | Path, progress: bool = True
         return np.where(total > 0, seen / np.maximum(total, 1), np.nan)
 
 
+def details(shares: np.ndarray, excluded: int) -> dict[str, float | int | None]:
+    """What the training splits hold of items, for `Result.details`, from their `seen_shares`."""
+    known = shares[~np.isnan(shares)]
+    return {
+        "seen_share": float(known.mean()) if len(known) else None,
+        "seen_items": int((known > 0).sum()),
+        "too_short_to_tell": int(np.isnan(shares).sum()),
+        "excluded": excluded,
+    }
+
+
 def _mark(grams: np.ndarray, wanted: np.ndarray, low: np.ndarray, is_seen: np.ndarray) -> None:
     """Sets `is_seen` where one of `wanted` (ascending) is among `grams`; `low` says of most that they are not."""
     grams = grams[low[grams & np.uint64(len(low) - 1)]]

@@ -1,15 +1,19 @@
 """eval.py as its user runs it: tasks, modes, overlap with training, comparison, bad input."""
 
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 import eval as evaluation
 from flexqwen import eval_data, overlap, tasks
+from flexqwen.cli import InputError
 from flexqwen.likelihood import Request
 from flexqwen.model import save_code
 from flexqwen.results import read_results
+from flexqwen.tasks import hub
 from flexqwen.tasks.item import Context, Item, credit, some
 from flexqwen.texts import read_texts
 from tests.tiny import make_model, make_qwen3
@@ -157,7 +161,7 @@ def test_bad_input_is_one_line(checkpoints, options, words, capsys):
 
 
 def test_hub_tasks_without_a_network(checkpoints, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: (_ for _ in ()).throw(ConnectionError("none")))
+    monkeypatch.setattr("datasets.load_dataset_builder", Mock(side_effect=ConnectionError("none")))
     with pytest.raises(SystemExit):
         evaluation.main(["--model", checkpoints[0], "--tasks", "multiblimp_por", "--output", str(tmp_path)])
     assert "try again with a network" in capsys.readouterr().err
@@ -173,11 +177,10 @@ def test_hub_tasks(checkpoints, monkeypatch, tmp_path):
         ],
     }
 
-    class Rows(list):
-        def to_list(self):
-            return list(self)
+    def builder(repository, config):
+        return Mock(hash="c0ffee", as_dataset=lambda split: Dataset.from_list(rows[repository]))
 
-    monkeypatch.setattr("datasets.load_dataset", lambda repository, config, split: Rows(rows[repository]))
+    monkeypatch.setattr("datasets.load_dataset_builder", builder)
     options = ["--tasks", "multiblimp_por,calame_pt", "--dataset", str(tmp_path), "--output", str(tmp_path)]
     evaluation.main(["--model", checkpoints[0], *options])
     results = read_results(tmp_path)[1]
@@ -186,9 +189,18 @@ def test_hub_tasks(checkpoints, monkeypatch, tmp_path):
         ("multiblimp_por", "SV-P"),
         ("calame_pt", "all"),
     }
+    assert {row.details["commit"] for row in results} == {"c0ffee"}
     assert results[0].task == "multiblimp_por" and results[0].clusters == [0, 0, 1, 1, 2]  # pairs of one sentence
     (item, *_) = tasks.calame_pt.load(Context())
     assert item.text == "A casa 0 é muito bonita" and item.text[item.data["start"] :] == " bonita"
+
+
+def test_hub_data_are_read_as_datasets_reads_them(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"sen": "Eu vi.", "wrong_sen": "Eu viu."}\n')
+    found, commit = hub.rows(str(tmp_path), "default", "train", ("sen", "wrong_sen"))
+    assert found == [{"sen": "Eu vi.", "wrong_sen": "Eu viu."}] and commit
+    with pytest.raises(InputError, match="has no column 'x' any more"):
+        hub.rows(str(tmp_path), "default", "train", ("x",))
 
 
 def test_ties_share_the_point():
@@ -225,12 +237,24 @@ def test_mpararel_requests_point_at_the_object():
 
 
 @pytest.mark.real_data
-def test_fine_tuned_tasks_are_run_by_name(checkpoints, eval_data, tmp_path, capsys):
-    options = ["--tasks", "hatebr", "--limit", "24", "--seeds", "2", "--learning_rates", "1e-3"]
+def test_fine_tuned_tasks_are_run_by_name(checkpoints, built, eval_data, tmp_path, capsys):
+    options = [
+        "--tasks",
+        "hatebr",
+        "--dataset",
+        str(built),
+        "--limit",
+        "24",
+        "--seeds",
+        "2",
+        "--learning_rates",
+        "1e-3",
+    ]
     evaluation.main(["--model", checkpoints[0], *options, "--num_train_epochs", "1", "--output", str(tmp_path / "r")])
     made_by, rows = read_results(tmp_path / "r")
     assert {row.metric for row in rows} == {"accuracy", "macro_f1"}
     for row in rows:
         assert row.task == "hatebr" and row.mode == "finetuned" and 0 < row.n <= 24
         assert row.interval[0] <= row.value <= row.interval[1] and row.baseline_name
+        assert row.details["seen_items"] == row.details["excluded"] == 0
     assert made_by["made_by"]["seeds"] == 2 and "hatebr" in capsys.readouterr().out

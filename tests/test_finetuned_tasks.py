@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics import f1_score
 from sklearn.metrics import f1_score as class_f1
+from transformers import AutoModelForSequenceClassification
 
 from flexqwen import scores
 from flexqwen.cli import InputError
@@ -21,6 +22,8 @@ from flexqwen.tasks import assin2, bosque_pos, faquad, harem, hatebr, tagging, t
 from flexqwen.tasks.tagging import Tagged
 from tests.finetuned import (
     SAVERS,
+    WORDS,
+    WRITERS,
     conllu,
     oracle,
     write_assin2,
@@ -70,8 +73,8 @@ def check_known_answers(results, shuffled):
     for result in results:
         if not shuffled:
             assert result.value == pytest.approx(BEST.get(result.metric, 1.0)), result
-        elif result.metric == "mse":
-            assert result.value > 1.5 * result.baseline, result  # two independent draws: twice the variance
+        elif result.metric == "mse":  # two independent draws: twice the variance
+            assert result.value > 1.5 * result.details["mean_similarity_of_train"], result
         elif result.metric == "pearson":
             assert abs(result.value) < 0.35, result
         elif result.task in ("harem", "faquad"):
@@ -106,6 +109,38 @@ def test_gold_labels_are_perfect_and_shuffled_ones_at_chance(
         if task == "bosque_pos":  # the words of a sentence are one cluster
             assert result.clusters == [int(name[1:].split("/")[0]) for name in result.item_ids]
         json.dumps(asdict(result), allow_nan=False)
+
+
+@pytest.mark.parametrize("task", WRITERS)
+def test_test_items_that_were_trained_on_are_counted_and_can_be_left_out(monkeypatch, tmp_path, checkpoints, task):
+    """Here the first one was, of the last one it cannot be said."""
+
+    def fine_tune(name, model_folder, head, tokenizer, train_rows, dev_rows, test_rows, *args):
+        shape = (head.options.get("num_labels", 2),)
+        whole = head.auto_class is AutoModelForSequenceClassification
+        return FineTuned([[np.zeros(shape if whole else (len(row["input_ids"]), *shape)) for row in test_rows]], {})
+
+    module, where = MODULES.get(task) or ({"hatebr": hatebr, "toldbr": toldbr}[task], [text_classification])
+    for place in where:
+        monkeypatch.setattr(place, "fine_tune", fine_tune)
+    texts = []
+
+    def seen_shares(asked, dataset):
+        texts.append(asked)
+        return np.array([0.5, *[0.0] * (len(asked) - 2), np.nan])
+
+    monkeypatch.setattr("flexqwen.overlap.seen_shares", seen_shares)
+    WRITERS[task](tmp_path)
+    everything, without = (
+        module.run(checkpoints["flexqwen"], tmp_path, replace(WHOLE, dataset="built", exclude_seen=exclude))
+        for exclude in (False, True)
+    )
+    keys = ("seen_items", "excluded", "too_short_to_tell")
+    for all_of, rest in zip(everything, without, strict=True):
+        assert [all_of.details[key] for key in keys] == [1, 0, 1] and all_of.details["seen_share"] > 0
+        assert [rest.details[key] for key in keys] == [0, 1, 1] and rest.details["seen_share"] == 0
+        assert rest.n < all_of.n or all_of.subset.startswith("without the")  # ToLD-Br's first one is a leaked one
+    assert all(any(word in text for word in WORDS) for asked in texts for text in asked)
 
 
 @pytest.mark.real_data
@@ -366,6 +401,17 @@ def test_assin2_files_that_cannot_be_trusted(tmp_path, change, message):
 def test_pearson_of_a_constant_is_0():
     assert assin2.pearson(np.array([1.0, 2, 3]), np.array([2.0, 2, 2])) == 0
     assert assin2.pearson(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == pytest.approx(-1)
+
+
+def test_the_baseline_of_sts_is_word_overlap():
+    def pairs(*rows):
+        return [text_classification.Example("1", texts, label) for *texts, label in rows]
+
+    train = pairs(("Uma casa.", "uma casa", 5.0), ("um rio", "a mesa", 2.0), ("o rio bom", "rio bom mesa", 3.5))
+    assert assin2.word_overlap(train).tolist() == [1, 0, 0.5]
+    assert assin2.baseline(train, train) == pytest.approx([5, 2, 3.5])
+    steep = pairs(("a", "a", 5.0), ("a b", "a c", 1.0))  # at 0 the line is below the scale
+    assert assin2.baseline(steep, pairs(("a", "b", 1.0))).tolist() == [1]
 
 
 # FaQuAD

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score
 
 from flexqwen.cli import InputError
-from flexqwen.finetuning import Settings, sample
+from flexqwen.finetuning import Settings, sample, unseen
 from flexqwen.results import Result
 from flexqwen.scores import over_seeds
 from flexqwen.tasks.files import data_file
@@ -123,6 +123,7 @@ def frequent_labels(train: list[Tagged], test: list[Tagged], labels: list[str]) 
 def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     """Accuracy over syntactic words; the interval draws sentences, `items` are words, `clusters` their sentences."""
     splits = {split: sample(read_conllu(data_file(folder, name)), settings.limit) for split, name in FILES.items()}
+    splits["test"], overlap = unseen(splits["test"], ["".join(text.words) for text in splits["test"]], settings)
     labels = [label for label, _ in Counter(label for text in splits["train"] for label in text.labels).most_common()]
     gold, dev_gold = gold_tags(splits["test"]), np.concatenate(gold_tags(splits["dev"]))
     tuned = tag(
@@ -159,7 +160,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
             len(items),
             baseline,
             "each word's most frequent tag in train",
-            details={**tuned.details, "per_seed": values, "sentences": len(gold)},
+            details={**tuned.details, **overlap, "per_seed": values, "sentences": len(gold)},
             items=items.tolist(),
             item_ids=[f"{t.id}/{n}" for t, tags in zip(splits["test"], gold, strict=True) for n in range(len(tags))],
             clusters=np.repeat(np.arange(len(gold)), lengths).tolist(),

@@ -18,9 +18,10 @@ def load(context: Context) -> list[Item]:
         InputError: the Hub cannot be reached and the data set is not in its cache.
     """
     items = []
-    for number, row in enumerate(rows("NOVA-vision-language/calame-pt", "all", "train", ("sentence", "last_word"))):
+    found, commit = rows("NOVA-vision-language/calame-pt", "all", "train", ("sentence", "last_word"))
+    for number, row in enumerate(found):
         start = row["sentence"].rstrip()
-        items.append(Item(f"{number}", f"{start} {row['last_word']}", data={"start": len(start)}))
+        items.append(Item(f"{number}", f"{start} {row['last_word']}", data={"start": len(start), "commit": commit}))
     return some(items, context.limit)
 
 
@@ -31,5 +32,6 @@ def evaluate(scorer: Scorer, items: list[Item], mode: str, context: Context) -> 
     requests = [Request(item.text, item.data["start"]) for item in items]
     _, greedy = scorer.run(requests, mode == "masked", within_word=True, progress="calame_pt")
     shared = {"task": "calame_pt", "version": VERSION, "mode": mode, "metric": "accuracy"}
+    shared["details"] = {"commit": items[0].data["commit"]}
     ids = [item.id for item in items]
     return [mean_result(greedy.astype(float), ids, baseline=0.0, baseline_name="chance", **shared)]

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from flexqwen.cli import InputError
-from flexqwen.finetuning import Row, Settings, fine_tune, load_tokenizer, question_answering, sample, separated
+from flexqwen.finetuning import Row, Settings, fine_tune, load_tokenizer, question_answering, sample, separated, unseen
 from flexqwen.results import Result, numbered
 from flexqwen.scores import over_seeds
 from flexqwen.tasks.files import data_file
@@ -225,6 +225,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     splits = read(folder)
     seen = set().union(*(grams(context) for context in {q.context for q in splits["train"] + splits["dev"]}))
     train, dev, test = (sample(splits[split], settings.limit) for split in ("train", "dev", "test"))
+    test, overlap = unseen(test, [f"{question.context} {question.question}" for question in test], settings)
     tokenizer = load_tokenizer(model_folder, settings)
     train = [question for question in train if question.span]
     (train_rows, train_windows), (dev_rows, dev_windows), (test_rows, test_windows) = (
@@ -249,6 +250,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     predicted = [answers(outputs, test_windows, test) for outputs in tuned.outputs]
     details = {
         **tuned.details,
+        **overlap,
         "empty_predictions": [sum(not normalized(text) for text in texts) for texts in predicted],
         "unreachable_answers": {"train": unreachable(train, train_windows), "test": unreachable(test, test_windows)},
     }

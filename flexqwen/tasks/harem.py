@@ -20,7 +20,7 @@ from seqeval.metrics import f1_score
 from seqeval.metrics.sequence_labeling import get_entities
 
 from flexqwen.cli import InputError
-from flexqwen.finetuning import Settings, sample
+from flexqwen.finetuning import Settings, sample, unseen
 from flexqwen.results import Result
 from flexqwen.scores import over_seeds
 from flexqwen.tasks.files import data_file
@@ -130,6 +130,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     results = []
     for scenario in SCENARIOS:
         splits = {split: sample(texts, settings.limit) for split, texts in read(folder, scenario).items()}
+        splits["test"], overlap = unseen(splits["test"], ["".join(text.words) for text in splits["test"]], settings)
         names = sorted({label for text in splits["train"] for label in text.labels} - {"O"})
         labels = ["O", *names]
 
@@ -154,6 +155,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
         right, predicted, true = counted.sum(1).T
         details = {
             **tuned.details,
+            **overlap,
             "per_seed": values,
             "precision": (right / predicted.clip(min=1)).tolist(),
             "recall": (right / true.clip(min=1)).tolist(),

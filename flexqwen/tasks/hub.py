@@ -5,16 +5,18 @@ from typing import Any
 from flexqwen.cli import InputError
 
 
-def rows(repository: str, config: str, split: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows of a data set.
+def rows(repository: str, config: str, split: str, columns: tuple[str, ...]) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a data set, and the commit that they are from: the newest, or that in the local cache.
 
     Raises:
         InputError: it can be had neither from the Hub nor from the local cache, or lacks a column.
     """
-    from datasets import load_dataset  # slow to import, and needed by these tasks alone
+    from datasets import load_dataset_builder  # slow to import, and needed by these tasks alone
 
     try:
-        found = load_dataset(repository, config, split=split).to_list()
+        builder = load_dataset_builder(repository, config)
+        builder.download_and_prepare()
+        found = builder.as_dataset(split=split).to_list()
     except Exception as error:  # of whatever kind: network, Hub, or what the data set's own files raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -23,4 +25,4 @@ def rows(repository: str, config: str, split: str, columns: tuple[str, ...]) -> 
     for column in columns:
         if not found or column not in found[0]:
             raise InputError(f"{repository} has no column {column!r} any more; leave its task out")
-    return found
+    return found, builder.hash

@@ -16,8 +16,9 @@ def load(context: Context) -> list[Item]:
         InputError: the Hub cannot be reached and the data set is not in its cache.
     """
     items = []
-    for number, row in enumerate(rows("jumelet/multiblimp", "por", "train", ("sen", "wrong_sen"))):
-        data = {"good": row["sen"], "bad": row["wrong_sen"]}
+    found, commit = rows("jumelet/multiblimp", "por", "train", ("sen", "wrong_sen"))
+    for number, row in enumerate(found):
+        data = {"good": row["sen"], "bad": row["wrong_sen"], "commit": commit}
         items.append(Item(f"{number}", row["sen"], row.get("phenomenon") or "all", data))
     return some(items, context.limit)
 
@@ -26,4 +27,7 @@ def evaluate(scorer: Scorer, items: list[Item], mode: str, context: Context) -> 
     """Accuracy: of all pairs, and of each phenomenon."""
     groups = sorted({item.group for item in items} - {"all"})
     subsets = {group: [item.group == group for item in items] for group in groups}
-    return accuracies("multiblimp_por", VERSION, scorer, items, mode, context, subsets)
+    results = accuracies("multiblimp_por", VERSION, scorer, items, mode, context, subsets)
+    for result in results:
+        result.details["commit"] = items[0].data["commit"]
+    return results

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score
 
-from flexqwen.finetuning import Row, Settings, classification, fine_tune, load_tokenizer, sample, separated
+from flexqwen.finetuning import Row, Settings, classification, fine_tune, load_tokenizer, sample, separated, unseen
 from flexqwen.results import Result
 from flexqwen.scores import over_seeds
 
@@ -70,6 +70,7 @@ def classify(
         name: what `Result.subset` says of all test examples.
     """
     train, dev, test = (sample(examples, settings.limit) for examples in (train, dev, test))
+    test, overlap = unseen(test, [" ".join(example.texts) for example in test], settings)
     tokenizer = load_tokenizer(model_folder, settings)
     (train_rows, cut), (dev_rows, _), (test_rows, test_cut) = (encode(tokenizer, e) for e in (train, dev, test))
     for row, example in zip(train_rows, train, strict=True):
@@ -90,7 +91,7 @@ def classify(
     )
     gold = np.array([int(example.label) for example in test])
     predicted = np.array([[output.argmax() for output in outputs] for outputs in tuned.outputs])
-    details = {**tuned.details, "cut_texts": {"train": cut, "test": test_cut}}
+    details = {**tuned.details, **overlap, "cut_texts": {"train": cut, "test": test_cut}}
     train_labels = [row["labels"] for row in train_rows]
     results = []
     for subset in [name, *sorted(set().union(*(example.subsets for example in test)))]:
