@@ -116,7 +116,9 @@ def is_permanent(error: BaseException) -> bool:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return 400 <= status < 500 and status not in (408, 409, 412, 429)
-    return isinstance(error, (OSError, ValueError)) and not isinstance(error, (ConnectionError, TimeoutError))
+    return isinstance(error, (OSError, ValueError, InputError)) and not isinstance(
+        error, (ConnectionError, TimeoutError)
+    )
 
 
 def persistently(action):
@@ -124,8 +126,6 @@ def persistently(action):
     for wait in (*WAITS, None):
         try:
             return action()
-        except InputError:
-            raise
         except Exception as error:
             if wait is None or is_permanent(error):
                 raise

@@ -77,10 +77,14 @@ class Publisher(TrainerCallback):
             InputError: it holds something else. Where the Hub cannot be reached it says so, and nothing is raised.
         """
         try:
-            there = persistently(self.repository.files)
+            self._look()
+        except InputError:
+            raise
         except Exception as error:
             self._say(f"{self.repository.url} cannot be read ({reason(error)}); training goes on")
-            return
+
+    def _look(self) -> None:
+        there = persistently(self.repository.files)
         content = there - {".gitattributes"}  # which the Hub puts into every new one
         if content and CODE[0].name not in content:
             raise InputError(
@@ -165,7 +169,6 @@ class Publisher(TrainerCallback):
                 raises, this is only said.
         """
         self._publish_all(first_only=True)
-        self._thread.start()
         try:
             yield
         except BaseException:
@@ -177,6 +180,11 @@ class Publisher(TrainerCallback):
         self.finish()
 
     def on_save(self, args, state, control, **kwargs):
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        if self._thread.ident is None:  # started late: by then the data loader's workers have been forked
+            self._thread.start()
         self._wake.set()
 
     def finish(self) -> None:
@@ -186,7 +194,7 @@ class Publisher(TrainerCallback):
             InputError: not everything is there.
         """
         self._ending.set()
-        self._wake.set()
+        self._wake_up()
         try:
             self._thread.join()
         except KeyboardInterrupt:
@@ -227,7 +235,7 @@ class Publisher(TrainerCallback):
         """Uploads the parts that changed, in order; returns what stopped it."""
         try:
             if self._there is None:
-                self.look()
+                self._look()
             if not self._published:
                 self.repository.create()
             for name, files in self._parts():
