@@ -61,6 +61,7 @@ class Publisher(TrainerCallback):
     def __init__(self, repository: Repository, run: Path, tokenizer: Path, results: list[Path] | None = None):
         self.repository, self.run, self.tokenizer, self.results = repository, run, tokenizer, results or []
         self._there: set[str] | None = None  # files that the repository had
+        self._is_checked, self._may_change = False, (False, False)
         self._replaced: set[str] = set()  # those of another run, to be deleted
         self._published: dict[str, dict] = {}  # part -> what its files were
         self._failure: str | None = None
@@ -94,17 +95,18 @@ class Publisher(TrainerCallback):
         self._there = there
         if "tokenizer.json" not in content:
             return
-        fetched = self._fetch([*TOKENIZER])
-        if not (self.tokenizer / "tokenizer.json").is_file():
-            self.tokenizer.mkdir(parents=True, exist_ok=True)
-            for file in TOKENIZER:
-                if (fetched / file).is_file():
-                    put(fetched / file, self.tokenizer / file)
-        elif file_digest(self.tokenizer / "tokenizer.json") != file_digest(fetched / "tokenizer.json"):
-            raise InputError(
-                f"{self.repository.url} holds runs of another tokenizer than {self.tokenizer}; give --hub_model_id a "
-                "name that is free, or its tokenizer"
-            )
+        with self._fetched([*TOKENIZER]) as fetched:
+            mine, theirs = self.tokenizer / "tokenizer.json", fetched / "tokenizer.json"
+            if not mine.is_file():
+                self.tokenizer.mkdir(parents=True, exist_ok=True)
+                for file in reversed(TOKENIZER):
+                    if (fetched / file).is_file():
+                        put(fetched / file, self.tokenizer / file)
+            elif file_digest(mine) != file_digest(theirs):
+                raise InputError(
+                    f"{self.repository.url} holds runs of another tokenizer than {self.tokenizer}; give --hub_model_id "
+                    "a name that is free, or its tokenizer"
+                )
 
     def compare(self, description: dict, overwrite: bool = False, resume_changed: bool = False) -> set[str]:
         """Compares this run with what the repository holds of it, and returns the files that it may go on from.
@@ -112,19 +114,23 @@ class Publisher(TrainerCallback):
         Raises:
             InputError: the run there was made with other settings and neither `overwrite` nor `resume_changed` is set.
         """
-        name = self.run.name
-        there = {file.removeprefix(f"{name}/") for file in self._there or () if file.startswith(f"{name}/")}
-        if "run.json" not in there:
+        self._may_change = overwrite, resume_changed
+        if self._there is None:  # it cannot be reached; before anything is uploaded this is done again
             return set()
-        changes = differences(read_json(self._fetch([f"{name}/run.json"]) / name / "run.json"), description)
-        if changes and overwrite:
-            self._replaced = {f"{name}/{file}" for file in there}
-            return set()
-        if changes and not resume_changed:
+        name, changes = self.run.name, []
+        there = {file.removeprefix(f"{name}/") for file in self._there if file.startswith(f"{name}/")}
+        if "run.json" in there:
+            with self._fetched([f"{name}/run.json"]) as fetched:
+                changes = differences(read_json(fetched / name / "run.json"), description)
+        if changes and not overwrite and not resume_changed:
             raise InputError(
                 f"{self.repository.url} holds a run {name} with other settings ({'; '.join(changes)}); pass another "
                 "--hub_model_id, --overwrite to replace it, or --resume_changed to go on from its last checkpoint"
             )
+        self._is_checked = True
+        if changes and overwrite:
+            self._replaced = {f"{name}/{file}" for file in there}
+            return set()
         return there
 
     def take_up(self, description: dict, overwrite: bool, resume_changed: bool) -> None:
@@ -134,8 +140,8 @@ class Publisher(TrainerCallback):
             InputError: as `compare`; or the checkpoint cannot be fetched.
         """
         name, there = self.run.name, self.compare(description, overwrite, resume_changed)
-        steps = [file.split("/")[0] for file in there if file.startswith("step_")]
-        last, mine = max(steps, default=None), last_checkpoint(self.run)
+        steps = {file.split("/")[0] for file in there if file.startswith("step_")}
+        last, mine = max(steps, key=lambda step: int(step[5:]), default=None), last_checkpoint(self.run)
         if last is None or (self.run / "finished.json").is_file():
             return
         is_finished = "finished.json" in there
@@ -143,20 +149,24 @@ class Publisher(TrainerCallback):
             return
         self.run.parent.mkdir(parents=True, exist_ok=True)
         wanted = [*RECORDS, "finished.json", "logs/*", "best/*", f"{last}/*"]
-        put(self._fetch([f"{name}/{pattern}" for pattern in wanted]) / name, self.run)
+        with self._fetched([f"{name}/{pattern}" for pattern in wanted]) as fetched:
+            put(fetched / name, self.run)
         self._say(f"{name} was fetched from {self.repository.url}, " + ("finished" if is_finished else f"with {last}"))
 
-    def _fetch(self, patterns: list[str]) -> Path:
-        """Downloads files into a folder beside the run's."""
-        folder = self._aside / "fetched"
+    @contextmanager
+    def _fetched(self, patterns: list[str]) -> Iterator[Path]:
+        """A folder beside the run's with files of the repository, removed in the end."""
         try:
-            persistently(lambda: self.repository.fetch(patterns, folder))
-        except Exception as error:
-            raise InputError(
-                f"{self.repository.url} holds files of this run that cannot be fetched to {folder} ({reason(error)}); "
-                "run the same again, or leave --push_to_hub out"
-            ) from error
-        return folder
+            try:
+                persistently(lambda: self.repository.fetch(patterns, self._aside))
+            except Exception as error:
+                raise InputError(
+                    f"{self.repository.url} holds files of this run that cannot be fetched to {self.run.parent} "
+                    f"({reason(error)}); run the same again, or leave --push_to_hub out"
+                ) from error
+            yield self._aside
+        finally:
+            remove(self._aside)
 
     # During training
 
@@ -234,8 +244,9 @@ class Publisher(TrainerCallback):
     def _publish_all(self, first_only: bool = False) -> Exception | None:
         """Uploads the parts that changed, in order; returns what stopped it."""
         try:
-            if self._there is None:
+            if not self._is_checked:
                 self._look()
+                self.compare(read_json(self.run / "run.json"), *self._may_change)
             if not self._published:
                 self.repository.create()
             for name, files in self._parts():
@@ -283,8 +294,9 @@ class Publisher(TrainerCallback):
             return
         deleted = set()
         if name == ROOT:
-            deleted = self._replaced
-            self._fetch_other_runs(held)
+            there = self.repository.files()  # asked each time: other runs may have come, or an answer been lost
+            deleted = self._replaced & there
+            self._fetch_other_runs(there, held)
             found = {path_in_repo: held / path_in_repo for path_in_repo in files}
             found |= model_card.write(held, self.repository.repo_id)
         elif name == QWEN3:
@@ -298,15 +310,11 @@ class Publisher(TrainerCallback):
             self._replaced = set()
         remove(held)
 
-    def _fetch_other_runs(self, folder: Path) -> None:
+    def _fetch_other_runs(self, there: set[str], folder: Path) -> None:
         """Puts the records of the repository's other runs, which the card tells of, beside this one's."""
-        runs = {file.split("/")[0] for file in self._there or () if file.endswith("/run.json")} - {self.run.name}
-        if runs and not (self._aside / "others").is_dir():
-            fetched = self._aside / "others.partial"
-            self.repository.fetch([f"{run}/{file}" for run in runs for file in OF_OTHER_RUNS], fetched)
-            put(fetched, self._aside / "others")
-        for run in runs:
-            shutil.copytree(self._aside / "others" / run, folder / run)
+        runs = {file.split("/")[0] for file in there if file.endswith("/run.json")} - {self.run.name}
+        if runs:
+            self.repository.fetch([f"{run}/{file}" for run in runs for file in OF_OTHER_RUNS], folder)
 
 
 def under(folder: Path, path_in_repo: str) -> dict[str, Path]:

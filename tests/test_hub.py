@@ -255,6 +255,33 @@ def test_the_card_tells_what_the_records_of_all_runs_say(hub, resumed, whole, cl
     assert f"{RUN}/eval-best/results.json" in files
 
 
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_said_and_nothing_is_begun(
+    hub, resumed, built, tokenizer_folder, place
+):
+    arguments = options(built, tokenizer_folder, place / "small-disk", push_to_hub=True, hub_model_id=MODEL)
+    where = (hub.url, str(place / "one-home"), WRITE)
+    assert run(arguments, place / "small-disk-log", largest_file=60_000, hub=where) == 2
+    (error,) = (line for line in (place / "small-disk-log").read_text().splitlines() if line.startswith("error"))
+    assert "holds files of this run that cannot be fetched" in error and "File too large" in error
+    assert not (place / "small-disk" / RUN).exists()
+
+
+def test_a_dataset_gets_there_through_a_bad_network_and_a_bad_token_is_said(built, place, impatient, capsys):
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        connect(hub.url, str(place / "home"), "hf_wrongToken", patch)
+        with pytest.raises(SystemExit):
+            carolina_originality.main(["push", str(built), "--repo", DATASET])
+        assert "is not wholly on" in (error := capsys.readouterr().err) and "401: there is no token" in error
+        connect(hub.url, str(place / "home"), WRITE, patch)
+        hub.fail("PUT", "/large/", "cut", times=2)
+        hub.fail("POST", "/commit/", 500, times=2)
+        hub.fail("GET", "/api/datasets", 429, times=2)
+        carolina_originality.main(["push", str(built), "--repo", DATASET])
+        repo = hub.repos["dataset", DATASET]
+    assert len(repo.commits) == 2 and list(repo.tags.values()) == [repo.branches["main"]]
+    assert repo.files["manifest.json"] == (built / "manifest.json").read_bytes()
+
+
 @pytest.fixture
 def impatient(monkeypatch):
     """Tries again at once."""
