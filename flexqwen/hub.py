@@ -9,7 +9,6 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import disable_progress_bars
 
 from flexqwen.cli import InputError
 from flexqwen.outputs import remove
@@ -39,7 +38,6 @@ class Repository:
             raise InputError(f"{repo_id!r} names no repository of the Hub; give <user or organisation>/<name>")
         self.repo_id, self.kind, self.private, self.revision = repo_id, kind, private, revision
         self._api = HfApi(token=token)
-        disable_progress_bars()  # they would break up the training's
 
     @property
     def url(self) -> str:

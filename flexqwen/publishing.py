@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub.utils import disable_progress_bars
 from transformers.trainer_callback import TrainerCallback
 from transformers.utils import logging
 
@@ -41,7 +42,7 @@ CODE = [Path(module.__file__) for module in (configuration_flexqwen, modeling_fl
 RECORDS = ("run.json", "config.yaml", "metrics.jsonl", "loss.png")
 OF_OTHER_RUNS = ("run.json", "metrics.jsonl", "finished.json", "loss.png", f"eval-*/{RESULTS}")  # what the card says
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-ROOT, QWEN3 = "card, code and records", "qwen3"
+ROOT, QWEN3, LAST = "card, code and records", "qwen3", "finished.json"
 LONGEST_WAIT = 60  # seconds between tries while training goes on
 LAST_TRIES = 5  # once it has ended
 
@@ -68,6 +69,7 @@ class Publisher(TrainerCallback):
         self._wake, self._ending = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="publishing", daemon=True)
         self._aside = run.with_name(f"{run.name}.hub.{os.getpid()}.partial")
+        disable_progress_bars()  # of uploads: they would break up the training's
 
     # Before training
 
@@ -181,9 +183,9 @@ class Publisher(TrainerCallback):
         self._publish_all(first_only=True)
         try:
             yield
-        except BaseException:
+        except BaseException as stopped:
             try:
-                self.finish()
+                self.finish(wait=not isinstance(stopped, KeyboardInterrupt))
             except InputError as error:
                 self._say(str(error))
             raise
@@ -197,17 +199,20 @@ class Publisher(TrainerCallback):
             self._thread.start()
         self._wake.set()
 
-    def finish(self) -> None:
-        """Waits until everything is published, or was tried `LAST_TRIES` times more.
+    def finish(self, wait: bool = True) -> None:
+        """Waits, unless told not to, until everything is published or was tried `LAST_TRIES` times more.
 
         Raises:
             InputError: not everything is there.
         """
         self._ending.set()
-        self._wake_up()
         try:
-            self._thread.join()
+            if wait:
+                self._wake_up()
+                self._thread.join()
         except KeyboardInterrupt:
+            wait = False
+        if not wait:
             self._failure = "interrupted"
         missing = [name for name, files in self._parts() if self._published.get(name) != seen(files)]
         remove(self._aside)
@@ -279,35 +284,33 @@ class Publisher(TrainerCallback):
         if (run / "finished.json").is_file():
             if read_json(run / "run.json")["settings"]["strategy"] != "baseline-masked":  # which is no causal model
                 yield QWEN3, under(run / "best", f"{name}/{QWEN3}")
-            yield "finished.json", {f"{name}/finished.json": run / "finished.json"}
+            yield LAST, root | {f"{name}/{LAST}": run / LAST}
 
     def _publish(self, name: str, files: dict[str, Path], now: dict) -> None:
         """Commits a part, from copies or links that training cannot change or remove meanwhile."""
-        held = self._aside / "part"
+        held, with_card = self._aside / "part", name in (ROOT, LAST)
         remove(held)
         try:
             for path_in_repo, file in files.items():
-                hold(file, held / path_in_repo, as_link=name != ROOT)
+                hold(file, held / path_in_repo, as_link=not with_card)
         except FileNotFoundError:
             return  # a checkpoint that was removed, or a `best` that was replaced: the next look sees what there is
-        if name != ROOT and seen(files) != now:
+        if not with_card and seen(files) != now:
             return
-        deleted = set()
-        if name == ROOT:
+        found, deleted = {path_in_repo: held / path_in_repo for path_in_repo in files}, set()
+        if with_card:
             there = self.repository.files()  # asked each time: other runs may have come, or an answer been lost
             deleted = self._replaced & there
             self._fetch_other_runs(there, held)
-            found = {path_in_repo: held / path_in_repo for path_in_repo in files}
+            if (self.run / LAST).is_file():  # the card may know
+                hold(self.run / LAST, held / self.run.name / LAST, as_link=False)
             found |= model_card.write(held, self.repository.repo_id)
         elif name == QWEN3:
             export(held / self.run.name / QWEN3, held / "exported")
             found = under(held / "exported", f"{self.run.name}/{QWEN3}")
-        else:
-            found = {path_in_repo: held / path_in_repo for path_in_repo in files}
         self.repository.commit(found, f"{self.run.name}: {name}", deleted - found.keys())
         self._published[name] = now
-        if name == ROOT:
-            self._replaced = set()
+        self._replaced = set()  # only the first commit of all, which has the card, deletes
         remove(held)
 
     def _fetch_other_runs(self, there: set[str], folder: Path) -> None:
