@@ -70,7 +70,7 @@ def interrupted(hub, dataset, built, tokenizer_folder, place):
     wait_for_step(place / "one" / RUN, 6, process)
     os.kill(process.pid, signal.SIGINT)
     moving.set()
-    process.join(120)
+    process.join(300)
     hub.faults.clear()
     return process.exitcode, (place / "one-log").read_text()
 
@@ -145,11 +145,12 @@ def test_everything_loads_from_the_hub_alone(hub, resumed, built, place):
     newer = dict(repo.commits[pinned])
     newer[f"{RUN}/best/model.safetensors"] = newer["README.md"]  # what comes after the pin does not load at all
     repo.commit("main", newer, "broken later")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    own |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(place / "three-home"), "HF_TOKEN": READ}
     done = subprocess.run(
         [sys.executable, "-c", LOAD, MODEL, f"{RUN}/best", pinned, DATASET, *CLASSES],
         cwd=place,
-        env=kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(place / "three-home"), "HF_TOKEN": READ},
+        env=own | {"HF_HUB_ETAG_TIMEOUT": "60", "HF_HUB_DOWNLOAD_TIMEOUT": "60"},  # a busy machine is no failure
         capture_output=True,
         text=True,
     )
