@@ -3,6 +3,7 @@
 python carolina_originality.py sample sample_corpus
 python carolina_originality.py build --corpus sample_corpus
 python carolina_originality.py inspect carolina_originality
+python carolina_originality.py push --repo <org>/carolina_originality
 """
 
 import os
@@ -12,6 +13,8 @@ from flexqwen import portuguese, sample
 from flexqwen.cli import ArgumentParser, InputError, command, path
 from flexqwen.corpus import open_corpus
 from flexqwen.dataset import Parameters, build, read_manifest
+from flexqwen.dataset_hub import publish
+from flexqwen.hub import Repository
 from flexqwen.inspection import dataset_by_taxonomy, describe_corpus, describe_dataset, describe_document, is_dataset
 from flexqwen.outputs import digest, file_digest, is_empty, read_json, versions, write_json, written_aside
 from flexqwen.parallel import Pool
@@ -68,6 +71,12 @@ def inspect(args) -> None:
             print(describe_corpus(open_corpus(args.folder), pool))
 
 
+def push(args) -> None:
+    repository = Repository(args.repo, "dataset", private=args.private or None)
+    tag, commit = publish(args.folder, repository, args.tag)
+    print(f"{repository.url}: version {tag}, commit {commit}")
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="carolina_originality.py", description=__doc__.splitlines()[0])
@@ -105,6 +114,13 @@ def main(argv: list[str] | None = None) -> None:
     inspect_.add_argument("--id", help="show where the copied passages of this document are, and who else holds them")
     inspect_.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     inspect_.set_defaults(run=inspect)
+
+    push_ = commands.add_parser("push", help="publish a built dataset on the Hugging Face Hub")
+    push_.add_argument("folder", type=path, nargs="?", default=Path("carolina_originality"))
+    push_.add_argument("--repo", required=True, help="<user or organisation>/carolina_originality")
+    push_.add_argument("--tag", help="version; made from the build's inputs by default")
+    push_.add_argument("--private", action="store_true", help="make the repository private, if it is made now")
+    push_.set_defaults(run=push)
 
     args = parser.parse_args(argv)
     args.run(args)

@@ -20,12 +20,15 @@ from flexqwen import arguments as settings
 from flexqwen import runs
 from flexqwen.cli import InputError, command
 from flexqwen.held_out import HeldOut
+from flexqwen.hub import Repository, fetched
 from flexqwen.model import build_model, save_code
 from flexqwen.objectives import TrainingRows
 from flexqwen.outputs import digest, file_digest, versions, write_json
 from flexqwen.packing import stored_digest, token_store
 from flexqwen.plots import loss_curves
+from flexqwen.publishing import Publisher
 from flexqwen.schedule import Phase, parse_phases, step_ranges
+from flexqwen.texts import summary
 from flexqwen.trainer import FlexQwenTrainer
 
 
@@ -34,22 +37,33 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = settings.parse(argv)
     model_args, data, objective, training = args.model, args.data, args.objective, args.training
+    folder = runs.run_folder(args)
+    with training.main_process_first(local=False):
+        publisher = publisher_of(args, folder)
+        dataset = fetched(data.dataset, "dataset", ["manifest.json", f"data/{data.dataset_config}/*", "data/heldout/*"])
     check(args)
     phases = parse_phases(data.phases, data.sequence_length)
     tokenizer_digest = file_digest(Path(data.tokenizer) / "tokenizer.json")
     dataset_digest = stored_digest(
-        data.dataset, data.dataset_config, tokenizer_digest, data.sequence_length, data.token_stores
+        dataset, data.dataset_config, tokenizer_digest, data.sequence_length, data.token_stores
     )
-    folder = runs.run_folder(args)
     made_by = versions("torch", "transformers", "accelerate", "tokenizers", "numpy")
     digests = {"dataset": dataset_digest, "tokenizer": tokenizer_digest}
     if model_args.model_name_or_path:
         weights = sorted(Path(model_args.model_name_or_path).glob("*.safetensors"))
         digests["model"] = digest([file_digest(file) for file in weights] or model_args.model_name_or_path)
     description = runs.describe(args, digests, made_by, ["train.py", *argv])
+    description["data"] = summary(dataset, data.dataset_config)
+    description["hardware"] = runs.hardware(training.world_size)
+    with training.main_process_first(local=False):
+        if publisher:
+            publisher.take_up(description, training.overwrite, training.resume_changed)
     state = runs.state_of(folder, description, training.overwrite, training.resume_changed)
     if state == "finished":
         print(f"run: {folder} is already finished, with the same settings and data; reused")
+        if publisher:
+            with publisher.publishing():
+                return
         return
 
     tokenizer = AutoTokenizer.from_pretrained(data.tokenizer, model_max_length=data.sequence_length)
@@ -67,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     with training.main_process_first(local=False):
         for length in dict.fromkeys(phase.sequence_length for phase in phases):
             rows[length] = token_store(
-                data.dataset, dataset_digest, data.dataset_config, tokenizer, data.tokenizer, length, data.token_stores
+                dataset, dataset_digest, data.dataset_config, tokenizer, data.tokenizer, length, data.token_stores
             )
     if training.max_steps <= 0:
         if data.phases:
@@ -91,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer.mask_token_id,
     )
     training.output_dir = str(folder)
+    training.push_to_hub, training.hub_token = False, None  # the publisher does it, in our layout
     training.remove_unused_columns = False
     training.dataloader_pin_memory &= torch.cuda.is_available()
     training.accelerator_config.even_batches = False  # StepBatches are even, and of a size that changes by phases
@@ -113,6 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"the trainer cannot be made: {' '.join(str(error).split())}") from error
     trainer.optimizer = trainer.lr_scheduler = None  # made again once the model lies where it trains
+    description["parameters"] = parameters = sum(parameter.numel() for parameter in model.parameters())
     if training.process_index == 0:
         if state == "new":
             runs.begin(folder, description)
@@ -120,12 +136,22 @@ def main(argv: list[str] | None = None) -> None:
         else:
             runs.go_on(folder, description)
     checkpoint = runs.last_checkpoint(folder) if state == "resume" else None
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     if training.process_index == 0:
         print(
             f"run: {folder}, {parameters:,} parameters, {training.max_steps:,} steps of up to "
             f"{run_phases[-1].tokens_per_step:,} tokens" + (f", going on from {checkpoint.name}" if checkpoint else "")
         )
+    if publisher is None:
+        complete(trainer, folder, checkpoint)
+        return
+    trainer.add_callback(publisher)
+    with publisher.publishing():
+        complete(trainer, folder, checkpoint)
+
+
+def complete(trainer: FlexQwenTrainer, folder: Path, checkpoint: Path | None) -> None:
+    """Trains to the last step, from a checkpoint if there is one, and writes what a finished run has."""
+    training = trainer.args
     try:
         trainer.resume(checkpoint)
         if trainer.state.global_step < training.max_steps:
@@ -150,6 +176,26 @@ def main(argv: list[str] | None = None) -> None:
     write_json(folder / "finished.json", {"step": trainer.state.global_step, "best_loss": trainer.state.best_metric})
     print(f"checkpoint: {folder / 'best'}\nlogs:       {folder / 'logs'}, {folder / 'metrics.jsonl'}")
     print(f"figure:     {folder / 'loss.png'}")
+
+
+def publisher_of(args: settings.Arguments, folder: Path) -> Publisher | None:
+    """What publishes the run, where that is asked for; a tokenizer that only the repository has is fetched from it."""
+    training = args.training
+    if not training.push_to_hub or training.process_index:
+        return None
+    if not training.hub_model_id:
+        raise InputError("push_to_hub needs --hub_model_id <user or organisation>/<name>")
+    if training.hub_strategy != "every_save":
+        raise InputError(f"hub_strategy is {training.hub_strategy.value}; only every_save is supported")
+    repository = Repository(
+        training.hub_model_id,
+        token=training.hub_token,
+        private=training.hub_private_repo,
+        revision=training.hub_revision,
+    )
+    publisher = Publisher(repository, folder, Path(args.data.tokenizer))
+    publisher.look()
+    return publisher
 
 
 def check(args: settings.Arguments) -> None:

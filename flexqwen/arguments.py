@@ -37,7 +37,7 @@ class ModelArguments:
 class DataArguments:
     """The text: a folder made by carolina_originality.py, one of its configs, a tokenizer."""
 
-    dataset: str = "carolina_originality"
+    dataset: str = field(default="carolina_originality", metadata={"help": "its folder, or its name on the Hub"})
     dataset_config: str = field(default="gold", metadata={"help": "the config whose train split is trained on"})
     tokenizer: str = field(default="runs/tokenizer", metadata={"help": "folder made by python -m flexqwen.tokenizer"})
     token_stores: str = field(default="runs/tokens", metadata={"help": "folder where tokenized, packed rows are kept"})
@@ -120,7 +120,8 @@ def parse(argv: list[str]) -> Arguments:
     except ValueError as error:  # the Trainer's own checks
         raise InputError(" ".join(str(error).split())) from None
     if unknown:
-        raise InputError(f"unknown option {unknown[0]}{_nearest(unknown[0].lstrip('-'), known)} (see train.py --help)")
+        name = unknown[0].partition("=")[0]  # what comes after may be a token
+        raise InputError(f"unknown option {name}{_nearest(name.lstrip('-'), known)} (see train.py --help)")
     words = [option[2:].partition("=")[0] for option in (*from_file, *options) if option.startswith("--")]
     return Arguments(*groups, given=[name for name in dict.fromkeys(words) if name in known])
 

@@ -12,9 +12,12 @@
 """
 
 import json
+import os
+import platform
 import re
 from pathlib import Path
 
+import torch
 import yaml
 
 from flexqwen.arguments import Arguments, as_dict
@@ -48,6 +51,13 @@ def describe(arguments: Arguments, digests: dict[str, str], versions: dict[str, 
         "versions": versions,
         "command": hidden,
     }
+
+
+def hardware(processes: int) -> str:
+    """What this machine trains on, for `run.json`."""
+    if torch.cuda.is_available():
+        return f"{processes} × {torch.cuda.get_device_name()}"
+    return f"CPU, {os.cpu_count()} cores ({platform.machine()})"
 
 
 def rows_per_step(arguments: Arguments) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flexqwen.cli import InputError
-from flexqwen.outputs import file_digest
+from flexqwen.outputs import file_digest, read_json
 
 
 def dataset_digest(folder: str | Path) -> str:
@@ -17,6 +17,16 @@ def dataset_digest(folder: str | Path) -> str:
     if not manifest.is_file():
         raise InputError(f"no dataset in {folder}: {manifest} is missing; make it with carolina_originality.py build")
     return file_digest(manifest)
+
+
+def summary(folder: str | Path, config: str) -> dict | None:
+    """What the manifest says of a training config: `documents`, `tokens`, and whether the text is `generated`.
+
+    None where the dataset is not at hand.
+    """
+    manifest = read_json(Path(folder) / "manifest.json")
+    split = manifest and manifest["splits"].get(f"{config}/train")
+    return split and {"generated": manifest["generated"], **{name: split[name] for name in ("documents", "tokens")}}
 
 
 def parquet_files(folder: str | Path, config: str, split: str) -> list[Path]:

@@ -7,7 +7,9 @@ import resource
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
@@ -48,9 +50,11 @@ def options(built, tokenizer_folder, root, **changes) -> list[str]:
     return found
 
 
-def _train(arguments: list[str], output: str, largest_file: int | None) -> None:
+def _train(arguments: list[str], output: str, largest_file: int | None, hub: tuple[str, str, str] | None) -> None:
     import train
 
+    if hub:
+        connect(*hub)
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     torch.set_num_threads(1)
@@ -58,23 +62,36 @@ def _train(arguments: list[str], output: str, largest_file: int | None) -> None:
     train.main(arguments)
 
 
-def start(arguments: list[str], output: Path, largest_file: int | None = None) -> multiprocessing.Process:
+def connect(url: str, cache: str, token: str, patch: pytest.MonkeyPatch | None = None) -> None:
+    """Makes this process's huggingface_hub client one of another machine: its Hub, its cache, its token."""
+    patch = patch or pytest.MonkeyPatch()
+    patch.setattr(constants, "ENDPOINT", url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HUB_CACHE", cache)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setenv("HF_TOKEN", token)
+
+
+def start(
+    arguments: list[str], output: Path, largest_file: int | None = None, hub: tuple[str, str, str] | None = None
+) -> multiprocessing.Process:
     """Starts `train.py` with these options; what it prints goes to the file `output`.
 
     Args:
         largest_file: bytes that a file may have; a write beyond fails, as it does on a full disk.
+        hub: what `connect` is told.
     """
     os.environ["PYTHONPATH"] = str(ROOT)  # where the server that forks the processes looks for `train`
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train"])
-    process = context.Process(target=_train, args=(arguments, str(output), largest_file))
+    process = context.Process(target=_train, args=(arguments, str(output), largest_file, hub))
     process.start()
     return process
 
 
-def run(arguments: list[str], output: Path, largest_file: int | None = None) -> int:
+def run(arguments: list[str], output: Path, largest_file: int | None = None, hub=None) -> int:
     """Runs `train.py` to its end and returns its exit status."""
-    process = start(arguments, output, largest_file)
+    process = start(arguments, output, largest_file, hub)
     process.join(300)
     return process.exitcode
 
