@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     description = runs.describe(args, digests, made_by, ["train.py", *argv])
     description["data"] = summary(dataset, data.dataset_config)
     description["hardware"] = runs.hardware(training.world_size)
+    _lock = runs.lock(folder) if training.process_index == 0 else None
     with training.main_process_first(local=False):
         if publisher:
             publisher.take_up(description, training.overwrite, training.resume_changed)

@@ -11,10 +11,12 @@
     finished.json   written last
 """
 
+import fcntl
 import json
 import os
 import platform
 import re
+import tempfile
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ import yaml
 
 from flexqwen.arguments import Arguments, as_dict
 from flexqwen.cli import InputError
-from flexqwen.outputs import remove, write_json, written_aside
+from flexqwen.outputs import digest, remove, write_json, written_aside
 
 # Settings that say where and how a run happens, not what comes out of it.
 CIRCUMSTANCES = re.compile(
@@ -58,6 +60,25 @@ def hardware(processes: int) -> str:
     if torch.cuda.is_available():
         return f"{processes} × {torch.cuda.get_device_name()}"
     return f"CPU, {os.cpu_count()} cores ({platform.machine()})"
+
+
+def lock(folder: Path):
+    """Keeps other processes of this machine from training in the same folder, as long as what it returns is open.
+
+    Raises:
+        InputError: another one is training there.
+    """
+    name = f"flexqwen-{os.getuid()}-{digest(str(folder.resolve()))[:16]}.lock"
+    # Not in the folder, which a new run empties.
+    file = open(Path(tempfile.gettempdir()) / name, "w")  # noqa: SIM115
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise InputError(
+            f"another process is training in {folder}; wait for it, or pass another --output_dir"
+        ) from None
+    return file
 
 
 def rows_per_step(arguments: Arguments) -> int:

@@ -10,7 +10,8 @@ import torch
 
 import train
 from flexqwen.packing import PackedRows
-from tests.runs import ROOT, logged, options, run, same_weights
+from tests.runs import ROOT, logged, options, run, same_weights, start
+from tests.test_resume import wait_for_step
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,20 @@ def test_settings_that_cannot_be_are_refused(wrong, message, built, tokenizer_fo
         train.main(options(built, tokenizer_folder, place / "wrong", **wrong))
     assert re.search(message, capsys.readouterr().err)
     assert not (place / "wrong").exists()
+
+
+def test_two_processes_do_not_train_in_one_folder(whole, built, tokenizer_folder, place, capsys):
+    arguments = options(built, tokenizer_folder, place / "twice", max_steps=2000, save_steps=2000, eval_steps=2000)
+    process = start(arguments, place / "twice-log")
+    try:
+        wait_for_step(place / "twice" / "hybrid-shift-64", 2, process)
+        with pytest.raises(SystemExit):
+            train.main(arguments)
+        assert "another process is training in" in capsys.readouterr().err
+        assert process.is_alive()
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_a_machine_with_the_token_store_alone_trains_the_same_run(whole, built, tokenizer_folder, place, tmp_path):
