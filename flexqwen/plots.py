@@ -1,7 +1,6 @@
 """Figures, drawn from result files."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -57,11 +56,12 @@ def evaluation(results: list[Result], folder: Path) -> list[Path]:
             bits_per_byte([row for row in rows if row.metric == "bits_per_byte"], figures[-1])
         elif len({row.subset for row in rows}) > 1:
             figures.append(folder / f"{task}.png")
-            dots(rows, lambda row: row.subset, f"{task}: {rows[0].metric}", figures[-1])
-    rows = [row for row in results if row.subset == "all" and row.metric.startswith(("accuracy", "f1", "macro"))]
+            dots(rows, figures[-1])
+    rows = [row for row in results if row.subset == "all" or row.mode == "finetuned"]
+    rows = [row for row in rows if not row.task.startswith("bits_per_byte")]
     if len({(row.task, row.metric) for row in rows}) > 1:
         figures.append(folder / "tasks.png")
-        dots(rows, lambda row: row.task + ("" if row.metric == "accuracy" else f", {row.metric}"), "tasks", figures[-1])
+        dots(rows, figures[-1])
     return figures
 
 
@@ -82,27 +82,41 @@ def bits_per_byte(rows: list[Result], path: Path) -> None:
     save(figure, path)
 
 
-def dots(rows: list[Result], label: Callable[[Result], str], title: str, path: Path) -> None:
-    """A line a label, a dot a mode, with 95 % intervals, and the baseline as a stroke."""
+def dots(rows: list[Result], path: Path) -> None:
+    """A line a figure, a dot a mode, with 95 % intervals, and the baseline as a stroke.
+
+    Errors (mean squared error) are left out: they are of another scale, and lower is better.
+    """
+    rows = [row for row in rows if row.metric != "mse"]
+    tasks, metrics, baselines = (
+        list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("task", "metric", "baseline_name")
+    )
+
+    def label(row: Result) -> str:
+        """What tells the line from the others of the figure."""
+        subset = [row.subset] * (row.subset != "all" or len(tasks) == 1)
+        return ", ".join([row.task] * (len(tasks) > 1) + subset + [row.metric] * (len(metrics) > 1))
+
     labels = list(dict.fromkeys(label(row) for row in rows))
     modes = list(dict.fromkeys(row.mode for row in rows))
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.45 * len(labels)))
     counts = {}
     for row in rows:
         line = len(labels) - 1 - labels.index(label(row))
-        height = line + 0.2 * ((len(modes) - 1) / 2 - modes.index(row.mode))
+        beside = [mode for mode in modes if any(label(other) == label(row) and other.mode == mode for other in rows)]
+        height = line + 0.2 * ((len(beside) - 1) / 2 - beside.index(row.mode))
         error = [[row.value - row.interval[0]], [row.interval[1] - row.value]]
         axes.errorbar(row.value, height, xerr=error, fmt="o", color=COLORS[row.mode], capsize=3, markersize=4)
         axes.plot([row.baseline] * 2, [line - 0.35, line + 0.35], color="black", linewidth=1.5)
         counts[line] = row.n
     for mode in modes:
         axes.plot([], [], "o", color=COLORS[mode], label=mode)
-    axes.plot([], [], color="black", label=rows[0].baseline_name)
+    axes.plot([], [], color="black", label=baselines[0] if len(baselines) == 1 else "baseline")
     axes.set_yticks(
         range(len(labels)), [f"{name} (n = {counts[len(labels) - 1 - i]:,})" for i, name in enumerate(labels)][::-1]
     )
-    axes.set_title(f"{title}, 95 % intervals")
-    axes.set_xlabel(rows[0].metric)
+    axes.set_title(f"{tasks[0] if len(tasks) == 1 else 'tasks'}, 95 % intervals")
+    axes.set_xlabel(metrics[0] if len(metrics) == 1 else "value (higher is better)")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     save(figure, path)

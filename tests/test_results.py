@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from flexqwen import plots
 from flexqwen.cli import InputError
 from flexqwen.results import (
     compare,
@@ -66,6 +67,24 @@ def test_files_give_back_what_was_written(tmp_path):
 def test_every_line_of_the_table_has_n_interval_and_baseline():
     line = table([result([1.0] * 1500 + [0.0] * 500)]).splitlines()[-1]
     assert "0.750 [0.7" in line and "0.500 chance" in line and "2,000" in line
+
+
+def test_a_line_of_a_figure_is_one_metric_of_one_subset(monkeypatch, tmp_path):
+    figures = {}
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.setdefault(path.stem, figure.axes[0]))
+    rows = [result([0.0, 1.0], mode=mode) for mode in ("causal", "masked")]
+    for subset in ("rte", "sts"):
+        for metric in ("accuracy", "macro_f1", "mse"):
+            fields = {"task": "u", "mode": "finetuned", "subset": subset, "metric": metric}
+            rows.append(result([0.0, 0.6, 1.0], **fields, baseline_name=f"of {metric}"))
+    paths = plots.evaluation(rows, tmp_path)
+    assert [path.stem for path in paths] == list(figures) == ["u", "tasks"]
+    lines = ["rte, accuracy (n = 3)", "rte, macro_f1 (n = 3)", "sts, accuracy (n = 3)", "sts, macro_f1 (n = 3)"]
+    assert [tick.get_text() for tick in figures["u"].get_yticklabels()][::-1] == lines
+    lines = ["t, accuracy (n = 2)", *(f"u, {line}" for line in lines)]
+    assert [tick.get_text() for tick in figures["tasks"].get_yticklabels()][::-1] == lines
+    assert [text.get_text() for text in figures["u"].get_legend().get_texts()] == ["finetuned", "baseline"]
+    assert figures["u"].get_xlabel() == "value (higher is better)"
 
 
 def test_comparison_is_paired_by_id():
