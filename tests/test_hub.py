@@ -241,7 +241,7 @@ def test_the_card_tells_what_the_records_of_all_runs_say(hub, resumed, whole, cl
     bits = {round(result["value"], 4) for result in results if result["metric"] == "bits_per_byte"}
     assert {entry.value for entry in entries} == bits and {entry.dataset_id for entry in entries} == {DATASET}
     last = [line for line in logged(run_folder) if "eval_loss_causal" in line][-1]
-    assert text.count("finished at step 12") == 2 and "in training" not in text
+    assert text.count("finished at step 12") == 2 and "in training, step" not in text
     for said in (
         f"`gold` of `{DATASET}`",
         f"causal {last['eval_loss_causal']:.3f}, masked {last['eval_loss_masked']:.3f}",
