@@ -144,7 +144,9 @@ class Results:
         found = [[self.values(measure, group, seed, mode) for group in groups] for seed in self.seeds(*groups)]
         if not found or any(value is None for values in found for value in values):
             return None
-        return self.estimate(measure, [np.mean(values, axis=0) for values in found])
+        estimate = self.estimate(measure, [np.mean(values, axis=0) for values in found])
+        most = math.inf if measure.lower_is_better else 1.0  # Student's t on two seeds knows no bounds
+        return replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, most))
 
     def difference(
         self, measure: Measure, pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]], mode: str
