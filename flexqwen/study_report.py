@@ -609,10 +609,10 @@ def front(results: Results) -> str:
 
 def front_page(results: Results, page: str) -> str | None:
     """The front page with its table made anew; None if it has no place for this study."""
-    place = re.compile(rf"(<!-- {re.escape(results.study.name)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    place = re.compile(rf"(<!-- {re.escape(results.study.name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not place.search(page):
         return None
-    return place.sub(lambda found: found[1] + front(results) + found[2], page)
+    return place.sub(lambda found: f"{found[1]}{front(results)}\n{found[2]}", page)
 
 
 def write(study: Study) -> list[Path]:
