@@ -184,7 +184,7 @@ def compare(first: Path, second: Path, output: str | None) -> None:
         print("no difference: every interval holds 0")
     if left:
         names = sorted({" ".join(map(str, key)) for key in left})
-        print(f"not compared, for want of the same items on both sides: {', '.join(names)}")
+        print(f"not compared, since they are no mean of items that both sides have: {', '.join(names)}")
     if output:
         write_json(Path(output) / "comparison.json", [vars(row) | {"verdict": row.verdict} for row in differences])
         plots.comparison(differences, Path(output) / "comparison.png")
