@@ -14,10 +14,11 @@ from flexqwen.results import Difference, Result
 COLORS = {"causal": "#1f77b4", "masked": "#d95f02", "fused": "#7570b3", "finetuned": "#1b9e77"}
 
 
-def save(figure, path: Path) -> None:
-    """Writes a figure as PNG, whole or not at all, and closes it."""
+def save(figure, path: Path, source: str | None = None) -> None:
+    """Writes a figure as PNG, whole or not at all, and closes it; `source` says in the file what it was drawn from."""
     with written_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=150, bbox_inches="tight")
+        metadata = {"Source": source} if source else None
+        figure.savefig(aside, format="png", dpi=150, bbox_inches="tight", metadata=metadata)
     plt.close(figure)
 
 

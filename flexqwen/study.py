@@ -8,9 +8,11 @@ results/<study>/overlap.json  how many of the tasks' items have a passage in com
 results/<study>/README.md     the report (flexqwen.study_report)
 """
 
+import contextlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -124,7 +126,7 @@ def read(path: str) -> Study:
         InputError: it is not there, or a key or value in it cannot be; all before any work.
     """
     config = arguments.read_yaml(path)
-    if set(config) != KEYS:
+    if set(config) != KEYS or not isinstance(config["training"], dict):
         raise InputError(f"config {path} must have the keys {', '.join(sorted(KEYS))}, and no others")
     try:
         evaluation = {"tasks": [], "heldout": ["test"], "documents": 500, "limit": None, **config["evaluation"]}
@@ -149,11 +151,17 @@ def read(path: str) -> Study:
     for name in ("max_steps", "dataset", "tokenizer", "token_stores"):
         if name not in study.training:
             raise InputError(f"config {path}: training needs {name!r}")
+    if int(study.training["max_steps"]) % int(study.training.get("logging_steps", 500)):
+        raise InputError(
+            f"config {path}: max_steps must be a multiple of logging_steps, or the last steps are not counted"
+        )
     return study
 
 
 def select(cells: Sequence[Cell], part: str | None) -> list[Cell]:
     """The i-th of n parts (`"i/n"`, i from 1) of the cells, so that several machines share them; all by default.
+
+    A split and its control stay together: what machines differ in must not look like what splits differ in.
 
     Raises:
         InputError: it is no such part.
@@ -164,7 +172,9 @@ def select(cells: Sequence[Cell], part: str | None) -> list[Cell]:
             raise ValueError
     except ValueError:
         raise InputError(f"--part is {part!r}; it must be i/n with i from 1 to n, such as 1/2") from None
-    return list(cells[number - 1 :: parts])
+    pairs = [(cell.seed, cell.strategy, re.sub("gold|matched", "", cell.split)) for cell in cells]
+    chosen = set(list(dict.fromkeys(pairs))[number - 1 :: parts])
+    return [cell for cell, pair in zip(cells, pairs, strict=True) if pair in chosen]
 
 
 def run(study: Study, part: str | None, workers: int) -> None:
@@ -211,7 +221,7 @@ def find_overlap(study: Study) -> None:
     """Says once how many of the tasks' items have a 13-gram in common with what is trained on."""
     path = study.results / OVERLAP
     items = {task: TASKS[task].load(Context(study.training["dataset"], limit=study.limit)) for task in study.tasks}
-    if path.is_file() or not items:
+    if not items or (path.is_file() and any((study.results / "cells").glob("*.json"))):
         return
     shares = iter(
         overlap.seen_shares([item.text for task in items.values() for item in task], study.training["dataset"])
@@ -257,7 +267,7 @@ def identity(study: Study, digests: dict[str, str]) -> str:
 
 def make(study: Study, cell: Cell, config: Path, digests: dict[str, str]) -> float:
     """Trains a cell, or goes on with it, measures its last checkpoint and writes its file; seconds that it took."""
-    start, objective = time.perf_counter(), cell.objective
+    start, objective, code = time.perf_counter(), cell.objective, code_version()
     options = {
         "strategy": objective.strategy,
         "causal_fraction": objective.causal_fraction,
@@ -289,7 +299,7 @@ def make(study: Study, cell: Cell, config: Path, digests: dict[str, str]) -> flo
                 "command": described["command"],
                 "rows_per_step": described["rows_per_step"],
                 "digests": described["digests"],
-                "code": code_version(),
+                "code": code if code_version() == code else f"{code} to {code_version()}",
                 "versions": described["versions"],
                 "machine": machine(),
             },
@@ -358,8 +368,11 @@ def _key(result: Result) -> str:
 
 def entries(run: Path) -> list[dict]:
     """The lines of a run's metrics.jsonl."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    found = []
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # a line that is being written
+            found.append(json.loads(line))
+    return found
 
 
 def cost(run: Path, checkpoint: Path) -> dict[str, float]:
@@ -401,12 +414,16 @@ def curve(run: Path, checkpoint: Path) -> list[dict[str, float]]:
 
 
 def code_version() -> str | None:
-    """The git commit of this repository, with `-dirty` if files were changed; None where git does not know it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The git commit of this repository, with `-dirty` if Python files differ from it; None where git has none."""
+    git = ["git", "-C", str(ROOT)]
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        commit, changes = (
+            subprocess.run([*git, *words], check=True, capture_output=True, text=True).stdout.strip()
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "*.py"])
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changes else commit
 
 
 def machine() -> dict[str, str | int]:
@@ -426,23 +443,23 @@ def merge(study: Study, folders: list[str]) -> int:
         InputError: a file is no cell of this study, is of other settings or data, or names other items.
     """
     known = {cell.name: cell for cell in study.cells}
-    items, mine = None, sorted((study.results / "cells").glob("*.json"))
-    identities = {json.loads(path.read_text(encoding="utf-8"))["made_by"]["study"] for path in mine}
-    if mine:
+    items, identities = None, set()
+    if mine := sorted((study.results / "cells").glob("*.json")):
         items = read_json(study.results / ITEMS)
+        identities = {made_for(study, path)["made_by"]["study"] for path in mine}
     found = {}
     for folder in map(Path, folders):
         files = sorted((folder / "cells").glob("*.json"))
         if not files:
             raise InputError(f"no cells in {folder}: it must be a results folder of study.py, with cells/*.json")
         theirs = read_json(folder / ITEMS)
-        if items is not None and theirs != items:
+        if theirs is None or (items is not None and theirs != items):
             raise InputError(f"{folder / ITEMS} names other items than the cells before it were measured on")
         items = theirs
         for path in files:
-            content = read_json(path)
-            if path.stem not in known or content is None:
+            if path.stem not in known:
                 raise InputError(f"{path} is no cell of {study.name}")
+            content = made_for(study, path)
             identities.add(content["made_by"]["study"])
             if len(identities) > 1:
                 raise InputError(f"{path} was made with another config, dataset or tokenizer than the cells before it")
@@ -451,11 +468,35 @@ def merge(study: Study, folders: list[str]) -> int:
     if found:
         with written_aside(study.results / ITEMS) as aside:
             aside.write_text(json.dumps(items, ensure_ascii=False) + "\n", encoding="utf-8")
-        if shared := [read_json(Path(folder) / OVERLAP) for folder in folders if (Path(folder) / OVERLAP).is_file()]:
+        shared = (
+            []
+            if (study.results / OVERLAP).is_file()
+            else [read_json(Path(folder) / OVERLAP) for folder in folders if (Path(folder) / OVERLAP).is_file()]
+        )
+        if shared:
             write_json(study.results / OVERLAP, shared[0])
     for name, content in found.items():
         write_json(study.cell_file(known[name]), content)
     return len(found)
+
+
+def made_for(study: Study, path: Path) -> dict:
+    """The content of a cell's file.
+
+    Raises:
+        InputError: it is broken, another cell's, or was made with another config than the study has now.
+    """
+    content = read_json(path)
+    try:
+        cell, made_by = Cell(**content["cell"]), content["made_by"]
+        digests = {name: made_by["digests"][name] for name in ("dataset", "tokenizer")}
+        if cell.name != path.stem or made_by["study"] != identity(study, digests):
+            raise InputError(
+                f"{path} was made with another config than {study.path} is now; remove it, or change it back"
+            )
+    except (TypeError, KeyError):
+        raise InputError(f"{path} is broken; remove it and make it again with study.py run") from None
+    return content
 
 
 def status(study: Study) -> str:

@@ -17,14 +17,16 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 from scipy import stats
 
 from flexqwen.cli import InputError
 from flexqwen.outputs import digest, read_json, written_aside
 from flexqwen.plots import save
-from flexqwen.study import ITEMS, OVERLAP, Cell, Study
+from flexqwen.study import ITEMS, OVERLAP, Cell, Study, made_for
 
 SAMPLES = 2000
+ENOUGH = 20  # effective items that a bootstrap needs to be trusted
 PAIRS = (("gold", "matched", "overall"), ("gold_typology", "matched_typology", "within typology"))
 MODES = ("causal", "masked", "fused")
 COLORS = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d"]
@@ -70,11 +72,12 @@ class Estimate:
     value: float
     low: float
     high: float
+    seeds: int
 
     @property
     def is_clear(self) -> bool:
-        """Whether its interval leaves out 0."""
-        return not self.low <= 0 <= self.high
+        """Whether its interval leaves out 0, and there are seeds to tell their chance from."""
+        return self.seeds > 1 and not self.low <= 0 <= self.high
 
 
 @dataclass
@@ -130,7 +133,8 @@ class Results:
         if len(by_seed) > 1:
             spread = stats.t.ppf(0.975, len(by_seed) - 1) * by_seed.std(ddof=1) / math.sqrt(len(by_seed))
         value = float(by_seed.mean())
-        return Estimate(value, value - math.hypot(value - low, spread), value + math.hypot(high - value, spread))
+        low, high = value - math.hypot(value - low, spread), value + math.hypot(high - value, spread)
+        return Estimate(value, low, high, len(by_seed))
 
     def _drawn(self, key: str, count: int) -> np.ndarray:
         """How often each cluster is drawn in each bootstrap sample; the same for all figures of the same items."""
@@ -176,9 +180,7 @@ def load(study: Study) -> Results:
     for cell in study.cells:
         path = study.cell_file(cell)
         if path.is_file():
-            cells[cell] = read_json(path)
-            if cells[cell] is None or cells[cell].get("cell") != vars(cell):
-                raise InputError(f"{path} is broken; remove it and run study.py run again")
+            cells[cell] = made_for(study, path)
     items = read_json(study.results / ITEMS)
     if not cells or items is None:
         raise InputError(f"no finished cells in {study.results / 'cells'}; make them with study.py run {study.path}")
@@ -194,7 +196,14 @@ def equal(content: dict) -> dict:
     """What must be the same in every cell."""
     made_by, cost = content["made_by"], content["cost"]
     tokenizer = made_by["digests"]["tokenizer"]
-    return {"study": made_by["study"], "tokenizer": tokenizer, "updates": cost["updates"], "tokens": cost["tokens"]}
+    versions = sorted({(row["task"], row["version"]) for row in content["figures"]})
+    return {
+        "study": made_by["study"],
+        "tokenizer": tokenizer,
+        "updates": cost["updates"],
+        "tokens": cost["tokens"],
+        "versions of the tasks": versions,
+    }
 
 
 def measures(results: Results) -> list[Measure]:
@@ -202,8 +211,9 @@ def measures(results: Results) -> list[Measure]:
     found = []
     for key in results.items:
         task, subset = key.split("/")
-        if task == "bits_per_byte":
-            found.append(Measure(key, f"held-out `{subset}`", "bits per byte", True))
+        if task.startswith("bits_per_byte"):
+            title = f"held-out `{subset}`" if task == "bits_per_byte" else f"`{task}`"
+            found.append(Measure(key, title, "bits per byte", True))
         else:
             found.append(Measure(key, f"`{task}`", "accuracy, %", False, 100, 1))
     return found
@@ -216,7 +226,8 @@ def shown(estimate: Estimate | None, measure: Measure, sign: bool = False) -> st
     value, low, high = (measure.scale * x for x in (estimate.value, estimate.low, estimate.high))
     form = f"{'+' if sign else ''}.{measure.digits}f"
     value = f"{value:{form}}"
-    return f"{f'**{value}**' if sign and estimate.is_clear else value} [{low:{form}}, {high:{form}}]"
+    alone = " (one seed)" if estimate.seeds == 1 else ""
+    return f"{f'**{value}**' if sign and estimate.is_clear else value} [{low:{form}}, {high:{form}}]{alone}"
 
 
 def verdict(estimate: Estimate, measure: Measure) -> str:
@@ -367,11 +378,17 @@ def phrase(estimate: Estimate, measure: Measure, what: str) -> str:
     return f"{figure} {unit} on {what} ({verdict(estimate, measure)})"
 
 
+def effective(results: Results, measure: Measure) -> float:
+    """How many items of equal weight would make a mean as certain (Kish's effective sample size)."""
+    item = results.items[measure.key]
+    weights = np.ones(len(item["ids"])) if item["weights"] is None else np.array(item["weights"], dtype=np.float64)
+    return float(weights.sum() ** 2 / (weights**2).sum())
+
+
 def main_measures(results: Results) -> list[Measure]:
-    """The first held-out split and the first task: what the answers speak of."""
+    """What the answers speak of: those whose bytes do not lie in a few long documents."""
     found = measures(results)
-    first = [measure for measure in found if measure.task == "bits_per_byte"][:1]
-    return first + [measure for measure in found if measure.task != "bits_per_byte"][:1]
+    return [measure for measure in found if effective(results, measure) >= ENOUGH] or found
 
 
 def hybrid_answer(results: Results) -> str:
@@ -530,8 +547,9 @@ def text(results: Results) -> str:
         "![Gold minus matched](originality.png)",
         "",
         "`test` is drawn from all of the corpus; `test_original` and `test_unoriginal` are pairs of the same lengths. "
-        "`gold` and `matched` differ in where their texts come from as well as in originality; `gold_typology` and "
-        "`matched_typology` are paired within a source typology, so that only their difference speaks of originality.",
+        f"{thin_lines(results)}`gold` and `matched` differ in where their texts come from as well as in originality; "
+        "`gold_typology` and `matched_typology` are paired within a source typology, so that only their difference "
+        "speaks of originality.",
         "",
         "**What would change this answer:** many passes over the same text, where a copy costs room that an original "
         "text would use; splits of other documents (all seeds share the same ones, so their choice is not in the "
@@ -576,10 +594,29 @@ def overlap_lines(results: Results) -> list[str]:
     return [" ".join(lines), ""] if lines else []
 
 
+def thin_lines(results: Results) -> str:
+    """Names the held-out splits that the answers leave out, and why."""
+    thin = [measure for measure in measures(results) if measure not in main_measures(results)]
+    return "".join(
+        f"In {measure.title}, a few long documents hold most of the bytes (its mean is as certain as one of "
+        f"{effective(results, measure):.1f} equal documents): its figures are shown, but the answers leave it out. "
+        for measure in thin
+    )
+
+
 def count_differences(results: Results) -> int:
     """How many intervals of differences the report shows."""
     originality = sum(cell != "–" for row in originality_rows(results) for cell in row[4:])
     return len(hybrid_rows(results)) + originality
+
+
+def source_of(figure: Path) -> str | None:
+    """The `source_digest` of the results that a PNG was drawn from."""
+    try:
+        with Image.open(figure) as image:
+            return image.text.get("Source")
+    except (OSError, AttributeError):
+        return None
 
 
 def source_digest(results: Results) -> str:
@@ -604,7 +641,11 @@ def front(results: Results) -> str:
                     names, where = f"`{pair[0]}` − `{pair[1]}`", f"{measure.title}, {mode}, {measure.unit}"
                     rows.append([names, where, shown(found, measure, True), verdict(found, measure)])
     head = ["comparison", "measured on", "difference [95 %]", "the first is"]
-    return f"At {scale(results)} ([report](results/{results.study.name}/README.md)):\n\n{table(head, rows, 2)}"
+    missing = len(results.study.cells) - len(results.cells)
+    unfinished = f", {missing} runs not made yet" if missing else ""
+    return (
+        f"At {scale(results)}{unfinished} ([report](results/{results.study.name}/README.md)):\n\n{table(head, rows, 2)}"
+    )
 
 
 def front_page(results: Results, page: str) -> str | None:
@@ -642,8 +683,8 @@ def check(study: Study) -> None:
     if not report.is_file() or report.read_text(encoding="utf-8") != text(results):
         raise InputError(f"{report} is not what its result files give; {remedy}")
     for name in re.findall(r"\]\((\w+\.png)\)", text(results)):
-        if not (study.results / name).is_file():
-            raise InputError(f"{study.results / name} is missing; {remedy}")
+        if source_of(study.results / name) != source_digest(results):
+            raise InputError(f"{study.results / name} is missing, or was not drawn from these result files; {remedy}")
     if Path(FRONT).is_file():
         page = Path(FRONT).read_text(encoding="utf-8")
         if front_page(results, page) not in (None, page):
@@ -690,7 +731,7 @@ def draw_loss(results: Results, path: Path) -> Path:
     figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 0.95), fontsize=8)
     figure.suptitle("Held-out validation loss: mean over seeds, least to greatest shaded")
     figure.tight_layout()
-    save(figure, path)
+    save(figure, path, source_digest(results))
     return path
 
 
@@ -726,6 +767,8 @@ def phenomena_table(results: Results) -> str:
 def draw_phenomena(results: Results, path: Path) -> Path:
     """Accuracy by subset of the first task, in every mode; a colour a strategy, the mean over its common splits."""
     measure, splits = pairs_measure(results), shared_splits(results)
+    rows = (row for content in results.cells.values() for row in content["figures"] if row["task"] == measure.task)
+    chance = 100 * next(rows)["baseline"]
     subsets = [None, *results.items[measure.key]["subsets"]]
     modes = [mode for mode in MODES if any(mode in cell.modes for cell in results.cells)]
     figure, axes = plt.subplots(1, len(modes), figsize=(3.2 + 3.2 * len(modes), 1.5 + 0.42 * len(subsets)), sharey=True)
@@ -742,9 +785,9 @@ def draw_phenomena(results: Results, path: Path) -> Path:
                 error = [[value - found.low * measure.scale], [found.high * measure.scale - value]]
                 label = strategy if line == 0 else None
                 axis.errorbar(value, height, xerr=error, fmt="o", color=color, markersize=4, capsize=2, label=label)
-        axis.axvline(50, color="black", linewidth=1)
+        axis.axvline(chance, color="black", linewidth=1)
         axis.set_title(mode)
-        axis.set_xlabel("accuracy (%), chance 50")
+        axis.set_xlabel(f"accuracy (%), chance {chance:.0f}")
         axis.grid(axis="x", alpha=0.3)
     items = results.items[measure.key]
     names = [
@@ -757,7 +800,7 @@ def draw_phenomena(results: Results, path: Path) -> Path:
     figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 0.95))
     figure.suptitle(f"{measure.task}: trained on {', '.join(splits)}, 95 % intervals")
     figure.tight_layout()
-    save(figure, path)
+    save(figure, path, source_digest(results))
     return path
 
 
@@ -798,7 +841,7 @@ def draw_originality(results: Results, path: Path) -> Path:
     np.atleast_1d(axes)[0].set_yticks(range(len(names)), names[::-1], fontsize=9)
     figure.suptitle("Gold minus matched, 95 % intervals; filled: the interval leaves out 0")
     figure.tight_layout()
-    save(figure, path)
+    save(figure, path, source_digest(results))
     return path
 
 
@@ -835,5 +878,5 @@ def draw_sweep(results: Results, path: Path) -> Path:
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
     figure.suptitle(f"Ratio sweep, trained on {split}, 95 % intervals")
     figure.tight_layout()
-    save(figure, path)
+    save(figure, path, source_digest(results))
     return path

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from scipy import stats
 
 import study as command
@@ -106,6 +107,20 @@ def test_the_check_finds_an_edited_report_an_edited_result_and_a_stale_front_pag
     with pytest.raises(InputError, match=r"README\.md: the table of tiny"):
         study_report.check(read)
     Path("README.md").write_text(page)
+    Path("results/tiny/loss.png").rename("loss.png")
+    shutil.copy(Path("results/tiny/originality.png"), "results/tiny/loss.png")
+    study_report.check(read)
+    with Image.open("loss.png") as image:
+        image.save("results/tiny/loss.png")  # the same picture, which does not say where it is from
+    with pytest.raises(InputError, match="was not drawn from these result files"):
+        study_report.check(read)
+    shutil.move("loss.png", "results/tiny/loss.png")
+    changed = yaml.safe_load(Path("tiny.yaml").read_text())
+    changed["training"]["learning_rate"] = 0.5
+    Path("changed").mkdir()
+    Path("changed/tiny.yaml").write_text(yaml.safe_dump(changed))
+    with pytest.raises(InputError, match=r"another config than changed/tiny\.yaml is now"):
+        study_report.check(study.read("changed/tiny.yaml"))
     cell = next(Path("results/tiny/cells").iterdir())
     content = json.loads(cell.read_text())
     content["figures"][1]["items"][0] += 0.5
@@ -134,6 +149,7 @@ def test_cells_made_elsewhere_are_merged(ran, tmp_path, monkeypatch):
     content = json.loads(path.read_text())
     content["made_by"]["study"] = "another"
     path.write_text(json.dumps(content))
+    shutil.rmtree("results")
     with pytest.raises(InputError, match="was made with another config"):
         study.merge(read, ["machine-1"])
     with pytest.raises(InputError, match="no cells in"):
@@ -174,7 +190,7 @@ def planted(seeds: int, gain: float, noise: float, clusters: int | None = None) 
 def test_a_planted_difference_is_found_and_none_where_there_is_none():
     group = (("baseline-causal", "gold"), ("baseline-causal", "matched"))
     found = planted(3, 0.1, 0.0).difference(PAIRS, [group], "causal")
-    assert found.is_clear and found.value == pytest.approx(0.1, abs=0.03)
+    assert found.is_clear and found.seeds == 3 and found.value == pytest.approx(0.1, abs=0.03)
     assert study_report.verdict(found, PAIRS) == "better"
     none = planted(3, 0.0, 0.0).difference(PAIRS, [group], "causal")
     assert (none.value, none.low, none.high) == (0, 0, 0) and not none.is_clear
@@ -232,6 +248,10 @@ def test_parts_share_the_cells():
     cells = study.read(str(ROOT / "configs/study-gpu.yaml")).cells
     parts = [study.select(cells, f"{number}/4") for number in (1, 2, 3, 4)]
     assert sorted(cell.name for part in parts for cell in part) == sorted(cell.name for cell in cells)
+    for part in parts:  # gold minus matched is not one machine minus another
+        assert {cell.name.replace("gold", "matched") for cell in part if cell.split == "gold_typology"} >= {
+            cell.name for cell in part if cell.split == "matched_typology"
+        }
     for wrong in ("0/2", "3/2", "a", "1"):
         with pytest.raises(InputError, match="--part"):
             study.select(cells, wrong)
