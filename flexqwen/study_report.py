@@ -400,23 +400,20 @@ def hybrid_answer(results: Results) -> str:
         parts = [phrase(estimate, measure, measure.title) for measure, estimate in found if estimate]
         if not parts:
             continue
-        word = together([verdict(estimate, measure) for measure, estimate in found if estimate])
+        word = together([(measure, estimate) for measure, estimate in found if estimate])
         start = f"In {mode} mode, with the same tokens and updates, `{hybrid}` is {word} `{baseline_of(mode)}`: "
         sentences.append(start + ", ".join(parts) + ".")
     return " ".join(sentences)
 
 
-def together(verdicts: Sequence[str]) -> str:
-    """Several verdicts in one, that none of them contradicts."""
-    words = set(verdicts) - {"no difference shown"}
-    if not words:
-        return "not shown to differ from"
-    if len(words) == 2:
-        return "better in one respect and worse in another than"
-    word = words.pop()
-    contrary = "worse" if word == "better" else "better"
-    scope = "" if len(set(verdicts)) == 1 else f" in some respects, and {contrary} in none as far as is shown,"
-    return f"{word}{scope} than"
+def together(found: Sequence[tuple[Measure, Estimate]]) -> str:
+    """In what the first of two is better, and in what worse, as far as the intervals show it."""
+    titles: dict[str, list[str]] = {"better": [], "worse": []}
+    for measure, estimate in found:
+        if (word := verdict(estimate, measure)) in titles and measure.title not in titles[word]:
+            titles[word].append(measure.title)
+    said = [f"{word} on {' and '.join(names)}" for word, names in titles.items() if names]
+    return f"{', '.join(said)} than" if said else "not shown to differ from"
 
 
 def main_hybrid(results: Results) -> str | None:
@@ -429,15 +426,15 @@ def originality_answer(results: Results) -> str:
     """A sentence for each pair of splits, and mode by mode."""
     sentences = []
     for pair in PAIRS:
-        parts, words = [], []
+        parts, pairs = [], []
         for mode in ("causal", "masked"):
             for measure in main_measures(results):
                 found = split_differences(results, measure, pair, results.strategies, mode)
                 if found:
                     parts.append(phrase(found, measure, f"{measure.title}, {mode}"))
-                    words.append(verdict(found, measure))
+                    pairs.append((measure, found))
         if parts:
-            start = f"A model trained on `{pair[0]}` ({pair[2]}) is {together(words)} one trained on `{pair[1]}`: "
+            start = f"A model trained on `{pair[0]}` ({pair[2]}) is {together(pairs)} one trained on `{pair[1]}`: "
             sentences.append(start + ", ".join(parts) + ".")
     return " ".join(sentences)
 
@@ -625,26 +622,25 @@ def source_digest(results: Results) -> str:
 
 def front(results: Results) -> str:
     """The table of the front page."""
-    rows = []
+    chosen, rows = main_measures(results), []
     for mode in ("causal", "masked"):
-        for measure in main_measures(results):
-            found = hybrid_differences(results, measure, main_hybrid(results), mode)
-            if found:
-                first, second = main_hybrid(results), baseline_of(mode)
-                where = f"{measure.title}, {mode}, {measure.unit}"
-                rows.append([f"`{first}` − `{second}`", where, shown(found, measure, True), verdict(found, measure)])
+        found = [hybrid_differences(results, measure, main_hybrid(results), mode) for measure in chosen]
+        rows.append([f"`{main_hybrid(results)}` − `{baseline_of(mode)}`", mode, found])
     for pair in PAIRS[::-1]:
         for mode in ("causal", "masked"):
-            for measure in main_measures(results):
-                found = split_differences(results, measure, pair, results.strategies, mode)
-                if found:
-                    names, where = f"`{pair[0]}` − `{pair[1]}`", f"{measure.title}, {mode}, {measure.unit}"
-                    rows.append([names, where, shown(found, measure, True), verdict(found, measure)])
-    head = ["comparison", "measured on", "difference [95 %]", "the first is"]
+            found = [split_differences(results, measure, pair, results.strategies, mode) for measure in chosen]
+            rows.append([f"`{pair[0]}` − `{pair[1]}`", mode, found])
+    lines = [
+        [name, mode, *(shown(estimate, measure, True) for measure, estimate in zip(chosen, found, strict=True))]
+        for name, mode, found in rows
+        if any(found)
+    ]
+    head = ["difference [95 %]", "mode", *(f"{measure.title}, {measure.unit}" for measure in chosen)]
     missing = len(results.study.cells) - len(results.cells)
     unfinished = f", {missing} runs not made yet" if missing else ""
     return (
-        f"At {scale(results)}{unfinished} ([report](results/{results.study.name}/README.md)):\n\n{table(head, rows, 2)}"
+        f"At {scale(results)}{unfinished} ([report](results/{results.study.name}/README.md)); fewer bits per byte and "
+        f"more accuracy are better, bold where the interval leaves out 0:\n\n{table(head, lines, 2)}"
     )
 
 
