@@ -57,9 +57,10 @@ def main(argv: list[str] | None = None) -> None:
     description["hardware"] = runs.hardware(training.world_size)
     _lock = runs.lock(folder) if training.process_index == 0 else None
     with training.main_process_first(local=False):
-        if publisher:
-            publisher.take_up(description, training.overwrite, training.resume_changed)
-    state = runs.state_of(folder, description, training.overwrite, training.resume_changed)
+        # First what lies here: where it is something else this raises, and nothing is fetched over it.
+        state = runs.state_of(folder, description, training.overwrite, training.resume_changed)
+        if publisher and publisher.take_up(description, state, training.overwrite, training.resume_changed):
+            state = runs.state_of(folder, description, training.overwrite, training.resume_changed)
     if state == "finished":
         print(f"run: {folder} is already finished, with the same settings and data; reused")
         if publisher:

@@ -37,6 +37,7 @@ class Repository:
         if not REPO_ID.fullmatch(repo_id):
             raise InputError(f"{repo_id!r} names no repository of the Hub; give <user or organisation>/<name>")
         self.repo_id, self.kind, self.private, self.revision = repo_id, kind, private, revision
+        self._readable = revision  # the branch that stands for it as long as it is not there
         self._api = HfApi(token=token)
 
     @property
@@ -50,11 +51,17 @@ class Repository:
             self._api.create_branch(self.repo_id, repo_type=self.kind, branch=self.revision, exist_ok=True)
 
     def files(self) -> set[str]:
-        """Paths of all files; none where there is no such repository or branch."""
-        try:
-            return set(self._api.list_repo_files(self.repo_id, repo_type=self.kind, revision=self.revision))
-        except (RepositoryNotFoundError, RevisionNotFoundError):
-            return set()
+        """Paths of all files; none where there is no such repository.
+
+        A branch that is not there yet has those of main, from which `create` will make it.
+        """
+        for revision in dict.fromkeys((self.revision, None)):
+            self._readable = revision
+            try:
+                return set(self._api.list_repo_files(self.repo_id, repo_type=self.kind, revision=revision))
+            except (RepositoryNotFoundError, RevisionNotFoundError):
+                continue
+        return set()
 
     def fetch(self, patterns: list[str], folder: Path) -> None:
         """Downloads the files of these patterns into `folder`; called again it goes on where it was cut."""
@@ -62,7 +69,7 @@ class Repository:
             folder.mkdir(parents=True, exist_ok=True)
             return
         self._api.snapshot_download(
-            self.repo_id, repo_type=self.kind, revision=self.revision, allow_patterns=patterns, local_dir=folder
+            self.repo_id, repo_type=self.kind, revision=self._readable, allow_patterns=patterns, local_dir=folder
         )
         remove(folder / ".cache")
 

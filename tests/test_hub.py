@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -354,8 +355,10 @@ def full_disk(hub, patch, tmp_path):
 def test_what_does_not_get_there_is_named_with_the_command_that_finishes_it(
     hub, client, whole, tokenizer_folder, impatient, tmp_path, capsys, trouble, reason
 ):
-    repo_id, before = f"org/{trouble.__name__}", contents(whole)
-    publisher = publishing.Publisher(publishing.Repository(repo_id), whole, tokenizer_folder)
+    repo_id, folder = f"org/{trouble.__name__}", tmp_path / "my runs" / RUN
+    shutil.copytree(whole, folder)
+    before = contents(folder)
+    publisher = publishing.Publisher(publishing.Repository(repo_id, private=True), folder, tokenizer_folder)
     with pytest.MonkeyPatch.context() as patch:
         trouble(hub, patch, tmp_path)
         with pytest.raises(publishing.InputError) as caught, publisher.publishing():
@@ -364,11 +367,11 @@ def test_what_does_not_get_there_is_named_with_the_command_that_finishes_it(
     message = str(caught.value)
     assert "\n" not in message and reason in message and "step_000012, best" in message
     assert "training goes on" in capsys.readouterr().err
-    assert contents(whole) == before and not list(whole.parent.glob("*partial"))
-    assert "finished.json" not in hub.repos["model", repo_id].files if ("model", repo_id) in hub.repos else True
-    command = message.split("python -m flexqwen.publishing ")[1].split()
-    publishing.main(command)
-    assert f"{RUN}/finished.json" in hub.repos["model", repo_id].files
+    assert contents(folder) == before and not list(folder.parent.glob("*partial"))
+    if ("model", repo_id) in hub.repos:
+        assert f"{RUN}/finished.json" not in hub.repos["model", repo_id].files
+    publishing.main(shlex.split(message.split("python -m flexqwen.publishing ")[1]))
+    assert hub.repos["model", repo_id].private and f"{RUN}/finished.json" in hub.repos["model", repo_id].files
 
 
 def test_a_run_whose_token_is_wrong_is_trained_all_the_same(hub, built, tokenizer_folder, whole, place):
@@ -405,6 +408,58 @@ def test_a_repository_of_something_else_stops_the_run_before_any_work(
     assert error.startswith("error: ") and message in error
     assert {key: len(repo.commits) for key, repo in hub.repos.items()} == commits
     assert not (place / "refused" / RUN).exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "message"), [("run.json", "learning_rate: 0.5 -> 0.01"), ("notes.txt", "is not empty and holds no run")]
+)
+def test_nothing_is_fetched_over_another_run_or_other_files(
+    hub, resumed, whole, built, tokenizer_folder, tmp_path, file, message
+):
+    folder = tmp_path / "runs" / RUN
+    shutil.copytree(whole, folder)
+    (folder / "run.json").rename(folder / file)
+    text = (folder / file).read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.5')
+    (folder / file).write_text(text)
+    (folder / "finished.json").unlink()
+    before = contents(folder)
+    arguments = options(built, tokenizer_folder, folder.parent, push_to_hub=True, hub_model_id=MODEL)
+    assert run(arguments, tmp_path / "log", hub=(hub.url, str(tmp_path / "home"), WRITE)) == 2
+    assert message in (tmp_path / "log").read_text() and contents(folder) == before
+
+
+def test_what_the_repository_has_not_stays_where_its_checkpoint_is_fetched(
+    hub, client, resumed, whole, tokenizer_folder, tmp_path
+):
+    folder = tmp_path / RUN
+    shutil.copytree(whole, folder)
+    for file in ("step_000012", "best", "finished.json"):
+        publishing.remove(folder / file)
+    (folder / "eval-mine").mkdir()
+    (folder / "eval-mine" / "notes.txt").write_text("mine")
+    mine = contents(folder / "step_000009") | contents(folder / "eval-mine")
+    publisher = publishing.Publisher(publishing.Repository(MODEL), folder, tokenizer_folder)
+    publisher.look()
+    assert publisher.take_up(read_json(whole / "run.json"), "resume", False, False)
+    assert same_weights(folder / "step_000012", whole / "step_000012") and (folder / "finished.json").is_file()
+    assert contents(folder / "step_000009") | contents(folder / "eval-mine") == mine
+
+
+def test_a_branch_that_is_not_there_yet_is_looked_at_as_main(hub, client, resumed, whole, tokenizer_folder, tmp_path):
+    description = read_json(whole / "run.json")
+    other = description | {"settings": description["settings"] | {"learning_rate": 0.5}}
+    repository = publishing.Repository(MODEL, revision="branch")
+    publisher = publishing.Publisher(repository, tmp_path / RUN, tokenizer_folder)
+    publisher.look()
+    with pytest.raises(publishing.InputError, match="with other settings"):
+        publisher.compare(other)
+    assert publisher.take_up(description, "new", False, False)
+    assert same_weights(tmp_path / RUN / "step_000012", whole / "step_000012")
+    assert "branch" not in hub.repos["model", MODEL].branches
+    if ("model", "org/someone") not in hub.repos:
+        hub.new("model", "org/someone", {"notes.txt": b"mine"})
+    with pytest.raises(publishing.InputError, match="holds something else"):
+        publishing.Publisher(publishing.Repository("org/someone", revision="new"), whole, tokenizer_folder).look()
 
 
 def test_no_token_is_written_anywhere(hub, resumed, place):
