@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub.utils import disable_progress_bars
@@ -35,7 +35,7 @@ from flexqwen import model_card
 from flexqwen.cli import ArgumentParser, InputError, command, path
 from flexqwen.export import export
 from flexqwen.hub import Repository, is_permanent, persistently, reason
-from flexqwen.outputs import file_digest, put, read_json, remove
+from flexqwen.outputs import file_digest, put, read_json, remove, remove_left
 from flexqwen.results import RESULTS
 from flexqwen.runs import checkpoints, differences, last_checkpoint
 
@@ -81,12 +81,14 @@ class Publisher(TrainerCallback):
         Raises:
             InputError: it holds something else. Where the Hub cannot be reached it says so, and nothing is raised.
         """
+        with suppress(OSError):  # it is in nobody's way
+            remove_left(self._aside.with_name(f"{self.run.name}.hub"))
         try:
             self._look()
         except InputError:
             raise
         except Exception as error:
-            self._say(f"{self.repository.url} cannot be read ({reason(error)}); training goes on")
+            self._say(f"{self.repository.url} cannot be read ({reason(error)}); this stops nothing, it is tried again")
 
     def _look(self) -> None:
         there = persistently(self.repository.files)
@@ -231,7 +233,9 @@ class Publisher(TrainerCallback):
         if not wait:
             self._failure = "interrupted"
         missing = [name for name, files in self._parts() if self._published.get(name) != seen(files)]
-        remove(self._aside)
+        if not self._thread.is_alive():  # else, interrupted again, it still writes there; the next start clears it
+            with suppress(OSError):  # what is to be said is more than a folder that stays
+                remove(self._aside)
         if missing:
             words = [self.run, "--tokenizer", self.tokenizer, "--repo", self.repository.repo_id]
             words += ["--revision", self.repository.revision] if self.repository.revision else []
@@ -280,7 +284,7 @@ class Publisher(TrainerCallback):
             self._failure = None
         except Exception as error:
             if self._failure is None:
-                self._say(f"not everything is on the Hub yet ({reason(error)}); training goes on, it is tried again")
+                self._say(f"not everything is on the Hub yet ({reason(error)}); this stops nothing, it is tried again")
             self._failure = reason(error)
             return error
         return None
