@@ -8,7 +8,12 @@ import time
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from flexqwen.cli import InputError
 from flexqwen.outputs import remove
@@ -94,7 +99,8 @@ class Repository:
         return {ref.name: ref.target_commit for ref in refs.tags}
 
     def tag(self, name: str, commit: str) -> None:
-        self._api.create_tag(self.repo_id, repo_type=self.kind, tag=name, revision=commit)
+        """Tags a commit; where the tag is there, as when an answer was lost, it stays."""
+        self._api.create_tag(self.repo_id, repo_type=self.kind, tag=name, revision=commit, exist_ok=True)
 
 
 def reason(error: BaseException) -> str:
@@ -121,6 +127,8 @@ def is_permanent(error: BaseException) -> bool:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return 400 <= status < 500 and status not in (408, 409, 412, 429)
+    if isinstance(error, OfflineModeIsEnabled):  # which is a ConnectionError, but as the user wants it
+        return True
     return isinstance(error, (OSError, ValueError, InputError)) and not isinstance(
         error, (ConnectionError, TimeoutError)
     )
@@ -137,15 +145,16 @@ def persistently(action):
             time.sleep(wait)
 
 
-def fetched(name: str, kind: str, patterns: list[str]) -> str:
+def fetched(name: str, kind: str, patterns: list[str], token: str | None = None) -> str:
     """`name` itself if it is a folder; if it names a repository of the Hub, a local copy of these of its files.
 
-    Where they cannot be had, that is said, and `name` returned as it is.
+    Where they cannot be had, that is said, and `name` returned as it is. Where the Hub cannot be reached, the copy is
+    what was fetched before, which may be less.
     """
     if os.path.exists(name) or not REPO_ID.fullmatch(name):
         return name
     try:
-        return HfApi().snapshot_download(name, repo_type=kind, allow_patterns=patterns)
+        return persistently(lambda: HfApi(token=token).snapshot_download(name, repo_type=kind, allow_patterns=patterns))
     except Exception as error:
         print(f"note: {name} cannot be had from the Hub: {reason(error)}", file=sys.stderr)
         return name
