@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 import carolina_originality
 import eval as evaluation
-from flexqwen import publishing
+from flexqwen import model_card, publishing
+from flexqwen.hub import fetched
 from flexqwen.outputs import file_digest, read_json
 from tests.hub_server import READ, WRITE, HubServer
 from tests.runs import connect, logged, options, run, same_weights, start
@@ -191,6 +192,13 @@ def test_the_dataset_is_tagged_and_pushed_again_without_a_commit(hub, dataset, c
     assert dataset.files.keys() == names | {".gitattributes"} and dataset.tags["v2"] == dataset.branches["main"]
     assert not any(request.startswith("PUT") for request in hub.requests[requests:])  # the card alone went up
 
+    tagged = dataset.tags["v2"]
+    (changed / "README.md").write_text((built / "README.md").read_text() + "\nAnother line.\n")
+    capsys.readouterr()
+    carolina_originality.main(["push", str(changed), "--repo", DATASET, "--tag", "v2"])
+    assert dataset.tags["v2"] == tagged != dataset.branches["main"]
+    assert f"commit {dataset.branches['main']}; the tag v2 stays at {tagged}" in capsys.readouterr().out
+
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
@@ -257,6 +265,33 @@ def test_the_card_tells_what_the_records_of_all_runs_say(hub, resumed, whole, cl
     assert f"{RUN}/eval-best/results.json" in files
 
 
+@pytest.mark.parametrize(
+    ("strategy", "task", "shown"),
+    [
+        ("baseline-causal", "text-generation", {"AutoModelForCausalLM", 'pipeline("text-generation"', "qwen3`"}),
+        ("baseline-masked", "fill-mask", {"AutoModelForMaskedLM", 'pipeline("fill-mask"'}),
+    ],
+)
+def test_the_card_shows_what_the_strategy_trains(whole, tmp_path, strategy, task, shown):
+    folder = tmp_path / f"{strategy}-64"
+    folder.mkdir()
+    for file in ("run.json", "metrics.jsonl", "finished.json"):
+        shutil.copy(whole / file, folder)
+    description = read_json(folder / "run.json")
+    description["settings"] |= {"strategy": strategy, "dataset": "data/carolina"}  # a folder, though it looks otherwise
+    (folder / "run.json").write_text(json.dumps(description))
+    model_card.write(tmp_path, MODEL)
+    text = (tmp_path / "README.md").read_text()
+    use = text.partition("## Use")[2].partition("`AutoModelForSequenceClassification`")[0]
+    tools = {"AutoModelForCausalLM", "AutoModelForMaskedLM", 'pipeline("text-generation"', 'pipeline("fill-mask"'}
+    assert {tool for tool in tools if tool in use} == shown & tools
+    assert (f"`{folder.name}/qwen3`" in text) == ("qwen3`" in shown)
+    assert ModelCard(text).data.pipeline_tag == task and not ModelCard(text).data.datasets
+    (folder / "finished.json").unlink()
+    model_card.write(tmp_path, MODEL)
+    assert f"{folder.name}/qwen3" not in (tmp_path / "README.md").read_text()
+
+
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_said_and_nothing_is_begun(
     hub, resumed, built, tokenizer_folder, place
 ):
@@ -318,6 +353,44 @@ def test_what_fails_for_a_while_is_tried_again(whole, tokenizer_folder, place, i
         assert published[f"{RUN}/{file.relative_to(whole)}"] == file.read_bytes()
 
 
+def test_interrupted_again_it_says_what_is_missing_and_leaves_the_thread_its_files(
+    hub, client, whole, tokenizer_folder, tmp_path, monkeypatch
+):
+    moving, folder = threading.Event(), tmp_path / RUN
+    shutil.copytree(whole, folder)
+    fault = hub.fail("PUT", "/large/", moving, times=100)
+    publisher = publishing.Publisher(publishing.Repository("org/twice"), folder, tokenizer_folder)
+    publisher.on_save(None, None, None)
+    while fault.times == 100:
+        time.sleep(0.01)
+    with pytest.raises(publishing.InputError, match=r"best, .* \(interrupted\)"):
+        publisher.finish(wait=False)
+    assert publisher._aside.is_dir()
+    moving.set()
+    publisher._thread.join(60)
+    hub.faults.clear()
+    assert f"{RUN}/finished.json" in hub.repos["model", "org/twice"].files
+
+    def refuse(path):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(publishing, "remove", refuse)
+    (folder / "config.yaml").write_text("changed: true")
+    with pytest.raises(publishing.InputError, match="card, code and records"):
+        publisher.finish(wait=False)
+
+
+def test_a_private_dataset_is_fetched_with_the_token_that_is_given_and_more_than_once_tried(
+    hub, dataset, client, impatient, tmp_path, monkeypatch
+):
+    no_token(hub, monkeypatch, tmp_path)
+    monkeypatch.setattr(dataset, "private", True)
+    assert fetched(DATASET, "dataset", ["manifest.json"]) == DATASET
+    hub.fail("GET", "/api/datasets", 500, times=2)
+    assert read_json(f"{fetched(DATASET, 'dataset', ['manifest.json'], READ)}/manifest.json")["dataset"]
+    hub.faults.clear()
+
+
 def bad_token(hub, patch, tmp_path):
     patch.setenv("HF_TOKEN", "hf_wrongToken")
 
@@ -366,7 +439,7 @@ def test_what_does_not_get_there_is_named_with_the_command_that_finishes_it(
     hub.faults.clear()
     message = str(caught.value)
     assert "\n" not in message and reason in message and "step_000012, best" in message
-    assert "training goes on" in capsys.readouterr().err
+    assert "this stops nothing" in capsys.readouterr().err
     assert contents(folder) == before and not list(folder.parent.glob("*partial"))
     if ("model", repo_id) in hub.repos:
         assert f"{RUN}/finished.json" not in hub.repos["model", repo_id].files
@@ -380,7 +453,7 @@ def test_a_run_whose_token_is_wrong_is_trained_all_the_same(hub, built, tokenize
     assert same_weights(place / "wrong" / RUN / "step_000012", whole / "step_000012")
     printed = (place / "wrong-log").read_text()
     last = printed.splitlines()[-1]
-    assert printed.count("training goes on") == 2  # said before any work, and once when publishing began
+    assert printed.count("this stops nothing") == 2  # said before any work, and once when publishing began
     assert last.startswith("error: not on the Hub yet: card, code and records, step_000003")
     assert "python -m flexqwen.publishing" in last
 
@@ -437,12 +510,16 @@ def test_what_the_repository_has_not_stays_where_its_checkpoint_is_fetched(
         publishing.remove(folder / file)
     (folder / "eval-mine").mkdir()
     (folder / "eval-mine" / "notes.txt").write_text("mine")
+    left, used = (tmp_path / f"{RUN}.hub.{pid}.partial" for pid in (2**22 + 1, os.getppid()))  # no such pid; one alive
+    left.mkdir()
+    used.mkdir()
     mine = contents(folder / "step_000009") | contents(folder / "eval-mine")
     publisher = publishing.Publisher(publishing.Repository(MODEL), folder, tokenizer_folder)
     publisher.look()
     assert publisher.take_up(read_json(whole / "run.json"), "resume", False, False)
     assert same_weights(folder / "step_000012", whole / "step_000012") and (folder / "finished.json").is_file()
     assert contents(folder / "step_000009") | contents(folder / "eval-mine") == mine
+    assert used.exists() and not left.exists()
 
 
 def test_a_branch_that_is_not_there_yet_is_looked_at_as_main(hub, client, resumed, whole, tokenizer_folder, tmp_path):
@@ -463,7 +540,7 @@ def test_a_branch_that_is_not_there_yet_is_looked_at_as_main(hub, client, resume
 
 
 def test_no_token_is_written_anywhere(hub, resumed, place):
-    """Runs last: it looks at all that the tests above left on disk and on the Hub, and at what they printed."""
+    """Runs last: it looks at what the tests above left in `place`, logs of runs among it, and on their common Hub."""
     secrets = [token.encode() for token in (WRITE, READ, "hf_wrongToken")]
     written = {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
     for (_, name), repo in hub.repos.items():
