@@ -73,8 +73,9 @@ def inspect(args) -> None:
 
 def push(args) -> None:
     repository = Repository(args.repo, "dataset", private=args.private or None)
-    tag, commit = publish(args.folder, repository, args.tag)
-    print(f"{repository.url}: version {tag}, commit {commit}")
+    tag, commit, tagged = publish(args.folder, repository, args.tag)
+    stays = f"; the tag {tag} stays at {tagged}, of the same build" if tagged != commit else ""
+    print(f"{repository.url}: version {tag}, commit {commit}{stays}")
 
 
 @command

@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     folder = runs.run_folder(args)
     with training.main_process_first(local=False):
         publisher = publisher_of(args, folder)
-        dataset = fetched(data.dataset, "dataset", ["manifest.json", f"data/{data.dataset_config}/*", "data/heldout/*"])
+        files = ["manifest.json", f"data/{data.dataset_config}/*", "data/heldout/*"]
+        dataset = fetched(data.dataset, "dataset", files, training.hub_token)
     check(args)
     phases = parse_phases(data.phases, data.sequence_length)
     tokenizer_digest = file_digest(Path(data.tokenizer) / "tokenizer.json")
@@ -54,12 +55,14 @@ def main(argv: list[str] | None = None) -> None:
         digests["model"] = digest([file_digest(file) for file in weights] or model_args.model_name_or_path)
     description = runs.describe(args, digests, made_by, ["train.py", *argv])
     description["data"] = summary(dataset, data.dataset_config)
+    description["dataset_is_of_the_hub"] = dataset != data.dataset  # the name alone does not tell it from a folder
     description["hardware"] = runs.hardware(training.world_size)
     _lock = runs.lock(folder) if training.process_index == 0 else None
     with training.main_process_first(local=False):
-        if publisher:
-            publisher.take_up(description, training.overwrite, training.resume_changed)
-    state = runs.state_of(folder, description, training.overwrite, training.resume_changed)
+        # First what lies here: where it is something else this raises, and nothing is fetched over it.
+        state = runs.state_of(folder, description, training.overwrite, training.resume_changed)
+        if publisher and publisher.take_up(description, state, training.overwrite, training.resume_changed):
+            state = runs.state_of(folder, description, training.overwrite, training.resume_changed)
     if state == "finished":
         print(f"run: {folder} is already finished, with the same settings and data; reused")
         if publisher:

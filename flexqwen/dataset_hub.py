@@ -12,8 +12,10 @@ from flexqwen.texts import count_texts
 PATTERNS = ("README.md", "manifest.json", "figures/*.png", "data/*/*.parquet")  # nothing else is uploaded
 
 
-def publish(folder: Path, repository: Repository, tag: str | None = None) -> tuple[str, str]:
-    """Makes one commit of what changed, and tags it; returns the tag and the commit.
+def publish(folder: Path, repository: Repository, tag: str | None = None) -> tuple[str, str, str]:
+    """Makes one commit of what changed, and tags it; returns the tag, the commit, and that of the tag.
+
+    The two differ where the tag was there and only the card has changed since: the tag stays at the text it was given.
 
     Files of an earlier build that this one has not are deleted, and so is a `carolina_originality.py`: datasets takes a
     script of the repository's name for a loader, and refuses to load.
@@ -56,7 +58,7 @@ def built_files(folder: Path) -> dict[str, Path]:
     return {file.relative_to(folder).as_posix(): file for pattern in PATTERNS for file in sorted(folder.glob(pattern))}
 
 
-def _publish(files: dict[str, Path], repository: Repository, tag: str, temporary: Path) -> tuple[str, str]:
+def _publish(files: dict[str, Path], repository: Repository, tag: str, temporary: Path) -> tuple[str, str, str]:
     there = persistently(repository.files)
     if there - {".gitattributes"}:
         persistently(lambda: repository.fetch(["manifest.json"], temporary / "there"))
@@ -79,4 +81,4 @@ def _publish(files: dict[str, Path], repository: Repository, tag: str, temporary
     commit = persistently(lambda: repository.commit(files | {"README.md": card}, message, stale))
     if tag not in tags:
         persistently(lambda: repository.tag(tag, commit))
-    return tag, tags.get(tag, commit)
+    return tag, commit, tags.get(tag, commit)

@@ -8,7 +8,12 @@ import time
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from flexqwen.cli import InputError
 from flexqwen.outputs import remove
@@ -37,6 +42,7 @@ class Repository:
         if not REPO_ID.fullmatch(repo_id):
             raise InputError(f"{repo_id!r} names no repository of the Hub; give <user or organisation>/<name>")
         self.repo_id, self.kind, self.private, self.revision = repo_id, kind, private, revision
+        self._readable = revision  # the branch that stands for it as long as it is not there
         self._api = HfApi(token=token)
 
     @property
@@ -50,11 +56,17 @@ class Repository:
             self._api.create_branch(self.repo_id, repo_type=self.kind, branch=self.revision, exist_ok=True)
 
     def files(self) -> set[str]:
-        """Paths of all files; none where there is no such repository or branch."""
-        try:
-            return set(self._api.list_repo_files(self.repo_id, repo_type=self.kind, revision=self.revision))
-        except (RepositoryNotFoundError, RevisionNotFoundError):
-            return set()
+        """Paths of all files; none where there is no such repository.
+
+        A branch that is not there yet has those of main, from which `create` will make it.
+        """
+        for revision in dict.fromkeys((self.revision, None)):
+            self._readable = revision
+            try:
+                return set(self._api.list_repo_files(self.repo_id, repo_type=self.kind, revision=revision))
+            except (RepositoryNotFoundError, RevisionNotFoundError):
+                continue
+        return set()
 
     def fetch(self, patterns: list[str], folder: Path) -> None:
         """Downloads the files of these patterns into `folder`; called again it goes on where it was cut."""
@@ -62,7 +74,7 @@ class Repository:
             folder.mkdir(parents=True, exist_ok=True)
             return
         self._api.snapshot_download(
-            self.repo_id, repo_type=self.kind, revision=self.revision, allow_patterns=patterns, local_dir=folder
+            self.repo_id, repo_type=self.kind, revision=self._readable, allow_patterns=patterns, local_dir=folder
         )
         remove(folder / ".cache")
 
@@ -87,7 +99,8 @@ class Repository:
         return {ref.name: ref.target_commit for ref in refs.tags}
 
     def tag(self, name: str, commit: str) -> None:
-        self._api.create_tag(self.repo_id, repo_type=self.kind, tag=name, revision=commit)
+        """Tags a commit; where the tag is there, as when an answer was lost, it stays."""
+        self._api.create_tag(self.repo_id, repo_type=self.kind, tag=name, revision=commit, exist_ok=True)
 
 
 def reason(error: BaseException) -> str:
@@ -114,6 +127,8 @@ def is_permanent(error: BaseException) -> bool:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return 400 <= status < 500 and status not in (408, 409, 412, 429)
+    if isinstance(error, OfflineModeIsEnabled):  # which is a ConnectionError, but as the user wants it
+        return True
     return isinstance(error, (OSError, ValueError, InputError)) and not isinstance(
         error, (ConnectionError, TimeoutError)
     )
@@ -130,15 +145,16 @@ def persistently(action):
             time.sleep(wait)
 
 
-def fetched(name: str, kind: str, patterns: list[str]) -> str:
+def fetched(name: str, kind: str, patterns: list[str], token: str | None = None) -> str:
     """`name` itself if it is a folder; if it names a repository of the Hub, a local copy of these of its files.
 
-    Where they cannot be had, that is said, and `name` returned as it is.
+    Where they cannot be had, that is said, and `name` returned as it is. Where the Hub cannot be reached, the copy is
+    what was fetched before, which may be less.
     """
     if os.path.exists(name) or not REPO_ID.fullmatch(name):
         return name
     try:
-        return HfApi().snapshot_download(name, repo_type=kind, allow_patterns=patterns)
+        return persistently(lambda: HfApi(token=token).snapshot_download(name, repo_type=kind, allow_patterns=patterns))
     except Exception as error:
         print(f"note: {name} cannot be had from the Hub: {reason(error)}", file=sys.stderr)
         return name

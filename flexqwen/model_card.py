@@ -7,31 +7,39 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from flexqwen.hub import REPO_ID
+from flexqwen.objectives import ObjectiveArguments
 from flexqwen.outputs import read_json
 from flexqwen.results import RESULTS, Result, table
 
 CORPUS = "carolina-c4ai/corpus-carolina"
 BENCHMARKS = {"multiblimp_por": ("jumelet/multiblimp", "por")}  # task -> dataset of the Hub, and its task there
+TAGS = {"masked": "masked-language-modeling", "causal": "causal-lm"}
 TASK_TYPES = {"fused": "text-generation", "causal": "text-generation", "masked": "fill-mask"}
 
-_USE = """\
-```python
-import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, pipeline
-
-repo, best = "{repo}", "{run}/best"
-tokenizer = AutoTokenizer.from_pretrained(repo)
+_CAUSAL = """\
 model = AutoModelForCausalLM.from_pretrained(repo, subfolder=best, trust_remote_code=True)
 inputs = tokenizer("O Brasil é grande.", return_tensors="pt")
 model(**inputs)  # causal: exactly Qwen3
+"""
+_BOTH = """\
 model(**inputs, is_causal=False)  # bidirectional, the same weights
 model(**inputs, prefix_length=torch.tensor([3]))  # the first three tokens see each other, the rest is causal
+"""
+_GENERATION = """\
 
 pipeline("text-generation", model, tokenizer=tokenizer)("O Brasil", max_new_tokens=20)
+"""
+_MASKED = """\
 masked = AutoModelForMaskedLM.from_pretrained(repo, subfolder=best, trust_remote_code=True)
 pipeline("fill-mask", masked, tokenizer=tokenizer)("O Brasil é um <mask> grande.")
-```
+"""
+_USE = """\
+```python
+{imports}
+
+repo, best = "{repo}", "{run}/best"
+tokenizer = AutoTokenizer.from_pretrained(repo)
+{code}```
 
 Pin what you load with `revision="<commit>"`. `AutoModelForSequenceClassification`, `…TokenClassification` and
 `…QuestionAnswering` give encoders to fine-tune, bidirectional by default."""
@@ -79,6 +87,16 @@ class Run:
     def settings(self) -> dict:
         return self.description["settings"]
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that it was trained in."""
+        return ObjectiveArguments(strategy=self.settings["strategy"]).modes
+
+    @property
+    def dataset(self) -> str | None:
+        """Its dataset on the Hub; None where it came from a folder, which may look like such a name."""
+        return self.settings["dataset"] if self.description.get("dataset_is_of_the_hub") else None
+
 
 def read_run(folder: Path) -> Run:
     """Reads `run.json`, `metrics.jsonl`, `finished.json` and `eval-*/results.json` of a run's folder."""
@@ -119,10 +137,12 @@ def write(folder: Path, repo_id: str) -> dict[str, Path]:
 
 
 def _metadata(runs: list[Run], repo_id: str) -> ModelCardData:
-    datasets = [run.settings["dataset"] for run in runs if REPO_ID.fullmatch(run.settings["dataset"])]
+    datasets = [run.dataset for run in runs if run.dataset]
     if not all(_generated(run) for run in runs):
         datasets.append(CORPUS)
-    tags = ["qwen3", "masked-language-modeling", "causal-lm", "hybrid-objective", "data-efficient-pretraining"]
+    modes = {mode for run in runs for mode in run.modes}
+    tags = ["qwen3", *(tag for mode, tag in TAGS.items() if mode in modes), "data-efficient-pretraining"]
+    tags += ["hybrid-objective"] if any(len(run.modes) > 1 for run in runs) else []
     results = [
         EvalResult(
             task_type=TASK_TYPES.get(row.mode, "text-classification"),
@@ -141,7 +161,7 @@ def _metadata(runs: list[Run], repo_id: str) -> ModelCardData:
         language="pt",
         license="apache-2.0",
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=TASK_TYPES[_example(runs).modes[0]],
         tags=[*tags, "portuguese", "custom_code"],
         datasets=list(dict.fromkeys(datasets)) or None,
         model_name=repo_id.split("/")[1] if results else None,
@@ -158,8 +178,7 @@ def _entries(runs: list[Run]) -> dict[str, list[EvalResultEntry]]:
                 dataset = BENCHMARKS.get(row.task) if row.subset == "all" else None
                 of_training = made_by["dataset_digest"] == run.description["digests"]["dataset"]
                 if (row.task, row.metric) == ("bits_per_byte", "bits_per_byte") and of_training:
-                    hub_id = run.settings["dataset"]
-                    dataset = (hub_id, f"heldout/{row.subset}") if REPO_ID.fullmatch(hub_id) else None
+                    dataset = (run.dataset, f"heldout/{row.subset}") if run.dataset else None
                 if dataset:
                     notes = (
                         f"{run.name}/{checkpoint}, {row.mode} mode, {row.metric}, 95 % {_interval(row)}, n = {row.n}"
@@ -180,10 +199,9 @@ def _generated(run: Run) -> bool:
 def _body(runs: list[Run], repo_id: str) -> str:
     warning = _GENERATED if any(_generated(run) for run in runs) else ""
     sections = "\n\n".join(_section(run) for run in runs)
-    first = runs[0].name
-    qwen3 = next(
-        (_QWEN3.format(run=r.name, repo=repo_id) for r in runs if r.settings["strategy"] != "baseline-masked"), ""
-    )
+    # Which is made of a finished run, and is causal.
+    has_qwen3 = [run.name for run in runs if run.finished and "causal" in run.modes]
+    qwen3 = _QWEN3.format(run=has_qwen3[0], repo=repo_id) if has_qwen3 else ""
     return f"""\
 # {repo_id.split("/")[1]}
 
@@ -192,7 +210,7 @@ bidirectionally, or with a bidirectional prefix, chosen per call.
 
 ## Use
 
-{_USE.format(repo=repo_id, run=first)}
+{_use(_example(runs), repo_id)}
 {qwen3}
 
 ## Runs
@@ -215,6 +233,21 @@ header names: see the dataset's `license` column.
 
 {_CITATION}
 """
+
+
+def _example(runs: list[Run]) -> Run:
+    """The run that the examples are of: the first of those that do most."""
+    return max(runs, key=lambda run: len(run.modes))
+
+
+def _use(run: Run, repo_id: str) -> str:
+    """How to load a run, in the modes that it was trained in and in no other."""
+    causal, masked = ("causal" in run.modes, "masked" in run.modes)
+    code = (_CAUSAL + (_BOTH if masked else "") + _GENERATION if causal else "") + (_MASKED if masked else "")
+    classes = [name for name in ("AutoModelForCausalLM", "AutoModelForMaskedLM") if name in code]
+    imports = f"from transformers import {', '.join(classes)}, AutoTokenizer, pipeline"
+    imports = f"import torch\n{imports}" if "torch." in code else imports
+    return _USE.format(repo=repo_id, run=run.name, imports=imports, code=code)
 
 
 def _section(run: Run) -> str:

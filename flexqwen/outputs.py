@@ -25,16 +25,21 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
-        pid = left.name[len(path.name) + 1 : -len(".partial")]
-        if left == partial or (pid.isdecimal() and not _is_running(int(pid))):
-            remove(left)
+    remove_left(path)
     try:
         yield partial
         put(partial, path)
     except BaseException:
         remove(partial)
         raise
+
+
+def remove_left(path: Path) -> None:
+    """Removes what this process, or one that was killed, left beside `path` as `<path>.<pid>.partial`."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        pid = left.name[len(path.name) + 1 : -len(".partial")]
+        if pid.isdecimal() and (int(pid) == os.getpid() or not _is_running(int(pid))):
+            remove(left)
 
 
 def put(partial: Path, path: Path) -> None:

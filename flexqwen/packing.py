@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from flexqwen.cli import InputError
 from flexqwen.outputs import digest, file_digest, write_json, written_aside
-from flexqwen.texts import count_texts, dataset_digest, read_texts
+from flexqwen.texts import check_whole, count_texts, dataset_digest, read_texts
 
 FORMAT = 2  # of the folder; a change makes old folders stale
 ENCODE_BATCH = 2048  # documents handed to the tokenizer's threads at once
@@ -173,6 +173,8 @@ def token_store(
         return PackedRows(folder)
     if not Path(dataset).exists():
         raise InputError(f"no dataset in {dataset}, and no token store {folder}")
+    check_whole(dataset, config, "train")
+    check_whole(dataset, "heldout", "validation")
 
     ids: list[str] = []
     pieces: list[np.ndarray] = []

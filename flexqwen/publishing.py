@@ -16,12 +16,13 @@ there. No pickle is published but the states of optimizer, schedule and random g
 """
 
 import os
+import shlex
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub.utils import disable_progress_bars
@@ -34,7 +35,7 @@ from flexqwen import model_card
 from flexqwen.cli import ArgumentParser, InputError, command, path
 from flexqwen.export import export
 from flexqwen.hub import Repository, is_permanent, persistently, reason
-from flexqwen.outputs import file_digest, put, read_json, remove
+from flexqwen.outputs import file_digest, put, read_json, remove, remove_left
 from flexqwen.results import RESULTS
 from flexqwen.runs import checkpoints, differences, last_checkpoint
 
@@ -63,6 +64,7 @@ class Publisher(TrainerCallback):
         self.repository, self.run, self.tokenizer, self.results = repository, run, tokenizer, results or []
         self._there: set[str] | None = None  # files that the repository had
         self._is_checked, self._may_change = False, (False, False)
+        self._differs = False  # whether the repository's run has other settings
         self._replaced: set[str] = set()  # those of another run, to be deleted
         self._published: dict[str, dict] = {}  # part -> what its files were
         self._failure: str | None = None
@@ -79,12 +81,14 @@ class Publisher(TrainerCallback):
         Raises:
             InputError: it holds something else. Where the Hub cannot be reached it says so, and nothing is raised.
         """
+        with suppress(OSError):  # it is in nobody's way
+            remove_left(self._aside.with_name(f"{self.run.name}.hub"))
         try:
             self._look()
         except InputError:
             raise
         except Exception as error:
-            self._say(f"{self.repository.url} cannot be read ({reason(error)}); training goes on")
+            self._say(f"{self.repository.url} cannot be read ({reason(error)}); this stops nothing, it is tried again")
 
     def _look(self) -> None:
         there = persistently(self.repository.files)
@@ -129,31 +133,45 @@ class Publisher(TrainerCallback):
                 f"{self.repository.url} holds a run {name} with other settings ({'; '.join(changes)}); pass another "
                 "--hub_model_id, --overwrite to replace it, or --resume_changed to go on from its last checkpoint"
             )
-        self._is_checked = True
+        self._is_checked, self._differs = True, bool(changes)
         if changes and overwrite:
             self._replaced = {f"{name}/{file}" for file in there}
             return set()
         return there
 
-    def take_up(self, description: dict, overwrite: bool, resume_changed: bool) -> None:
+    def take_up(self, description: dict, state: str, overwrite: bool, resume_changed: bool) -> bool:
         """Fetches this run's records and last checkpoint, if it has got further in the repository than on this disk.
+
+        Args:
+            state: what `runs.state_of` says of the folder. A "new" one holds nothing that is to be kept; what another
+                one holds and the repository has not, such as earlier checkpoints and results, stays.
+
+        Returns:
+            Whether something was fetched.
 
         Raises:
             InputError: as `compare`; or the checkpoint cannot be fetched.
         """
         name, there = self.run.name, self.compare(description, overwrite, resume_changed)
         steps = {file.split("/")[0] for file in there if file.startswith("step_")}
-        last, mine = max(steps, key=lambda step: int(step[5:]), default=None), last_checkpoint(self.run)
-        if last is None or (self.run / "finished.json").is_file():
-            return
-        is_finished = "finished.json" in there
-        if mine is not None and int(mine.name[5:]) >= int(last[5:]) and not is_finished:
-            return
+        last, is_finished = max(steps, key=lambda step: int(step[5:]), default=None), LAST in there
+        if last is None or state == "finished":
+            return False
+        if state == "resume":
+            if self._differs or differences(read_json(self.run / "run.json"), description):
+                return False  # with --resume_changed; the checkpoints of two runs in one folder would be mixed up
+            if int(last_checkpoint(self.run).name[5:]) >= int(last[5:]) and not is_finished:
+                return False
         self.run.parent.mkdir(parents=True, exist_ok=True)
-        wanted = [*RECORDS, "finished.json", "logs/*", "best/*", f"{last}/*"]
+        wanted = [*RECORDS, LAST, "logs/*", "best/*", f"{last}/*"]
         with self._fetched([f"{name}/{pattern}" for pattern in wanted]) as fetched:
-            put(fetched / name, self.run)
+            if state == "new":
+                put(fetched / name, self.run)
+            else:  # the checkpoint after what goes with it, so that a killed process leaves what is fetched again
+                for entry in sorted((fetched / name).iterdir(), key=lambda e: (e.name == LAST, e.name == last)):
+                    put(entry, self.run / entry.name)
         self._say(f"{name} was fetched from {self.repository.url}, " + ("finished" if is_finished else f"with {last}"))
+        return True
 
     @contextmanager
     def _fetched(self, patterns: list[str]) -> Iterator[Path]:
@@ -215,14 +233,17 @@ class Publisher(TrainerCallback):
         if not wait:
             self._failure = "interrupted"
         missing = [name for name, files in self._parts() if self._published.get(name) != seen(files)]
-        remove(self._aside)
+        if not self._thread.is_alive():  # else, interrupted again, it still writes there; the next start clears it
+            with suppress(OSError):  # what is to be said is more than a folder that stays
+                remove(self._aside)
         if missing:
-            revision = f" --revision {self.repository.revision}" if self.repository.revision else ""
-            results = "".join(f" --results {folder}" for folder in self.results)
+            words = [self.run, "--tokenizer", self.tokenizer, "--repo", self.repository.repo_id]
+            words += ["--revision", self.repository.revision] if self.repository.revision else []
+            words += ["--private"] if self.repository.private else []
+            words += ["--results", *self.results] if self.results else []
             raise InputError(
-                f"not on the Hub yet: {', '.join(missing)} ({self._failure}); all of it is in {self.run}; "
-                f"to finish: python -m flexqwen.publishing {self.run} --tokenizer {self.tokenizer} "
-                f"--repo {self.repository.repo_id}{revision}{results}"
+                f"not on the Hub yet: {', '.join(missing)} ({self._failure or 'changed while it was looked at'}); "
+                f"all of it is in {self.run}; to finish: python -m flexqwen.publishing {shlex.join(map(str, words))}"
             )
         print(f"hub:        {self.repository.url}")
 
@@ -263,7 +284,7 @@ class Publisher(TrainerCallback):
             self._failure = None
         except Exception as error:
             if self._failure is None:
-                self._say(f"not everything is on the Hub yet ({reason(error)}); training goes on, it is tried again")
+                self._say(f"not everything is on the Hub yet ({reason(error)}); this stops nothing, it is tried again")
             self._failure = reason(error)
             return error
         return None

@@ -51,6 +51,22 @@ def count_texts(folder: str | Path, config: str, split: str) -> int:
     return sum(pq.read_metadata(file).num_rows for file in parquet_files(folder, config, split))
 
 
+def check_whole(folder: str | Path, config: str, split: str) -> None:
+    """Compares a split with the manifest: a copy may have been cut, or be what an earlier download left.
+
+    Raises:
+        InputError: it lacks documents.
+    """
+    splits = (read_json(Path(folder) / "manifest.json") or {}).get("splits", {})
+    found = count_texts(folder, config, split)
+    wanted = splits.get(f"{config}/{split}", {}).get("documents", found)
+    if found != wanted:
+        raise InputError(
+            f"{config}/{split} in {folder} has {found:,} of the {wanted:,} documents of its manifest; copy it again, "
+            "or run again where the Hub can be reached"
+        )
+
+
 def read_texts(folder: str | Path, config: str, split: str, limit: int | None = None) -> Iterator[tuple[str, str]]:
     """Yields `(id, text)` of each document of a split in file order, at most `limit` of them."""
     import pyarrow.parquet as pq

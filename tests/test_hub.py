@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,8 @@ from safetensors.torch import load_file
 
 import carolina_originality
 import eval as evaluation
-from flexqwen import publishing
+from flexqwen import model_card, publishing
+from flexqwen.hub import fetched
 from flexqwen.outputs import file_digest, read_json
 from tests.hub_server import READ, WRITE, HubServer
 from tests.runs import connect, logged, options, run, same_weights, start
@@ -190,6 +192,13 @@ def test_the_dataset_is_tagged_and_pushed_again_without_a_commit(hub, dataset, c
     assert dataset.files.keys() == names | {".gitattributes"} and dataset.tags["v2"] == dataset.branches["main"]
     assert not any(request.startswith("PUT") for request in hub.requests[requests:])  # the card alone went up
 
+    tagged = dataset.tags["v2"]
+    (changed / "README.md").write_text((built / "README.md").read_text() + "\nAnother line.\n")
+    capsys.readouterr()
+    carolina_originality.main(["push", str(changed), "--repo", DATASET, "--tag", "v2"])
+    assert dataset.tags["v2"] == tagged != dataset.branches["main"]
+    assert f"commit {dataset.branches['main']}; the tag v2 stays at {tagged}" in capsys.readouterr().out
+
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
@@ -256,6 +265,33 @@ def test_the_card_tells_what_the_records_of_all_runs_say(hub, resumed, whole, cl
     assert f"{RUN}/eval-best/results.json" in files
 
 
+@pytest.mark.parametrize(
+    ("strategy", "task", "shown"),
+    [
+        ("baseline-causal", "text-generation", {"AutoModelForCausalLM", 'pipeline("text-generation"', "qwen3`"}),
+        ("baseline-masked", "fill-mask", {"AutoModelForMaskedLM", 'pipeline("fill-mask"'}),
+    ],
+)
+def test_the_card_shows_what_the_strategy_trains(whole, tmp_path, strategy, task, shown):
+    folder = tmp_path / f"{strategy}-64"
+    folder.mkdir()
+    for file in ("run.json", "metrics.jsonl", "finished.json"):
+        shutil.copy(whole / file, folder)
+    description = read_json(folder / "run.json")
+    description["settings"] |= {"strategy": strategy, "dataset": "data/carolina"}  # a folder, though it looks otherwise
+    (folder / "run.json").write_text(json.dumps(description))
+    model_card.write(tmp_path, MODEL)
+    text = (tmp_path / "README.md").read_text()
+    use = text.partition("## Use")[2].partition("`AutoModelForSequenceClassification`")[0]
+    tools = {"AutoModelForCausalLM", "AutoModelForMaskedLM", 'pipeline("text-generation"', 'pipeline("fill-mask"'}
+    assert {tool for tool in tools if tool in use} == shown & tools
+    assert (f"`{folder.name}/qwen3`" in text) == ("qwen3`" in shown)
+    assert ModelCard(text).data.pipeline_tag == task and not ModelCard(text).data.datasets
+    (folder / "finished.json").unlink()
+    model_card.write(tmp_path, MODEL)
+    assert f"{folder.name}/qwen3" not in (tmp_path / "README.md").read_text()
+
+
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_said_and_nothing_is_begun(
     hub, resumed, built, tokenizer_folder, place
 ):
@@ -317,6 +353,44 @@ def test_what_fails_for_a_while_is_tried_again(whole, tokenizer_folder, place, i
         assert published[f"{RUN}/{file.relative_to(whole)}"] == file.read_bytes()
 
 
+def test_interrupted_again_it_says_what_is_missing_and_leaves_the_thread_its_files(
+    hub, client, whole, tokenizer_folder, tmp_path, monkeypatch
+):
+    moving, folder = threading.Event(), tmp_path / RUN
+    shutil.copytree(whole, folder)
+    fault = hub.fail("PUT", "/large/", moving, times=100)
+    publisher = publishing.Publisher(publishing.Repository("org/twice"), folder, tokenizer_folder)
+    publisher.on_save(None, None, None)
+    while fault.times == 100:
+        time.sleep(0.01)
+    with pytest.raises(publishing.InputError, match=r"best, .* \(interrupted\)"):
+        publisher.finish(wait=False)
+    assert publisher._aside.is_dir()
+    moving.set()
+    publisher._thread.join(60)
+    hub.faults.clear()
+    assert f"{RUN}/finished.json" in hub.repos["model", "org/twice"].files
+
+    def refuse(path):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(publishing, "remove", refuse)
+    (folder / "config.yaml").write_text("changed: true")
+    with pytest.raises(publishing.InputError, match="card, code and records"):
+        publisher.finish(wait=False)
+
+
+def test_a_private_dataset_is_fetched_with_the_token_that_is_given_and_more_than_once_tried(
+    hub, dataset, client, impatient, tmp_path, monkeypatch
+):
+    no_token(hub, monkeypatch, tmp_path)
+    monkeypatch.setattr(dataset, "private", True)
+    assert fetched(DATASET, "dataset", ["manifest.json"]) == DATASET
+    hub.fail("GET", "/api/datasets", 500, times=2)
+    assert read_json(f"{fetched(DATASET, 'dataset', ['manifest.json'], READ)}/manifest.json")["dataset"]
+    hub.faults.clear()
+
+
 def bad_token(hub, patch, tmp_path):
     patch.setenv("HF_TOKEN", "hf_wrongToken")
 
@@ -354,8 +428,10 @@ def full_disk(hub, patch, tmp_path):
 def test_what_does_not_get_there_is_named_with_the_command_that_finishes_it(
     hub, client, whole, tokenizer_folder, impatient, tmp_path, capsys, trouble, reason
 ):
-    repo_id, before = f"org/{trouble.__name__}", contents(whole)
-    publisher = publishing.Publisher(publishing.Repository(repo_id), whole, tokenizer_folder)
+    repo_id, folder = f"org/{trouble.__name__}", tmp_path / "my runs" / RUN
+    shutil.copytree(whole, folder)
+    before = contents(folder)
+    publisher = publishing.Publisher(publishing.Repository(repo_id, private=True), folder, tokenizer_folder)
     with pytest.MonkeyPatch.context() as patch:
         trouble(hub, patch, tmp_path)
         with pytest.raises(publishing.InputError) as caught, publisher.publishing():
@@ -363,12 +439,12 @@ def test_what_does_not_get_there_is_named_with_the_command_that_finishes_it(
     hub.faults.clear()
     message = str(caught.value)
     assert "\n" not in message and reason in message and "step_000012, best" in message
-    assert "training goes on" in capsys.readouterr().err
-    assert contents(whole) == before and not list(whole.parent.glob("*partial"))
-    assert "finished.json" not in hub.repos["model", repo_id].files if ("model", repo_id) in hub.repos else True
-    command = message.split("python -m flexqwen.publishing ")[1].split()
-    publishing.main(command)
-    assert f"{RUN}/finished.json" in hub.repos["model", repo_id].files
+    assert "this stops nothing" in capsys.readouterr().err
+    assert contents(folder) == before and not list(folder.parent.glob("*partial"))
+    if ("model", repo_id) in hub.repos:
+        assert f"{RUN}/finished.json" not in hub.repos["model", repo_id].files
+    publishing.main(shlex.split(message.split("python -m flexqwen.publishing ")[1]))
+    assert hub.repos["model", repo_id].private and f"{RUN}/finished.json" in hub.repos["model", repo_id].files
 
 
 def test_a_run_whose_token_is_wrong_is_trained_all_the_same(hub, built, tokenizer_folder, whole, place):
@@ -377,7 +453,7 @@ def test_a_run_whose_token_is_wrong_is_trained_all_the_same(hub, built, tokenize
     assert same_weights(place / "wrong" / RUN / "step_000012", whole / "step_000012")
     printed = (place / "wrong-log").read_text()
     last = printed.splitlines()[-1]
-    assert printed.count("training goes on") == 2  # said before any work, and once when publishing began
+    assert printed.count("this stops nothing") == 2  # said before any work, and once when publishing began
     assert last.startswith("error: not on the Hub yet: card, code and records, step_000003")
     assert "python -m flexqwen.publishing" in last
 
@@ -407,8 +483,64 @@ def test_a_repository_of_something_else_stops_the_run_before_any_work(
     assert not (place / "refused" / RUN).exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "message"), [("run.json", "learning_rate: 0.5 -> 0.01"), ("notes.txt", "is not empty and holds no run")]
+)
+def test_nothing_is_fetched_over_another_run_or_other_files(
+    hub, resumed, whole, built, tokenizer_folder, tmp_path, file, message
+):
+    folder = tmp_path / "runs" / RUN
+    shutil.copytree(whole, folder)
+    (folder / "run.json").rename(folder / file)
+    text = (folder / file).read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.5')
+    (folder / file).write_text(text)
+    (folder / "finished.json").unlink()
+    before = contents(folder)
+    arguments = options(built, tokenizer_folder, folder.parent, push_to_hub=True, hub_model_id=MODEL)
+    assert run(arguments, tmp_path / "log", hub=(hub.url, str(tmp_path / "home"), WRITE)) == 2
+    assert message in (tmp_path / "log").read_text() and contents(folder) == before
+
+
+def test_what_the_repository_has_not_stays_where_its_checkpoint_is_fetched(
+    hub, client, resumed, whole, tokenizer_folder, tmp_path
+):
+    folder = tmp_path / RUN
+    shutil.copytree(whole, folder)
+    for file in ("step_000012", "best", "finished.json"):
+        publishing.remove(folder / file)
+    (folder / "eval-mine").mkdir()
+    (folder / "eval-mine" / "notes.txt").write_text("mine")
+    left, used = (tmp_path / f"{RUN}.hub.{pid}.partial" for pid in (2**22 + 1, os.getppid()))  # no such pid; one alive
+    left.mkdir()
+    used.mkdir()
+    mine = contents(folder / "step_000009") | contents(folder / "eval-mine")
+    publisher = publishing.Publisher(publishing.Repository(MODEL), folder, tokenizer_folder)
+    publisher.look()
+    assert publisher.take_up(read_json(whole / "run.json"), "resume", False, False)
+    assert same_weights(folder / "step_000012", whole / "step_000012") and (folder / "finished.json").is_file()
+    assert contents(folder / "step_000009") | contents(folder / "eval-mine") == mine
+    assert used.exists() and not left.exists()
+
+
+def test_a_branch_that_is_not_there_yet_is_looked_at_as_main(hub, client, resumed, whole, tokenizer_folder, tmp_path):
+    description = read_json(whole / "run.json")
+    other = description | {"settings": description["settings"] | {"learning_rate": 0.5}}
+    repository = publishing.Repository(MODEL, revision="branch")
+    publisher = publishing.Publisher(repository, tmp_path / RUN, tokenizer_folder)
+    publisher.look()
+    with pytest.raises(publishing.InputError, match="with other settings"):
+        publisher.compare(other)
+    assert publisher.take_up(description, "new", False, False)
+    assert same_weights(tmp_path / RUN / "step_000012", whole / "step_000012")
+    assert "branch" not in hub.repos["model", MODEL].branches
+    if ("model", "org/someone") not in hub.repos:
+        hub.new("model", "org/someone", {"notes.txt": b"mine"})
+    with pytest.raises(publishing.InputError, match="holds something else"):
+        publishing.Publisher(publishing.Repository("org/someone", revision="new"), whole, tokenizer_folder).look()
+
+
 def test_no_token_is_written_anywhere(hub, resumed, place):
-    """Runs last: it looks at all that the tests above left on disk and on the Hub, and at what they printed."""
+    """Runs last: it looks at what the tests above left in `place`, logs of runs among it, and on their common Hub."""
     secrets = [token.encode() for token in (WRITE, READ, "hf_wrongToken")]
     written = {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
     for (_, name), repo in hub.repos.items():

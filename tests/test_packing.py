@@ -1,5 +1,7 @@
 """Rows hold every token once, documents are cut only when they must be, positions restart where documents do."""
 
+import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -91,6 +93,16 @@ def test_a_store_is_reused_and_the_same_bytes_come_out_again(
     anew = token_store(*arguments, str(tmp_path))
     assert (anew.folder / "rows.bin").read_bytes() == (store.folder / "rows.bin").read_bytes()
     assert anew.folder.name == store.folder.name
+
+
+def test_a_dataset_that_lacks_documents_of_its_manifest_is_not_packed(built, tokenizer, tokenizer_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(built, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["splits"]["gold/train"]["documents"] += 1  # as if a second Parquet file had not been copied
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"gold/train in .* documents of its manifest; copy it again"):
+        token_store(str(copy), dataset_digest(copy), "gold", tokenizer, str(tokenizer_folder), 128, str(tmp_path))
 
 
 def test_a_missing_store_or_split_is_named(built, tokenizer, tokenizer_folder, tmp_path):
