@@ -78,7 +78,7 @@ def bits_per_byte(rows: list[Result], path: Path) -> None:
     axes.text(len(rows) - 0.6, baseline, f"{name} {baseline:.2f}", ha="right", va="bottom")
     axes.set_xticks(range(len(rows)), [row.mode for row in rows])
     axes.set_ylabel("bits per byte (lower is better)")
-    axes.set_title(f"{rows[0].task}, n = {rows[0].n:,} documents, 95 % intervals")
+    axes.set_title(f"{rows[0].task}, n = {rows[0].n:,} texts, 95 % intervals")
     axes.set_ylim(0, max(baseline, *(row.interval[1] for row in rows)) * 1.15)
     save(figure, path)
 
