@@ -358,7 +358,7 @@ def test_interrupted_again_it_says_what_is_missing_and_leaves_the_thread_its_fil
 ):
     moving, folder = threading.Event(), tmp_path / RUN
     shutil.copytree(whole, folder)
-    fault = hub.fail("PUT", "/large/", moving, times=100)
+    fault = hub.fail("POST", "/commit/", moving, times=100)
     publisher = publishing.Publisher(publishing.Repository("org/twice"), folder, tokenizer_folder)
     publisher.on_save(None, None, None)
     while fault.times == 100:
