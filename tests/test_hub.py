@@ -353,33 +353,6 @@ def test_what_fails_for_a_while_is_tried_again(whole, tokenizer_folder, place, i
         assert published[f"{RUN}/{file.relative_to(whole)}"] == file.read_bytes()
 
 
-def test_interrupted_again_it_says_what_is_missing_and_leaves_the_thread_its_files(
-    hub, client, whole, tokenizer_folder, tmp_path, monkeypatch
-):
-    moving, folder = threading.Event(), tmp_path / RUN
-    shutil.copytree(whole, folder)
-    fault = hub.fail("PUT", "/large/", moving, times=100)
-    publisher = publishing.Publisher(publishing.Repository("org/twice"), folder, tokenizer_folder)
-    publisher.on_save(None, None, None)
-    while fault.times == 100:
-        time.sleep(0.01)
-    with pytest.raises(publishing.InputError, match=r"best, .* \(interrupted\)"):
-        publisher.finish(wait=False)
-    assert publisher._aside.is_dir()
-    moving.set()
-    publisher._thread.join(60)
-    hub.faults.clear()
-    assert f"{RUN}/finished.json" in hub.repos["model", "org/twice"].files
-
-    def refuse(path):
-        raise OSError(errno.EBUSY, "Device or resource busy")
-
-    monkeypatch.setattr(publishing, "remove", refuse)
-    (folder / "config.yaml").write_text("changed: true")
-    with pytest.raises(publishing.InputError, match="card, code and records"):
-        publisher.finish(wait=False)
-
-
 def test_a_private_dataset_is_fetched_with_the_token_that_is_given_and_more_than_once_tried(
     hub, dataset, client, impatient, tmp_path, monkeypatch
 ):
