@@ -4,7 +4,9 @@ python eval.py --model runs/quickstart/hybrid-shift-256/best [--tasks minimal_pa
 python eval.py --compare <results of A> <results of B>
 """
 
+import functools
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from flexqwen import eval_data, likelihood, overlap, plots, results
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.finetuning import Settings
 from flexqwen.likelihood import MODES, Scorer
-from flexqwen.outputs import file_digest, read_json, versions, write_json, written_aside
+from flexqwen.outputs import file_digest, read_json, remove, versions, write_json, written_aside
 from flexqwen.results import Result
 from flexqwen.tasks import FINE_TUNED, ON_THE_HUB, TASKS
 from flexqwen.tasks.item import Context, Item
@@ -93,10 +95,11 @@ def run(args) -> None:
     elif earlier and not args.overwrite:
         raise InputError(f"{folder} holds results made otherwise; pass --overwrite or another --output")
     else:
-        rows, notes = evaluate(args, scorer, tasks, modes, context, has_dataset)
+        rows, notes = evaluate(args, scorer, tasks, modes, context, has_dataset, folder / "unfinished", made_by)
         if not rows:
             raise InputError("no results: " + ("; ".join(notes) or "none of the tasks has one of the modes"))
         results.write_results(folder, {"model": args.model, "made_by": made_by, "notes": notes}, rows)
+        remove(folder / "unfinished")
     with written_aside(folder / "results.md") as aside:
         aside.write_text(results.table(rows) + "\n", encoding="utf-8")
     figures = plots.evaluation(rows, folder)
@@ -105,9 +108,16 @@ def run(args) -> None:
 
 
 def evaluate(
-    args, scorer: Scorer, tasks: list[str], modes: list[str], context: Context, has_dataset: bool
+    args,
+    scorer: Scorer,
+    tasks: list[str],
+    modes: list[str],
+    context: Context,
+    has_dataset: bool,
+    unfinished: Path,
+    made_by: dict,
 ) -> tuple[list[Result], list[str]]:
-    """All results, and notes on what was left out."""
+    """All results, and notes on what was left out; those of each finished task are kept in `unfinished` meanwhile."""
     notes, items = [], {}
     for name in (name for name in tasks if name in TASKS):
         try:
@@ -125,12 +135,9 @@ def evaluate(
         if not kept:
             notes.append(f"{name} left out: a 13-gram of every item was trained on")
             continue
-        for mode in modes:
-            for result in TASKS[name].evaluate(scorer, kept, mode, context):
-                if has_dataset:
-                    seen_of = np.array([shares[name][item] for item in result.item_ids])
-                    result.details |= overlap.details(seen_of, len(loaded) - len(kept))
-                rows.append(result)
+        share = shares[name] if has_dataset else None
+        make = functools.partial(score, name, scorer, kept, modes, context, share, len(loaded) - len(kept))
+        rows += once(unfinished / name, made_by, make)
     for name in (name for name in tasks if name in FINE_TUNED):
         module = importlib.import_module(FINE_TUNED[name])
         settings = Settings(
@@ -141,10 +148,37 @@ def evaluate(
             dataset=args.dataset if has_dataset else None,
             exclude_seen=args.exclude_seen,
         )
-        rows += module.run(args.model, eval_data.folder(getattr(module, "FOLDER", name)), settings)
+        data = eval_data.folder(getattr(module, "FOLDER", name))
+        rows += once(unfinished / name, made_by, functools.partial(module.run, args.model, data, settings))
     for note in notes:
         print(f"note: {note}")
     return rows, notes
+
+
+def score(
+    name: str,
+    scorer: Scorer,
+    items: list[Item],
+    modes: list[str],
+    context: Context,
+    shares: dict[str, float] | None,
+    excluded: int,
+) -> list[Result]:
+    """A task's results in every mode, with what the training splits hold of its items where that is known."""
+    found = [result for mode in modes for result in TASKS[name].evaluate(scorer, items, mode, context)]
+    for result in found if shares is not None else ():
+        seen_of = np.array([shares[item] for item in result.item_ids])
+        result.details |= overlap.details(seen_of, excluded)
+    return found
+
+
+def once(folder: Path, made_by: dict, make: Callable[[], list[Result]]) -> list[Result]:
+    """What `make()` gives; or what it gave, where the same evaluation was interrupted after it."""
+    if (read_json(folder / results.RESULTS) or {}).get("made_by") == made_by:
+        return results.read_results(folder)[1]
+    rows = make()
+    results.write_results(folder, {"made_by": made_by}, rows)
+    return rows
 
 
 def seen(items: dict[str, list[Item]], dataset: str) -> dict[str, dict[str, float]]:

@@ -103,6 +103,27 @@ def test_results_table_and_figures(checkpoints, built, data, tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_an_interrupted_evaluation_goes_on_after_the_last_finished_task(
+    checkpoints, built, data, tmp_path, monkeypatch
+):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    options = ["--model", checkpoints[0], "--dataset", str(built), "--tasks", "wsc_pt,arc_pt", "--modes", "causal"]
+    evaluation.main([*options, "--output", str(tmp_path / "whole")])
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.arc_pt, "evaluate", interrupt)
+        with pytest.raises(SystemExit):
+            evaluation.main([*options, "--output", str(tmp_path / "twice")])
+    assert not (tmp_path / "twice" / "results.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.wsc_pt, "evaluate", interrupt)  # it was finished: it is not scored again
+        evaluation.main([*options, "--output", str(tmp_path / "twice")])
+    for name in ("results.json", "items.json"):
+        assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "twice" / "unfinished").exists()
+
+
 def test_exclude_seen_leaves_out_what_was_trained_on(checkpoints, built, data, tmp_path, capsys):
     options = ["--model", checkpoints[0], "--tasks", "wsc_pt", "--modes", "causal", "--output", str(tmp_path)]
     evaluation.main([*options, "--dataset", str(built), "--exclude-seen"])
