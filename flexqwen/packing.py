@@ -140,6 +140,7 @@ def stored_digest(dataset: str, config: str, tokenizer_digest: str, sequence_len
         if info["format"] == FORMAT and all(info[name] == value for name, value in wanted.items()):
             found.add(info["dataset_digest"])
     if len(found) == 1:
+        print(f"note: no dataset in {dataset}; trained on is the one token store in {root} that fits")
         return found.pop()
     stores = f"{len(found) or 'no'} token stores of {config} with this tokenizer and sequence_length {sequence_length}"
     raise InputError(
