@@ -354,7 +354,7 @@ def share(ratio: str) -> float:
 
 def sweep_table(results: Results) -> str:
     split, ratios = sweep(results)
-    chosen = [measure for measure in measures(results) if "/test_" not in measure.key]
+    chosen = main_measures(results)
     columns = [(measure, mode) for measure in chosen for mode in MODES]
     columns = [
         (measure, mode)
@@ -400,20 +400,48 @@ def hybrid_answer(results: Results) -> str:
         parts = [phrase(estimate, measure, measure.title) for measure, estimate in found if estimate]
         if not parts:
             continue
-        word = together([(measure, estimate) for measure, estimate in found if estimate])
+        word = together([(measure, mode, estimate) for measure, estimate in found if estimate])
         start = f"In {mode} mode, with the same tokens and updates, `{hybrid}` is {word} `{baseline_of(mode)}`: "
         sentences.append(start + ", ".join(parts) + ".")
     return " ".join(sentences)
 
 
-def together(found: Sequence[tuple[Measure, Estimate]]) -> str:
-    """In what the first of two is better, and in what worse, as far as the intervals show it."""
-    titles: dict[str, list[str]] = {"better": [], "worse": []}
-    for measure, estimate in found:
-        if (word := verdict(estimate, measure)) in titles and measure.title not in titles[word]:
-            titles[word].append(measure.title)
-    said = [f"{word} on {' and '.join(names)}" for word, names in titles.items() if names]
+def together(found: Sequence[tuple[Measure, str, Estimate]]) -> str:
+    """In what, and in which modes, the first of two is better and in what worse, as far as the intervals show it."""
+    said, several = [], len({mode for _, mode, _ in found}) > 1
+    for word in ("better", "worse"):
+        modes: dict[str, list[str]] = {}
+        for measure, mode, estimate in found:
+            if verdict(estimate, measure) == word:
+                modes.setdefault(measure.title, []).append(mode)
+        if modes:
+            where = (title + (f" ({', '.join(names)})" if several else "") for title, names in modes.items())
+            said.append(f"{word} on {' and '.join(where)}")
     return f"{', '.join(said)} than" if said else "not shown to differ from"
+
+
+def best_line(results: Results) -> str:
+    """Which strategy and mode is best on the first task, whatever the mode."""
+    found = [
+        (estimate.value, f"`{name}`, {mode}", shown(estimate, pairs_measure(results)))
+        for name in results.strategies
+        for mode in Cell(name, "", 0).modes
+        if (estimate := by_subset(results, name, None, mode))
+    ]
+    ranked = [f"{name}: {value}" for _, name, value in sorted(found, key=lambda entry: -entry[0])]
+    return f"On {pairs_measure(results).title} over all modes, the best first (accuracy in %): {'; '.join(ranked)}."
+
+
+def measured_line(results: Results) -> str:
+    """What the figures were measured on."""
+    counts = [f"{measure.title} {len(results.items[measure.key]['ids']):,}" for measure in measures(results)]
+    dataset = next(iter(results.cells.values()))["made_by"]["digests"]["dataset"]
+    return (
+        f"Trained on splits of Carolina Originality, made from Corpus Carolina (manifest SHA-256 `{dataset[:16]}`). "
+        f"Items measured, documents or pairs: {', '.join(counts)}. Masked bits per byte predict each token once, from "
+        "all others but a seventh of the document masked with it; they do not compress, and are not to be compared "
+        "with causal ones."
+    )
 
 
 def main_hybrid(results: Results) -> str | None:
@@ -432,7 +460,7 @@ def originality_answer(results: Results) -> str:
                 found = split_differences(results, measure, pair, results.strategies, mode)
                 if found:
                     parts.append(phrase(found, measure, f"{measure.title}, {mode}"))
-                    pairs.append((measure, found))
+                    pairs.append((measure, mode, found))
         if parts:
             start = f"A model trained on `{pair[0]}` ({pair[2]}) is {together(pairs)} one trained on `{pair[1]}`: "
             sentences.append(start + ", ".join(parts) + ".")
@@ -486,7 +514,9 @@ def text(results: Results) -> str:
         f"{scale(results)[0].upper()}{scale(results)[1:]}; {len(results.cells)} runs"
         + (f", {missing} of the grid not made yet" if missing else "")
         + ". All have the same tokens seen, updates, tokenizer and held-out texts. Bold: the interval leaves out 0. "
-        f"{count_differences(results)} differences are shown; of so many, one in twenty leaves out 0 by chance.",
+        f"{count_differences(results)} differences are shown; were none real, one in twenty would still leave out 0.",
+        "",
+        measured_line(results),
         "",
         "## Does the hybrid objective pay?",
         "",
@@ -505,9 +535,13 @@ def text(results: Results) -> str:
     ]
     if any(measure.task != "bits_per_byte" for measure in measures(results)):
         lines += [
+            best_line(results),
+            "",
             "![Accuracy by phenomenon](phenomena.png)",
             "",
-            f"The same as a table (accuracy in %, {', '.join(f'`{split}`' for split in shared_splits(results))}):",
+            "The same as a table (accuracy in %, the mean over "
+            + ", ".join(f"`{split}`" for split in shared_splits(results))
+            + "):",
             "",
             phenomena_table(results),
             "",
@@ -595,16 +629,17 @@ def thin_lines(results: Results) -> str:
     """Names the held-out splits that the answers leave out, and why."""
     thin = [measure for measure in measures(results) if measure not in main_measures(results)]
     return "".join(
-        f"In {measure.title}, a few long documents hold most of the bytes (its mean is as certain as one of "
-        f"{effective(results, measure):.1f} equal documents): its figures are shown, but the answers leave it out. "
+        f"In {measure.title}, a few long documents hold most of the bytes (they weigh as "
+        f"much as {effective(results, measure):.1f} documents of one length would): its "
+        "figures are shown, but the answers leave it out. "
         for measure in thin
     )
 
 
 def count_differences(results: Results) -> int:
     """How many intervals of differences the report shows."""
-    originality = sum(cell != "–" for row in originality_rows(results) for cell in row[4:])
-    return len(hybrid_rows(results)) + originality
+    rows = [[cell for cell in row[4:] if cell != "–"] for row in originality_rows(results)]
+    return len(hybrid_rows(results)) + sum(len(set(row)) for row in rows)  # the mean of one strategy is itself
 
 
 def source_of(figure: Path) -> str | None:
@@ -794,7 +829,7 @@ def draw_phenomena(results: Results, path: Path) -> Path:
     for axis in np.atleast_1d(axes):
         handles.update(dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)))
     figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 0.95))
-    figure.suptitle(f"{measure.task}: trained on {', '.join(splits)}, 95 % intervals")
+    figure.suptitle(f"{measure.task}: mean over {', '.join(splits)}, 95 % intervals")
     figure.tight_layout()
     save(figure, path, source_digest(results))
     return path
