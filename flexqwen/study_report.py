@@ -906,7 +906,7 @@ def draw_sweep(results: Results, path: Path) -> Path:
         axis.set_xlabel("causal:masked rows")
         axis.set_ylabel(f"{measure.title.replace('`', '')} ({measure.unit})")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     figure.suptitle(f"Ratio sweep, trained on {split}, 95 % intervals")
     figure.tight_layout()
     save(figure, path, source_digest(results))

@@ -48,7 +48,7 @@ def ran(built, tokenizer_folder, tmp_path_factory):
 
 def test_a_study_is_run_and_reported(ran, monkeypatch, capsys):
     monkeypatch.chdir(ran)
-    Path("README.md").write_text("before\n<!-- tiny -->\nold\n<!-- end -->\nafter\n")
+    Path("README.md").write_text("before\n<!-- tiny -->\nto be replaced\n<!-- end -->\nafter\n")
     command.main(["report", "tiny.yaml"])
     report = Path("results/tiny/README.md").read_text()
     causal, hybrid = (
@@ -67,7 +67,7 @@ def test_a_study_is_run_and_reported(ran, monkeypatch, capsys):
         assert (ran / "results/tiny" / name).read_bytes().startswith(b"\x89PNG")
     assert Path("README.md").read_text().startswith("before\n<!-- tiny -->\nAt ")
     assert Path("README.md").read_text().endswith("\n<!-- end -->\nafter\n")
-    assert "old" not in Path("README.md").read_text()
+    assert "to be replaced" not in Path("README.md").read_text()
     command.main(["report", "tiny.yaml", "--check"])
     command.main(["status", "tiny.yaml"])
     assert "2 of 2 cells finished" in capsys.readouterr().out
