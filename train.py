@@ -248,3 +248,5 @@ def check(args: settings.Arguments) -> None:
 
 if __name__ == "__main__":
     main()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # its threads, left running, now and then abort the process at exit

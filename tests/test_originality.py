@@ -52,8 +52,11 @@ def test_among_some_documents_the_others_do_not_count(tmp_path_factory, texts):
     assert found == pytest.approx([next(truth) if chosen else None for chosen in among])
 
 
+NO_NUL = st.characters(exclude_characters="\0")  # which no XML holds, and word_hashes takes for padding
+
+
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.one_of(st.text(), st.text("aàÀß_1İΣσ\0\n'.\x1e\u3000 ")), max_size=8), st.booleans())
+@given(st.lists(st.one_of(st.text(NO_NUL), st.text("aàÀß_1İΣσ\n'.\x1e\u3000 ")), max_size=8), st.booleans())
 def test_word_hashes_stand_for_the_words(texts, normalized):
     hashes, counts = originality.word_hashes(texts, normalized)
     words = [re.findall(r"\w+", text.lower()) if normalized else text.split() for text in texts]
