@@ -5,7 +5,7 @@ runs/<study>/<cell>/          a training run each
 results/<study>/cells/        a small JSON file for each finished cell: what made it, what it cost, every figure
 results/<study>/items.json    what the figures' items are; the same for all cells
 results/<study>/overlap.json  how many of the tasks' items have a passage in common with the training splits
-results/<study>/README.md     the report (flexqwen.study_report)
+results/<study>/README.md     the report (flexqwen.study_report, with study_results and study_figures)
 """
 
 import contextlib

@@ -1,222 +1,42 @@
-"""The report of a study, made from its cells' files and from nothing else.
+"""The report of a study, made from its cells' files and from nothing else."""
 
-A figure of several seeds is the mean of the seeds' figures. Its 95 % interval joins two independent sources of chance:
-the items (percentile bootstrap of the mean over seeds, clusters of items drawn whole) and the seeds (Student's t on
-their figures); the half-widths are added as the root of the sum of their squares. Differences are taken seed by seed
-and item by item.
-"""
-
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from PIL import Image
-from scipy import stats
 
 from flexqwen.cli import InputError
-from flexqwen.outputs import digest, read_json, written_aside
-from flexqwen.plots import save
-from flexqwen.study import ITEMS, OVERLAP, Cell, Study, made_for
+from flexqwen.outputs import read_json, written_aside
+from flexqwen.study import OVERLAP, Cell, Study
+from flexqwen.study_figures import draw, source_of
+from flexqwen.study_results import (
+    GPT_BERT,
+    MODES,
+    PAIRS,
+    SAMPLES,
+    Estimate,
+    Measure,
+    Results,
+    baseline_of,
+    by_subset,
+    effective,
+    groups,
+    hybrid_differences,
+    hybrids,
+    load,
+    main_hybrid,
+    main_measures,
+    measures,
+    pairs_measure,
+    shared_splits,
+    source_digest,
+    split_differences,
+    sweep,
+    verdict,
+)
 
-SAMPLES = 2000
-ENOUGH = 20  # effective items that a bootstrap needs to be trusted
-PAIRS = (("gold", "matched", "overall"), ("gold_typology", "matched_typology", "within typology"))
-MODES = ("causal", "masked", "fused")
-COLORS = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d"]
 FRONT = "README.md"
-# GPT-BERT's ratio sweep (arXiv 2410.24159): BLiMP accuracy in %, scored bidirectionally and causally.
-GPT_BERT = {
-    "1:0": (74.6, 76.6),
-    "3:1": (82.4, 77.9),
-    "1:1": (83.9, 79.2),
-    "1:3": (84.0, 78.4),
-    "1:7": (84.8, 78.1),
-    "0:1": (84.3, 66.6),
-}
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What is reported of a cell: a metric of a task's items.
-
-    Attributes:
-        key: of items.json.
-        subset: of its items; all of them by default.
-        scale: factor with which it is shown.
-    """
-
-    key: str
-    title: str
-    unit: str
-    lower_is_better: bool
-    scale: float = 1.0
-    digits: int = 3
-    subset: str | None = None
-
-    @property
-    def task(self) -> str:
-        return self.key.split("/")[0]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure, or a difference of two, over seeds."""
-
-    value: float
-    low: float
-    high: float
-    seeds: int
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether its interval leaves out 0, and there are seeds to tell their chance from."""
-        return self.seeds > 1 and not self.low <= 0 <= self.high
-
-
-@dataclass
-class Results:
-    """What the cells' files hold.
-
-    Attributes:
-        cells: of those that are finished, their files' content.
-        items: content of items.json.
-    """
-
-    study: Study
-    cells: dict[Cell, dict]
-    items: dict
-    _draws: dict = field(default_factory=dict)
-
-    @property
-    def strategies(self) -> list[str]:
-        return list(dict.fromkeys(cell.strategy for cell in self.cells))
-
-    def seeds(self, *groups: tuple[str, str]) -> list[int]:
-        """The seeds for which all of these (strategy, split) are finished."""
-        every = dict.fromkeys(cell.seed for cell in self.study.cells)
-        return [seed for seed in every if all(Cell(*group, seed) in self.cells for group in groups)]
-
-    def values(self, measure: Measure, group: tuple[str, str], seed: int, mode: str) -> np.ndarray | None:
-        """float64 `(items,)`: what each item contributes; None if the cell is not measured so."""
-        task, subset = measure.key.split("/")
-        for row in self.cells[Cell(*group, seed)]["figures"]:
-            if (row["task"], row["subset"], row["mode"]) == (task, subset, mode) and "items" in row:
-                return np.array(row["items"])
-        return None
-
-    def estimate(self, measure: Measure, samples: Sequence[np.ndarray]) -> Estimate:
-        """Of `(items,)` for each seed."""
-        item = self.items[measure.key]
-        count = len(item["ids"])
-        weights = np.ones(count) if item["weights"] is None else np.array(item["weights"])
-        if measure.subset is not None:
-            inside = np.zeros(count)
-            inside[item["subsets"][measure.subset]] = 1
-            weights = weights * inside
-        values = np.stack(samples)
-        by_seed = values @ weights / weights.sum()
-        clusters = item["clusters"] or item["ids"]
-        numbers = np.unique(clusters, return_inverse=True)[1]
-        total = np.bincount(numbers, weights)
-        sums = np.bincount(numbers, values.mean(0) * weights)
-        drawn = self._drawn(measure.key, len(total))
-        with np.errstate(invalid="ignore"):
-            low, high = np.nanpercentile((drawn @ sums) / (drawn @ total), [2.5, 97.5])
-        spread = 0.0
-        if len(by_seed) > 1:
-            spread = stats.t.ppf(0.975, len(by_seed) - 1) * by_seed.std(ddof=1) / math.sqrt(len(by_seed))
-        value = float(by_seed.mean())
-        low, high = value - math.hypot(value - low, spread), value + math.hypot(high - value, spread)
-        return Estimate(value, low, high, len(by_seed))
-
-    def _drawn(self, key: str, count: int) -> np.ndarray:
-        """How often each cluster is drawn in each bootstrap sample; the same for all figures of the same items."""
-        if (key, count) not in self._draws:
-            generator = np.random.default_rng(0)
-            self._draws[key, count] = generator.multinomial(count, np.full(count, 1 / count), SAMPLES)
-        return self._draws[key, count]
-
-    def mean(self, measure: Measure, groups: Sequence[tuple[str, str]], mode: str) -> Estimate | None:
-        """The figure of a (strategy, split), or the mean over several; None where it is not measured."""
-        found = [[self.values(measure, group, seed, mode) for group in groups] for seed in self.seeds(*groups)]
-        if not found or any(value is None for values in found for value in values):
-            return None
-        estimate = self.estimate(measure, [np.mean(values, axis=0) for values in found])
-        most = math.inf if measure.lower_is_better else 1.0  # Student's t on two seeds knows no bounds
-        return replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, most))
-
-    def difference(
-        self, measure: Measure, pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]], mode: str
-    ) -> Estimate | None:
-        """First minus second (strategy, split) of each pair, the mean over the pairs; None where not measured."""
-        if not pairs:
-            return None
-        samples = []
-        for seed in self.seeds(*(group for pair in pairs for group in pair)):
-            parts = []
-            for first, second in pairs:
-                one, other = (self.values(measure, group, seed, mode) for group in (first, second))
-                if one is None or other is None:
-                    return None
-                parts.append(one - other)
-            samples.append(np.mean(parts, axis=0))
-        return self.estimate(measure, samples) if samples else None
-
-
-def load(study: Study) -> Results:
-    """Reads the finished cells.
-
-    Raises:
-        InputError: there are none, a file is broken, or cells differ in what must be equal.
-    """
-    cells = {}
-    for cell in study.cells:
-        path = study.cell_file(cell)
-        if path.is_file():
-            cells[cell] = made_for(study, path)
-    items = read_json(study.results / ITEMS)
-    if not cells or items is None:
-        raise InputError(f"no finished cells in {study.results / 'cells'}; make them with study.py run {study.path}")
-    first = next(iter(cells))
-    for cell, content in cells.items():
-        for name, value in equal(content).items():
-            if value != (wanted := equal(cells[first])[name]):
-                raise InputError(f"{study.cell_file(cell)}: {name} is {value}, but {wanted} in {first.name}")
-    return Results(study, cells, items)
-
-
-def equal(content: dict) -> dict:
-    """What must be the same in every cell."""
-    made_by, cost = content["made_by"], content["cost"]
-    tokenizer = made_by["digests"]["tokenizer"]
-    versions = sorted({(row["task"], row["version"]) for row in content["figures"]})
-    return {
-        "study": made_by["study"],
-        "tokenizer": tokenizer,
-        "updates": cost["updates"],
-        "tokens": cost["tokens"],
-        "versions of the tasks": versions,
-    }
-
-
-def measures(results: Results) -> list[Measure]:
-    """Those that count most: held-out splits, then the tasks."""
-    found = []
-    for key in results.items:
-        task, subset = key.split("/")
-        if task.startswith("bits_per_byte"):
-            title = f"held-out `{subset}`" if task == "bits_per_byte" else f"`{task}`"
-            found.append(Measure(key, title, "bits per byte", True))
-        else:
-            found.append(Measure(key, f"`{task}`", "accuracy, %", False, 100, 1))
-    return found
 
 
 def shown(estimate: Estimate | None, measure: Measure, sign: bool = False) -> str:
@@ -228,46 +48,6 @@ def shown(estimate: Estimate | None, measure: Measure, sign: bool = False) -> st
     value = f"{value:{form}}"
     alone = " (one seed)" if estimate.seeds == 1 else ""
     return f"{f'**{value}**' if sign and estimate.is_clear else value} [{low:{form}}, {high:{form}}]{alone}"
-
-
-def verdict(estimate: Estimate, measure: Measure) -> str:
-    if not estimate.is_clear:
-        return "no difference shown"
-    return "better" if (estimate.value < 0) == measure.lower_is_better else "worse"
-
-
-def baseline_of(mode: str) -> str:
-    return {"causal": "baseline-causal", "masked": "baseline-masked"}[mode]
-
-
-def hybrids(results: Results) -> list[str]:
-    return [strategy for strategy in results.strategies if not strategy.startswith("baseline")]
-
-
-def common_splits(results: Results, *strategies: str) -> list[str]:
-    """The splits on which all of these have finished cells of the same seed."""
-    splits = dict.fromkeys(cell.split for cell in results.cells)
-    return [split for split in splits if results.seeds(*((strategy, split) for strategy in strategies))]
-
-
-def hybrid_differences(results: Results, measure: Measure, hybrid: str, mode: str) -> Estimate | None:
-    """Hybrid minus the baseline of the mode, the mean over the splits that both have."""
-    splits = common_splits(results, hybrid, baseline_of(mode))
-    pairs = [((hybrid, split), (baseline_of(mode), split)) for split in splits]
-    return results.difference(measure, pairs, mode)
-
-
-def split_differences(
-    results: Results, measure: Measure, pair: tuple[str, str, str], strategies: Sequence[str], mode: str
-) -> Estimate | None:
-    """Gold minus matched, the mean over the strategies that are measured in the mode."""
-    gold, matched, _ = pair
-    groups = [
-        ((strategy, gold), (strategy, matched))
-        for strategy in strategies
-        if mode in Cell(strategy, gold, 0).modes and results.seeds((strategy, gold), (strategy, matched))
-    ]
-    return results.difference(measure, groups, mode)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
@@ -292,11 +72,6 @@ def figures_table(results: Results) -> str:
         for group in groups(results)
     ]
     return table(head, rows, 2)
-
-
-def groups(results: Results) -> list[tuple[str, str]]:
-    """(strategy, split) of the finished cells, in the config's order."""
-    return list(dict.fromkeys((cell.strategy, cell.split) for cell in results.cells))
 
 
 def hybrid_rows(results: Results) -> list[list[str]]:
@@ -327,31 +102,6 @@ def originality_rows(results: Results) -> list[list[str]]:
     return rows
 
 
-def sweep(results: Results) -> tuple[str, list[tuple[str, str]]] | None:
-    """The split with the most causal:masked ratios, and (ratio, strategy) in falling causal share; None under three."""
-    best = None
-    for split in dict.fromkeys(cell.split for cell in results.cells):
-        ratios = []
-        for strategy in results.strategies:
-            name, _, ratio = strategy.partition(" ")
-            ratio = {"baseline-causal": "1:0", "baseline-masked": "0:1"}.get(name, ratio)
-            if (
-                ratio
-                and name in ("baseline-causal", "baseline-masked", "hybrid-shift")
-                and results.seeds((strategy, split))
-            ):
-                ratios.append((ratio, strategy))
-        if best is None or len(ratios) > len(best[1]):
-            best = split, sorted(ratios, key=lambda entry: -share(entry[0]))
-    return best if best and len(best[1]) >= 3 else None
-
-
-def share(ratio: str) -> float:
-    """The causal share of `causal:masked`."""
-    causal, masked = map(int, ratio.split(":"))
-    return causal / (causal + masked)
-
-
 def sweep_table(results: Results) -> str:
     split, ratios = sweep(results)
     chosen = main_measures(results)
@@ -376,19 +126,6 @@ def phrase(estimate: Estimate, measure: Measure, what: str) -> str:
     unit = "bits per byte" if measure.lower_is_better else "points of accuracy"
     figure = shown(estimate, measure, True).replace("**", "")
     return f"{figure} {unit} on {what} ({verdict(estimate, measure)})"
-
-
-def effective(results: Results, measure: Measure) -> float:
-    """How many items of equal weight would make a mean as certain (Kish's effective sample size)."""
-    item = results.items[measure.key]
-    weights = np.ones(len(item["ids"])) if item["weights"] is None else np.array(item["weights"], dtype=np.float64)
-    return float(weights.sum() ** 2 / (weights**2).sum())
-
-
-def main_measures(results: Results) -> list[Measure]:
-    """What the answers speak of: those whose bytes do not lie in a few long documents."""
-    found = measures(results)
-    return [measure for measure in found if effective(results, measure) >= ENOUGH] or found
 
 
 def hybrid_answer(results: Results) -> str:
@@ -442,12 +179,6 @@ def measured_line(results: Results) -> str:
         "all others but a seventh of the document masked with it; they do not compress, and are not to be compared "
         "with causal ones."
     )
-
-
-def main_hybrid(results: Results) -> str | None:
-    """The hybrid with the most cells."""
-    names = hybrids(results)
-    return max(names, key=lambda name: sum(cell.strategy == name for cell in results.cells)) if names else None
 
 
 def originality_answer(results: Results) -> str:
@@ -642,19 +373,6 @@ def count_differences(results: Results) -> int:
     return len(hybrid_rows(results)) + sum(len(set(row)) for row in rows)  # the mean of one strategy is itself
 
 
-def source_of(figure: Path) -> str | None:
-    """The `source_digest` of the results that a PNG was drawn from."""
-    try:
-        with Image.open(figure) as image:
-            return image.text.get("Source")
-    except (OSError, AttributeError):
-        return None
-
-
-def source_digest(results: Results) -> str:
-    return digest([results.items, [content for content in results.cells.values()]])[:12]
-
-
 def front(results: Results) -> str:
     """The table of the front page."""
     chosen, rows = main_measures(results), []
@@ -722,66 +440,6 @@ def check(study: Study) -> None:
             raise InputError(f"{FRONT}: the table of {study.name} is not what its result files give; {remedy}")
 
 
-def draw(results: Results, folder: Path) -> list[Path]:
-    """Every figure that the report shows."""
-    drawn = [draw_loss(results, folder / "loss.png")]
-    if any(measure.task != "bits_per_byte" for measure in measures(results)):
-        drawn.append(draw_phenomena(results, folder / "phenomena.png"))
-    drawn.append(draw_originality(results, folder / "originality.png"))
-    if sweep(results):
-        drawn.append(draw_sweep(results, folder / "ratios.png"))
-    return drawn
-
-
-def draw_loss(results: Results, path: Path) -> Path:
-    """Held-out loss by mode, against tokens and against FLOPs; a line a (strategy, split)."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharey="row")
-    splits = list(dict.fromkeys(cell.split for cell in results.cells))
-    for row, mode in enumerate(("causal", "masked")):
-        for group in groups(results):
-            if mode not in Cell(*group, 0).modes:
-                continue
-            curves = [results.cells[Cell(*group, seed)]["curve"] for seed in results.seeds(group)]
-            losses = np.array([[point[mode] for point in curve] for curve in curves])
-            style = {
-                "color": COLORS[results.strategies.index(group[0]) % len(COLORS)],
-                "linestyle": ["-", "--", ":", "-."][splits.index(group[1]) % 4],
-            }
-            for column, (axis, unit) in enumerate((("tokens", 1e6), ("flops", 1e12))):
-                x = np.mean([[point[axis] for point in curve] for curve in curves], axis=0) / unit
-                axes[row, column].plot(x, losses.mean(0), **style, label=f"{group[0]}, {group[1]}")
-                axes[row, column].fill_between(x, losses.min(0), losses.max(0), color=style["color"], alpha=0.12)
-        axes[row, 0].set_ylabel(f"{mode} loss (nats per token)")
-        for column in (0, 1):
-            axes[row, column].grid(alpha=0.3)
-    axes[1, 0].set_xlabel("tokens seen (millions)")
-    axes[1, 1].set_xlabel("training compute (TFLOP)")
-    handles = {}
-    for axis in axes.flat:
-        handles.update(dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)))
-    figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 0.95), fontsize=8)
-    figure.suptitle("Held-out validation loss: mean over seeds, least to greatest shaded")
-    figure.tight_layout()
-    save(figure, path, source_digest(results))
-    return path
-
-
-def pairs_measure(results: Results) -> Measure:
-    """The first task that is not held-out text."""
-    return next(measure for measure in measures(results) if measure.task != "bits_per_byte")
-
-
-def shared_splits(results: Results) -> list[str]:
-    """The splits that every strategy was trained on, or else those of the first."""
-    return common_splits(results, *results.strategies) or common_splits(results, results.strategies[0])[:1]
-
-
-def by_subset(results: Results, strategy: str, subset: str | None, mode: str) -> Estimate | None:
-    """Of the first task's subset, the mean over the shared splits."""
-    measure = replace(pairs_measure(results), subset=subset)
-    return results.mean(measure, [(strategy, split) for split in shared_splits(results)], mode)
-
-
 def phenomena_table(results: Results) -> str:
     """A line a subset of the first task."""
     measure = pairs_measure(results)
@@ -793,121 +451,3 @@ def phenomena_table(results: Results) -> str:
         cells = [shown(by_subset(results, name, subset, mode), measure) for name, mode in columns]
         rows.append([subset or "all", f"{count:,}", *cells])
     return table(["pairs", "n", *(f"`{name}`, {mode}" for name, mode in columns)], rows)
-
-
-def draw_phenomena(results: Results, path: Path) -> Path:
-    """Accuracy by subset of the first task, in every mode; a colour a strategy, the mean over its common splits."""
-    measure, splits = pairs_measure(results), shared_splits(results)
-    rows = (row for content in results.cells.values() for row in content["figures"] if row["task"] == measure.task)
-    chance = 100 * next(rows)["baseline"]
-    subsets = [None, *results.items[measure.key]["subsets"]]
-    modes = [mode for mode in MODES if any(mode in cell.modes for cell in results.cells)]
-    figure, axes = plt.subplots(1, len(modes), figsize=(3.2 + 3.2 * len(modes), 1.5 + 0.42 * len(subsets)), sharey=True)
-    for axis, mode in zip(np.atleast_1d(axes), modes, strict=True):
-        present = [name for name in results.strategies if mode in Cell(name, "", 0).modes]
-        for place, strategy in enumerate(present):
-            color = COLORS[results.strategies.index(strategy) % len(COLORS)]
-            for line, subset in enumerate(reversed(subsets)):
-                found = by_subset(results, strategy, subset, mode)
-                if found is None:
-                    continue
-                height = line + 0.22 * ((len(present) - 1) / 2 - place)
-                value = found.value * measure.scale
-                error = [[value - found.low * measure.scale], [found.high * measure.scale - value]]
-                label = strategy if line == 0 else None
-                axis.errorbar(value, height, xerr=error, fmt="o", color=color, markersize=4, capsize=2, label=label)
-        axis.axvline(chance, color="black", linewidth=1)
-        axis.set_title(mode)
-        axis.set_xlabel(f"accuracy (%), chance {chance:.0f}")
-        axis.grid(axis="x", alpha=0.3)
-    items = results.items[measure.key]
-    names = [
-        f"{name or 'all'} (n = {len(items['subsets'][name]) if name else len(items['ids']):,})" for name in subsets
-    ]
-    np.atleast_1d(axes)[0].set_yticks(range(len(names)), names[::-1])
-    handles = {}
-    for axis in np.atleast_1d(axes):
-        handles.update(dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)))
-    figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 0.95))
-    figure.suptitle(f"{measure.task}: mean over {', '.join(splits)}, 95 % intervals")
-    figure.tight_layout()
-    save(figure, path, source_digest(results))
-    return path
-
-
-def draw_originality(results: Results, path: Path) -> Path:
-    """Gold minus matched with 95 % intervals: a panel a measure, a line a strategy and mode."""
-    chosen = measures(results)
-    lines = [
-        (pair, strategy, mode)
-        for pair in PAIRS
-        for strategy in results.strategies
-        for mode in MODES
-        if any(split_differences(results, measure, pair, [strategy], mode) for measure in chosen)
-    ]
-    figure, axes = plt.subplots(1, len(chosen), figsize=(4 + 2.6 * len(chosen), 1.6 + 0.3 * len(lines)), sharey=True)
-    for axis, measure in zip(np.atleast_1d(axes), chosen, strict=True):
-        for height, (pair, strategy, mode) in enumerate(reversed(lines)):
-            found = split_differences(results, measure, pair, [strategy], mode)
-            if found is None:
-                continue
-            value, low, high = (measure.scale * x for x in (found.value, found.low, found.high))
-            color = COLORS[results.strategies.index(strategy) % len(COLORS)]
-            fill = None if found.is_clear else "none"
-            axis.errorbar(
-                value,
-                height,
-                xerr=[[value - low], [high - value]],
-                fmt="o",
-                color=color,
-                markerfacecolor=fill,
-                capsize=3,
-            )
-        axis.axvline(0, color="black", linestyle="--", linewidth=1)
-        better = "gold better: left" if measure.lower_is_better else "gold better: right"
-        axis.set_title(measure.title.replace("`", ""), fontsize=10)
-        axis.set_xlabel(f"{measure.unit}\n({better})", fontsize=9)
-        axis.grid(axis="x", alpha=0.3)
-    names = [f"{pair[2]}: {strategy}, {mode}" for pair, strategy, mode in lines]
-    np.atleast_1d(axes)[0].set_yticks(range(len(names)), names[::-1], fontsize=9)
-    figure.suptitle("Gold minus matched, 95 % intervals; filled: the interval leaves out 0")
-    figure.tight_layout()
-    save(figure, path, source_digest(results))
-    return path
-
-
-def draw_sweep(results: Results, path: Path) -> Path:
-    """Each main measure against the share of causal rows, by mode; GPT-BERT's BLiMP figures beside the accuracy."""
-    split, ratios = sweep(results)
-    chosen = main_measures(results)
-    figure, axes = plt.subplots(1, len(chosen), figsize=(5.5 * len(chosen), 4))
-    places = {ratio: place for place, (ratio, _) in enumerate(ratios)}
-    colors = {"causal": "#1f77b4", "masked": "#d95f02", "fused": "#7570b3"}
-    for axis, measure in zip(np.atleast_1d(axes), chosen, strict=True):
-        for mode in MODES:
-            found = [(places[ratio], results.mean(measure, [(strategy, split)], mode)) for ratio, strategy in ratios]
-            found = [(place, estimate) for place, estimate in found if estimate]
-            if not found:
-                continue
-            value = np.array([estimate.value for _, estimate in found]) * measure.scale
-            low = np.array([estimate.low for _, estimate in found]) * measure.scale
-            high = np.array([estimate.high for _, estimate in found]) * measure.scale
-            x = [place + 0.06 * (MODES.index(mode) - 1) for place, _ in found]
-            axis.errorbar(
-                x, value, yerr=[value - low, high - value], marker="o", color=colors[mode], capsize=3, label=mode
-            )
-        if not measure.lower_is_better:
-            known = [ratio for ratio in places if ratio in GPT_BERT]
-            for column, mode in ((1, "causal"), (0, "masked")):
-                theirs = [GPT_BERT[ratio][column] for ratio in known]
-                label = f"GPT-BERT, BLiMP, {'causal' if mode == 'causal' else 'bidirectional'}"
-                axis.plot([places[ratio] for ratio in known], theirs, "x:", color=colors[mode], alpha=0.6, label=label)
-        axis.set_xticks(range(len(places)), list(places))
-        axis.set_xlabel("causal:masked rows")
-        axis.set_ylabel(f"{measure.title.replace('`', '')} ({measure.unit})")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    figure.suptitle(f"Ratio sweep, trained on {split}, 95 % intervals")
-    figure.tight_layout()
-    save(figure, path, source_digest(results))
-    return path

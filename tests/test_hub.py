@@ -261,7 +261,7 @@ def test_the_card_tells_what_the_records_of_all_runs_say(hub, resumed, whole, cl
         f'repo, best = "{MODEL}"',
     ):
         assert said in text
-    assert card.data.library_name == "transformers" and DATASET in card.data.datasets
+    assert card.data.to_dict()["library_name"] == "transformers" and DATASET in card.data.datasets
     assert f"{RUN}/eval-best/results.json" in files
 
 

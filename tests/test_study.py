@@ -14,7 +14,7 @@ import study as command
 from flexqwen import study, study_report
 from flexqwen.cli import InputError
 from flexqwen.study import Cell
-from flexqwen.study_report import Measure, Results
+from flexqwen.study_results import Measure, Results, load, verdict
 from tests.runs import CONFIG, ROOT
 
 LOSS = Measure("bits_per_byte/test", "held-out", "bits per byte", True)
@@ -142,9 +142,9 @@ def test_cells_made_elsewhere_are_merged(ran, tmp_path, monkeypatch):
     assert study.merge(read, ["machine-0", "machine-1"]) == 2
     assert study.merge(read, ["machine-0"]) == 0
     monkeypatch.chdir(ran)
-    expected = study_report.text(study_report.load(read))
+    expected = study_report.text(load(read))
     monkeypatch.chdir(tmp_path)
-    assert study_report.text(study_report.load(read)) == expected
+    assert study_report.text(load(read)) == expected
     path = next(Path("machine-1/cells").iterdir())
     content = json.loads(path.read_text())
     content["made_by"]["study"] = "another"
@@ -165,7 +165,7 @@ def test_cells_with_other_tokens_are_not_compared(ran, tmp_path, monkeypatch):
     content["cost"]["tokens"] += 1
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match="tokens is"):
-        study_report.load(study.read("tiny.yaml"))
+        load(study.read("tiny.yaml"))
 
 
 def planted(seeds: int, gain: float, noise: float, clusters: int | None = None) -> Results:
@@ -191,7 +191,7 @@ def test_a_planted_difference_is_found_and_none_where_there_is_none():
     group = (("baseline-causal", "gold"), ("baseline-causal", "matched"))
     found = planted(3, 0.1, 0.0).difference(PAIRS, [group], "causal")
     assert found.is_clear and found.seeds == 3 and found.value == pytest.approx(0.1, abs=0.03)
-    assert study_report.verdict(found, PAIRS) == "better"
+    assert verdict(found, PAIRS) == "better"
     none = planted(3, 0.0, 0.0).difference(PAIRS, [group], "causal")
     assert (none.value, none.low, none.high) == (0, 0, 0) and not none.is_clear
 
