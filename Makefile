@@ -39,7 +39,7 @@ endif
 		$$(cmp -s carolina_originality/manifest.json runs/demo-manifest.json && echo --overwrite)
 	@mkdir -p runs && cp carolina_originality/manifest.json runs/demo-manifest.json
 	@echo "[3/5] tokenizer"
-	@$(RUN) python -m flexqwen.tokenizer --vocab_size 4096 --output $(OUTPUT)/tokenizer --overwrite
+	@$(RUN) python -m flexqwen tokenizer --vocab_size 4096 --output $(OUTPUT)/tokenizer --overwrite
 	@echo "[4/5] training"
 	@$(RUN) python train.py $(CONFIG) --output_dir $(OUTPUT) --tokenizer $(OUTPUT)/tokenizer \
 		--token_stores $(OUTPUT)/tokens --overwrite

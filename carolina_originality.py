@@ -9,14 +9,20 @@ python carolina_originality.py push --repo <org>/carolina_originality
 import os
 from pathlib import Path
 
-from flexqwen import portuguese, sample
 from flexqwen.cli import ArgumentParser, InputError, command, path
-from flexqwen.corpus import open_corpus
-from flexqwen.dataset import Parameters, build, read_manifest
-from flexqwen.dataset_hub import publish
-from flexqwen.hub import Repository
-from flexqwen.inspection import dataset_by_taxonomy, describe_corpus, describe_dataset, describe_document, is_dataset
-from flexqwen.outputs import digest, file_digest, is_empty, read_json, versions, write_json, written_aside
+from flexqwen.data.build import Parameters, build, read_manifest
+from flexqwen.data.corpus import open_corpus
+from flexqwen.data.inspection import (
+    dataset_by_taxonomy,
+    describe_corpus,
+    describe_dataset,
+    describe_document,
+    is_dataset,
+)
+from flexqwen.data.sample import generate, grammar
+from flexqwen.files import digest, file_digest, is_empty, read_json, versions, write_json, written_aside
+from flexqwen.hub.dataset import publish
+from flexqwen.hub.repository import Repository
 from flexqwen.parallel import Pool
 
 
@@ -24,7 +30,7 @@ def make_sample(args) -> None:
     if args.documents < 1:
         raise InputError(f"--documents {args.documents}: give 1 or more")
     made = {"documents": args.documents, "seed": args.seed, **versions()}
-    made["code"] = digest([file_digest(module.__file__) for module in (portuguese, sample)])
+    made["code"] = digest([file_digest(module.__file__) for module in (grammar, generate)])
     stamp = args.folder / "sample.json"
     if args.folder.exists() and not is_empty(args.folder):
         found = read_json(stamp)
@@ -38,7 +44,7 @@ def make_sample(args) -> None:
     try:
         with written_aside(args.folder) as partial:
             partial.mkdir()
-            sample.write_sample(partial, args.documents, args.seed)
+            generate.write_sample(partial, args.documents, args.seed)
             write_json(partial / "sample.json", made)
     except OSError as error:
         raise InputError(f"{args.folder}: cannot be written ({error.strerror or error})") from error

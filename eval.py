@@ -11,15 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from flexqwen import eval_data, likelihood, overlap, plots, results
 from flexqwen.cli import ArgumentParser, InputError, command
-from flexqwen.finetuning import Settings
-from flexqwen.likelihood import MODES, Scorer
-from flexqwen.outputs import file_digest, read_json, remove, versions, write_json, written_aside
-from flexqwen.results import Result
-from flexqwen.tasks import FINE_TUNED, ON_THE_HUB, TASKS
-from flexqwen.tasks.item import Context, Item
-from flexqwen.texts import dataset_digest
+from flexqwen.data import overlap
+from flexqwen.data.texts import dataset_digest
+from flexqwen.evaluation import figures, likelihood, results, sources
+from flexqwen.evaluation.finetuning import Settings
+from flexqwen.evaluation.likelihood import MODES, Scorer
+from flexqwen.evaluation.results import Result
+from flexqwen.evaluation.tasks import FINE_TUNED, ON_THE_HUB, TASKS
+from flexqwen.evaluation.tasks.item import Context, Item
+from flexqwen.files import file_digest, read_json, remove, versions, write_json, written_aside
 
 
 @command
@@ -102,9 +103,9 @@ def run(args) -> None:
         remove(folder / "unfinished")
     with written_aside(folder / "results.md") as aside:
         aside.write_text(results.table(rows) + "\n", encoding="utf-8")
-    figures = plots.evaluation(rows, folder)
+    drawn = figures.evaluation(rows, folder)
     print(held_out_table(rows) if set(tasks) == {"bits_per_byte"} else results.table(rows))
-    print(f"results: {folder / results.RESULTS}\nfigures: {', '.join(str(path) for path in figures)}")
+    print(f"results: {folder / results.RESULTS}\nfigures: {', '.join(str(path) for path in drawn)}")
 
 
 def evaluate(
@@ -148,7 +149,7 @@ def evaluate(
             dataset=args.dataset if has_dataset else None,
             exclude_seen=args.exclude_seen,
         )
-        data = eval_data.folder(getattr(module, "FOLDER", name))
+        data = sources.folder(getattr(module, "FOLDER", name))
         rows += once(unfinished / name, made_by, functools.partial(module.run, args.model, data, settings))
     for note in notes:
         print(f"note: {note}")
@@ -221,7 +222,7 @@ def compare(first: Path, second: Path, output: str | None) -> None:
         print(f"not compared, since they are no mean of items that both sides have: {', '.join(names)}")
     if output:
         write_json(Path(output) / "comparison.json", [vars(row) | {"verdict": row.verdict} for row in differences])
-        plots.comparison(differences, Path(output) / "comparison.png")
+        figures.comparison(differences, Path(output) / "comparison.png")
         print(f"comparison: {Path(output) / 'comparison.json'}\nfigure:     {Path(output) / 'comparison.png'}")
 
 

@@ -16,20 +16,20 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, set_seed
 from transformers.utils import cached_file, logging
 
-from flexqwen import arguments as settings
-from flexqwen import runs
 from flexqwen.cli import InputError, command
-from flexqwen.held_out import HeldOut
-from flexqwen.hub import Repository, fetched
-from flexqwen.model import build_model, save_code
-from flexqwen.objectives import TrainingRows
-from flexqwen.outputs import digest, file_digest, versions, write_json
-from flexqwen.packing import stored_digest, token_store
-from flexqwen.plots import loss_curves
-from flexqwen.publishing import Publisher
-from flexqwen.schedule import Phase, parse_phases, step_ranges
-from flexqwen.texts import summary
-from flexqwen.trainer import FlexQwenTrainer
+from flexqwen.data.packing import stored_digest, token_store
+from flexqwen.data.texts import summary
+from flexqwen.evaluation.figures import loss_curves
+from flexqwen.evaluation.heldout import HeldOut
+from flexqwen.files import digest, file_digest, versions, write_json
+from flexqwen.hub.publisher import Publisher
+from flexqwen.hub.repository import Repository, fetched
+from flexqwen.training import arguments as settings
+from flexqwen.training import runs
+from flexqwen.training.model import build_model, save_code
+from flexqwen.training.objectives import TrainingRows
+from flexqwen.training.schedule import Phase, parse_phases, step_ranges
+from flexqwen.training.trainer import FlexQwenTrainer
 
 
 @command
@@ -210,7 +210,7 @@ def check(args: settings.Arguments) -> None:
     """
     data, training = args.data, args.training
     if not (Path(data.tokenizer) / "tokenizer.json").is_file():
-        raise InputError(f"no tokenizer in {data.tokenizer}; make it with python -m flexqwen.tokenizer")
+        raise InputError(f"no tokenizer in {data.tokenizer}; make it with python -m flexqwen tokenizer")
     for name, value, least in (
         ("per_device_train_batch_size", training.train_batch_size, 1),
         ("gradient_accumulation_steps", training.gradient_accumulation_steps, 1),
@@ -242,7 +242,7 @@ def check(args: settings.Arguments) -> None:
         if one != other:
             raise InputError(
                 f"{data.tokenizer} has not the vocabulary of {checkpoint}; pass --tokenizer {checkpoint}, or what "
-                f"python -m flexqwen.tokenizer --adapt {checkpoint} makes of it"
+                f"python -m flexqwen tokenizer --adapt {checkpoint} makes of it"
             )
 
 

@@ -147,7 +147,7 @@ def write_documents(corpus, folder: Path, documents: int, of: int) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from flexqwen.corpus import read_shard
+    from flexqwen.data.corpus import read_shard
 
     drawn, number = [], 0
     for shard in corpus.shards:
@@ -162,7 +162,7 @@ def write_documents(corpus, folder: Path, documents: int, of: int) -> int:
 
 
 def main() -> None:
-    from flexqwen.corpus import open_corpus
+    from flexqwen.data.corpus import open_corpus
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=os.environ.get("CAROLINA_CORPUS"), help="or CAROLINA_CORPUS")

@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from flexqwen import likelihood
 from flexqwen.cli import InputError
-from flexqwen.likelihood import Scorer
-from flexqwen.outputs import versions, write_json
-from flexqwen.tasks import minimal_pairs, mpararel_pt, wsc_pt
-from flexqwen.tasks.item import Context
+from flexqwen.evaluation import likelihood
+from flexqwen.evaluation.likelihood import Scorer
+from flexqwen.evaluation.tasks import minimal_pairs, mpararel_pt, wsc_pt
+from flexqwen.evaluation.tasks.item import Context
+from flexqwen.files import versions, write_json
 from modeling_flexqwen import FlexQwenForCausalLM
 
 SHAPE = {

@@ -120,7 +120,7 @@ def main() -> None:
             )
             rows.append({"vocab_size": vocab_size, "step": step, "memory_ratio": memory, "speed_ratio": speed, **sides})
     if args.output:
-        from flexqwen.outputs import versions, write_json
+        from flexqwen.files import versions, write_json
 
         settings = {
             "precision": args.precision,

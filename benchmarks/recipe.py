@@ -22,7 +22,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flexqwen.outputs import versions, write_json  # noqa: E402
+from flexqwen.files import versions, write_json  # noqa: E402
 
 DEFAULT = "default"
 VARIANTS = {  # the default is configs/quickstart.yaml: AdamW, cosine to 10 %, warm-up, clipping, mask rate 30 -> 15 %

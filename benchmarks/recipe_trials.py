@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from flexqwen.objectives import IGNORE  # noqa: E402
-from flexqwen.trainer import FlexQwenTrainer  # noqa: E402
+from flexqwen.data.packing import IGNORE  # noqa: E402
+from flexqwen.training.trainer import FlexQwenTrainer  # noqa: E402
 
 EMA_DECAY = 0.98
 Z_LOSS = 1e-4  # PaLM's (arXiv 2204.02311)

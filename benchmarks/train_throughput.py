@@ -61,11 +61,11 @@ def measure(side: str, preset: str, steps: int, compile: bool) -> dict:
     from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     from configuration_flexqwen import FlexQwenConfig
-    from flexqwen.flops import model_flops, peak_flops
-    from flexqwen.objectives import ObjectiveArguments, TrainingRows
-    from flexqwen.packing import best_fit, cut
-    from flexqwen.schedule import Phase
-    from flexqwen.trainer import FlexQwenTrainer
+    from flexqwen.data.packing import best_fit, cut
+    from flexqwen.training.flops import model_flops, peak_flops
+    from flexqwen.training.objectives import ObjectiveArguments, TrainingRows
+    from flexqwen.training.schedule import Phase
+    from flexqwen.training.trainer import FlexQwenTrainer
     from modeling_flexqwen import FlexQwenForCausalLM
 
     hidden, intermediate, layers, heads, kv_heads, head_dim, vocab_size, length, batch_size = PRESETS[preset]
@@ -226,7 +226,7 @@ def main() -> None:
         speed = f"{row['tokens_per_second']:,.0f} | {row['speed_ratio']:.2f}"
         print(f"| {side} | {speed} | {memory} | {wait} | {mfu} |", flush=True)
     if args.output:
-        from flexqwen.outputs import write_json
+        from flexqwen.files import write_json
 
         write_json(args.output, {"preset": args.preset, "steps": args.steps, "sides": sides})
 

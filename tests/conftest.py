@@ -10,9 +10,10 @@ import pytest
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AutoTokenizer
 
-from flexqwen import dataset, sample
-from flexqwen.dataset import Parameters
-from flexqwen.tokenizer import train_tokenizer
+from flexqwen.data import build
+from flexqwen.data.build import Parameters
+from flexqwen.data.sample import generate
+from flexqwen.data.tokenizer import train_tokenizer
 
 DOCUMENTS = 800
 
@@ -36,15 +37,15 @@ def eval_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def sample_documents() -> list[sample.SampleDocument]:
-    return sample.sample_documents(DOCUMENTS)
+def sample_documents() -> list[generate.SampleDocument]:
+    return generate.sample_documents(DOCUMENTS)
 
 
 @pytest.fixture(scope="session")
 def sample_corpus(tmp_path_factory) -> Path:
     """A sample corpus, not to be changed."""
     folder = tmp_path_factory.mktemp("sample") / "sample_corpus"
-    sample.write_sample(folder, DOCUMENTS)
+    generate.write_sample(folder, DOCUMENTS)
     return folder
 
 
@@ -52,7 +53,7 @@ def sample_corpus(tmp_path_factory) -> Path:
 def built(sample_corpus, tmp_path_factory) -> Path:
     """The dataset of the sample corpus, not to be changed."""
     output = tmp_path_factory.mktemp("built") / "carolina_originality"
-    dataset.build(sample_corpus, output, Parameters(), workers=1)
+    build.build(sample_corpus, output, Parameters(), workers=1)
     return output
 
 

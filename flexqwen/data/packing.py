@@ -1,0 +1,236 @@
+"""Documents -> fixed-length rows of tokens in one memory-mapped file; position ids restart at each document.
+
+A document is `BOS tokens EOS`. One longer than a row is cut into pieces, each with a BOS of its own. Pieces are laid
+into rows by best fit, longest first, and what is left of a row is padding. Rows are written once to a folder, the token
+store, that is named after what they are made from and also holds the tokens of the validation documents: training from
+it needs neither the dataset nor the libraries that read one.
+"""
+
+import bisect
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from flexqwen.cli import InputError
+from flexqwen.data.texts import check_whole, count_texts, dataset_digest, read_texts
+from flexqwen.files import digest, file_digest, write_json, written_aside
+
+IGNORE = -100  # the label of a token that is not predicted
+FORMAT = 2  # of the folder; a change makes old folders stale
+ENCODE_BATCH = 2048  # documents handed to the tokenizer's threads at once
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Lays pieces into rows by best-fit decreasing (Johnson, 1973); O(n log capacity).
+
+    Args:
+        lengths: length of each piece, 1 to `capacity`.
+
+    Returns:
+        For each row the indices of its pieces. Every piece is in exactly one row.
+    """
+    rows: list[list[int]] = []
+    rows_with_space: dict[int, list[int]] = {}
+    spaces: list[int] = []  # the keys of rows_with_space, sorted: at most `capacity` of them
+    for index in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
+        length = int(lengths[index])
+        found = bisect.bisect_left(spaces, length)
+        if found == len(spaces):
+            row, space = len(rows), capacity
+            rows.append([])
+        else:
+            space = spaces[found]
+            row = rows_with_space[space].pop()
+            if not rows_with_space[space]:
+                del rows_with_space[space], spaces[found]
+        rows[row].append(index)
+        space -= length
+        if space:
+            if space not in rows_with_space:
+                bisect.insort(spaces, space)
+                rows_with_space[space] = []
+            rows_with_space[space].append(row)
+    return rows
+
+
+def encode_documents(tokenizer, texts: Iterator[str]) -> Iterator[list[int]]:
+    """Yields `BOS tokens EOS` of each text, as a list of ids. A special token's spelling in a text is plain text."""
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True  # "<mask>" typed by an author must not become the mask token
+    backend.no_truncation()
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    batch: list[str] = []
+
+    def encode() -> Iterator[list[int]]:
+        for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
+            yield [bos, *encoding.ids, eos]
+        batch.clear()
+
+    for text in texts:
+        batch.append(text)
+        if len(batch) == ENCODE_BATCH:
+            yield from encode()
+    yield from encode()
+
+
+def cut(document: list[int], sequence_length: int) -> Iterator[list[int]]:
+    """The pieces of a document that begins with BOS: itself if it fits, else stretches that each begin with BOS."""
+    bos, tokens = document[0], document[1:]
+    for start in range(0, len(tokens), sequence_length - 1):
+        yield [bos, *tokens[start : start + sequence_length - 1]]
+
+
+def position_ids(input_ids: np.ndarray, bos_token_id: int, pad_token_id: int) -> np.ndarray:
+    """int64 positions `(..., sequence)` that restart at every BOS and at the first padding token of a row."""
+    columns = np.arange(input_ids.shape[-1])
+    is_pad = input_ids == pad_token_id
+    first_pad = is_pad.copy()
+    first_pad[..., 1:] &= ~is_pad[..., :-1]
+    starts = np.where((input_ids == bos_token_id) | first_pad, columns, 0)
+    return columns - np.maximum.accumulate(starts, axis=-1)
+
+
+class PackedRows:
+    """Rows of a token store, read from disk as they are asked for.
+
+    Attributes:
+        input_ids: `(rows, sequence_length)` memory map of uint16 or uint32.
+        info: what the rows are made from, and counts (`rows`, `documents`, `tokens`, `padding`).
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        try:
+            self.info = json.loads((self.folder / "info.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"no token store in {folder}: info.json is missing") from None
+        shape = (self.info["rows"], self.info["sequence_length"])
+        self.input_ids = np.memmap(self.folder / "rows.bin", dtype=self.info["dtype"], mode="r", shape=shape)
+
+    def __len__(self) -> int:
+        return self.info["rows"]
+
+    def documents(self, row: int) -> list[str]:
+        """Ids of the documents that stand, whole or cut, in a row."""
+        ids = (self.folder / "documents.txt").read_text(encoding="utf-8").splitlines()
+        piece_rows, piece_documents = np.load(self.folder / "pieces.npy")
+        return [ids[document] for document in piece_documents[piece_rows == row]]
+
+    def validation(self, limit: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """The first `limit` validation documents: their tokens, and the UTF-8 bytes of their texts (int64)."""
+        with np.load(self.folder / "validation.npz") as stored:
+            ends = np.cumsum(stored["lengths"])[:limit]
+            return np.split(stored["tokens"][: ends[-1]], ends[:-1]), stored["bytes"][:limit]
+
+
+def stored_digest(dataset: str, config: str, tokenizer_digest: str, sequence_length: int, root: str) -> str:
+    """The digest of a dataset or, where its folder is not at hand, of the one dataset that a token store is made from.
+
+    Raises:
+        InputError: there is no dataset, and not just one fitting token store in `root`.
+    """
+    if Path(dataset).exists():
+        return dataset_digest(dataset)
+    wanted = {"dataset_config": config, "tokenizer_digest": tokenizer_digest, "sequence_length": sequence_length}
+    found = set()
+    for file in Path(root).glob(f"{config}-{sequence_length}-*/info.json"):
+        info = json.loads(file.read_text(encoding="utf-8"))
+        if info["format"] == FORMAT and all(info[name] == value for name, value in wanted.items()):
+            found.add(info["dataset_digest"])
+    if len(found) == 1:
+        print(f"note: no dataset in {dataset}; trained on is the one token store in {root} that fits")
+        return found.pop()
+    stores = f"{len(found) or 'no'} token stores of {config} with this tokenizer and sequence_length {sequence_length}"
+    raise InputError(
+        f"no dataset in {dataset}, and {stores} in {root}; make the dataset with carolina_originality.py build, or "
+        "leave one such store there"
+    )
+
+
+def token_store(
+    dataset: str, digest_of_dataset: str, config: str, tokenizer, tokenizer_folder: str, sequence_length: int, root: str
+) -> PackedRows:
+    """The packed rows of a dataset's `train` split: opened if they are there, made if not.
+
+    Args:
+        digest_of_dataset: what `stored_digest` says.
+        tokenizer: loaded from `tokenizer_folder`, whose tokenizer.json is part of the store's key.
+        root: folder of the stores; this one is `<root>/<config>-<sequence_length>-<key>`.
+    """
+    if sequence_length < 2:
+        raise InputError(f"sequence_length is {sequence_length}; a row needs room for BOS and one token")
+    key = {
+        "format": FORMAT,
+        "dataset_digest": digest_of_dataset,
+        "dataset_config": config,
+        "tokenizer_digest": file_digest(Path(tokenizer_folder) / "tokenizer.json"),
+        "sequence_length": sequence_length,
+    }
+    folder = Path(root) / f"{config}-{sequence_length}-{digest(key)[:12]}"
+    if (folder / "info.json").is_file():
+        print(f"tokens: {folder} is already there, made from the same dataset, tokenizer and length; reused")
+        return PackedRows(folder)
+    if not Path(dataset).exists():
+        raise InputError(f"no dataset in {dataset}, and no token store {folder}")
+    check_whole(dataset, config, "train")
+    check_whole(dataset, "heldout", "validation")
+
+    ids: list[str] = []
+    pieces: list[np.ndarray] = []
+    piece_documents: list[int] = []
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+
+    def texts() -> Iterator[str]:
+        for document, text in read_texts(dataset, config, "train"):
+            ids.append(document)
+            yield text
+
+    progress = tqdm(total=count_texts(dataset, config, "train"), desc=f"tokens of {config}", unit="doc")
+    for number, document in enumerate(encode_documents(tokenizer, texts())):
+        for piece in cut(document, sequence_length):
+            pieces.append(np.array(piece, dtype=dtype))
+            piece_documents.append(number)
+        progress.update()
+    progress.close()
+    rows = best_fit([len(piece) for piece in pieces], sequence_length)
+    tokens = sum(len(piece) for piece in pieces)
+    texts_of_validation = [text for _, text in read_texts(dataset, "heldout", "validation")]
+    validation = [np.array(document, dtype=dtype) for document in encode_documents(tokenizer, texts_of_validation)]
+    with written_aside(folder) as aside:
+        aside.mkdir()
+        np.savez(
+            aside / "validation.npz",
+            tokens=np.concatenate(validation),
+            lengths=np.array([len(document) for document in validation]),
+            bytes=np.array([len(text.encode()) for text in texts_of_validation]),
+        )
+        with open(aside / "rows.bin", "wb") as file:
+            for row in rows:
+                line = np.full(sequence_length, tokenizer.pad_token_id, dtype=dtype)
+                line[: sum(len(pieces[piece]) for piece in row)] = np.concatenate([pieces[piece] for piece in row])
+                file.write(line.tobytes())
+        piece_rows = np.concatenate([np.full(len(row), number) for number, row in enumerate(rows)])
+        order = np.concatenate([np.array(row) for row in rows])
+        np.save(aside / "pieces.npy", np.stack([piece_rows, np.array(piece_documents)[order]]).astype(np.int32))
+        (aside / "documents.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
+        info = {
+            **key,
+            "dtype": np.dtype(dtype).name,
+            "rows": len(rows),
+            "documents": len(ids),
+            "tokens": tokens,
+            "padding": 1 - tokens / (len(rows) * sequence_length),
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "mask_token_id": tokenizer.mask_token_id,
+        }
+        write_json(aside / "info.json", info)
+    print(
+        f"tokens: {folder} ({len(rows):,} rows of {sequence_length}, {tokens:,} tokens, {info['padding']:.2%} padding)"
+    )
+    return PackedRows(folder)

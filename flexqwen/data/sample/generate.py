@@ -1,0 +1,336 @@
+"""A sample corpus in Corpus Carolina's exact layout and TEI format, whose true originality is known.
+
+The texts are made by the grammar of `portuguese.py`. Half of the documents are new from the first word to the last; the
+other half hold passages copied from a stock that no document owns, in a share drawn for each document. The headers then
+state what is true of the finished corpus, counted by brute force: the percentage of a document's word 7-grams
+(white-space-separated words, one 7-gram a position) that no other document holds, and 0 for documents under 21 tokens,
+as in the real corpus. `GENERATED.txt` beside the taxonomies says that the texts are made up.
+"""
+
+import gzip
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+from xml.sax.saxutils import escape
+
+from tqdm import tqdm
+
+from flexqwen.data.corpus import CHECKSUMS, GENERATED, MIN_TOKENS
+from flexqwen.data.sample.grammar import Writer
+
+NGRAM = 7
+
+
+class Genre(NamedTuple):
+    """Texts of one kind: the `Writer` method that makes them, where they stand, and how long and how many they are."""
+
+    writer: str
+    shards: tuple[str, ...]
+    language: str
+    typology: str
+    domain: str
+    share: float  # of the documents
+    words: tuple[int, int]  # shortest and longest; the logarithm of the length is uniform between them
+    sentences: int  # in a paragraph
+    source: str
+    license: str
+
+
+_BY, _BY_SA = "https://creativecommons.org/licenses/by/4.0/", "https://creativecommons.org/licenses/by-sa/4.0/"
+_BY_NC_SA = "https://creativecommons.org/licenses/by-nc-sa/4.0/"
+_LICENSE_NAMES = {_BY: "CC BY 4.0", _BY_SA: "CC BY-SA 4.0", _BY_NC_SA: "CC BY-NC-SA 4.0"}
+
+# fmt: off
+GENRES = (
+    Genre("tweet", ("datasets_and_other_corpora/pt/DATa",), "pt", "TWEET_VIR_W", "Virtual Forum",
+          .16, (7, 48), 9, "https://example.org/tweets.csv", _BY_NC_SA),
+    Genre("review", ("datasets_and_other_corpora/pt-BR/DATb",), "pt-BR", "PRODUCT_REVIEW_COM_W", "Commercial",
+          .18, (9, 90), 9, "https://example.org/reviews.csv", _BY_NC_SA),
+    Genre("encyclopedia", ("wikis/pt/WIKb", "wikis/pt/WIKc"), "pt", "VOCABULARY_ENTRY_INS_W", "Instructional",
+          .26, (30, 400), 4, "https://example.org/wiki?curid={}", _BY_SA),
+    Genre("encyclopedia", ("wikis/pt-BR/WIKa",), "pt-BR", "VOCABULARY_ENTRY_INS_W", "Instructional",
+          .06, (30, 300), 4, "https://example.org/wiki?curid={}", _BY_SA),
+    Genre("news", ("university_domains/UNIa",), "pt-BR", "SECTION_JOU_W", "Journalistic",
+          .14, (60, 500), 3, "https://example.org/jornal/{}/", _BY),
+    Genre("law", ("legislative_branch/LEGa",), "pt-BR", "LEGISLATIVE_W", "Legislative",
+          .07, (50, 500), 1, "https://example.org/leis/{}", _BY),
+    Genre("ruling", ("judicial_branch/JUDa",), "pt-BR", "APPELLATE_DECISION_RECORDS_JUR_W", "Juridical",
+          .06, (60, 600), 3, "https://example.org/acordaos/{}", _BY),
+    Genre("prose", ("public_domain_works/PUBa",), "pt-BR", "NOVEL_LIT_W", "Literary",
+          .03, (200, 1200), 5, "https://example.org/obras/{}.pdf", _BY_SA),
+    Genre("tweet", ("social_media/SOCa",), "pt-BR", "BLOG_POST_VIR_W", "Virtual Forum",
+          .04, (20, 160), 4, "https://example.org/blog/{}", _BY),
+)
+# fmt: on
+
+
+class SampleDocument(NamedTuple):
+    """A document of the sample: the fields of its header, and its text (paragraphs joined by newlines)."""
+
+    id: str
+    genre: Genre
+    shard: str
+    number: int
+    text: str
+    tokens: int
+    originality: int
+
+
+def sample_documents(documents: int = 3000, seed: int = 0) -> list[SampleDocument]:
+    """Makes the documents, the true originality of each counted over all of them."""
+    stock = {genre: _stock(genre, documents, seed) for genre in GENRES}
+    drafts, texts = [], set()
+    places = list(_places(documents))
+    for genre, shard, number in tqdm(places, desc="sample corpus", unit="doc", disable=None, leave=False):
+        random = Random(f"{seed} {shard} {number}")
+        while (text := _write(genre, stock[genre], random)) in texts:  # as in the real corpus, no two texts are equal
+            pass
+        texts.add(text)
+        drafts.append((genre, shard, number, text))
+    originality = true_originality([text for *_, text in drafts])
+    found = []
+    for (genre, shard, number, text), percent in zip(drafts, originality, strict=True):
+        name = shard.rsplit("/", 1)[-1]
+        tokens = len(text.split())
+        stated = round(percent) if tokens >= MIN_TOKENS and percent is not None else 0
+        found.append(SampleDocument(f"{name[:3]}{number:09}{name[3:]}", genre, shard, number, text, tokens, stated))
+    return found
+
+
+def true_originality(texts: list[str], n: int = NGRAM) -> list[float | None]:
+    """Percentage of each text's word n-grams that no other text holds, by brute force; None for a text without any."""
+    owner: dict[tuple[str, ...], int] = {}
+    grams = []
+    for number, text in enumerate(texts):
+        words = text.split()
+        grams.append(list(zip(*(words[start:] for start in range(n)), strict=False)))
+        for gram in grams[-1]:
+            if owner.setdefault(gram, number) != number:
+                owner[gram] = -1
+    return [100 * sum(owner[gram] >= 0 for gram in own) / len(own) if own else None for own in grams]
+
+
+def _places(documents: int) -> Iterator[tuple[Genre, str, int]]:
+    """Genre, shard and running number of each document: the genres' shares, their shards in turn."""
+    total = 0.0
+    for genre in GENRES:
+        first, total = round(total * documents), total + genre.share
+        for number in range(round(total * documents) - first):
+            yield genre, genre.shards[number % len(genre.shards)], number + 1
+
+
+def _stock(genre: Genre, documents: int, seed: int) -> list[list[str]]:
+    """Texts to copy from: one for about ten documents of the genre."""
+    random = Random(f"{seed} stock {GENRES.index(genre)}")
+    size = max(2, round(genre.share * documents / 10))
+    return [Writer(random).text(genre.writer, genre.words[1]) for _ in range(size)]
+
+
+def _write(genre: Genre, stock: list[list[str]], random: Random) -> str:
+    """One text: new sentences, and for every second text runs of copied ones up to a share of its length."""
+    shortest, longest = genre.words
+    length = round(shortest * (longest / shortest) ** random.random())
+    share = random.random() ** 0.7 if random.random() < 0.5 else 0.0
+    writer = Writer(random)
+    sentences: list[str] = []
+    words = copied = 0
+    while words < length:
+        if copied < share * min(length, words + 30):
+            source = random.choice(stock)
+            start = random.randrange(len(source))
+            run = source[start : start + random.randint(2, 5)]
+            copied += sum(len(sentence.split()) for sentence in run)
+        else:
+            run = writer.text(genre.writer, min(30, length - words))
+        sentences += run
+        words += sum(len(sentence.split()) for sentence in run)
+    step = genre.sentences
+    return "\n".join(" ".join(sentences[start : start + step]) for start in range(0, len(sentences), step))
+
+
+def write_sample(folder: Path, documents: int = 3000, seed: int = 0) -> None:
+    """Writes `<folder>/corpus/`. The bytes depend on nothing but the arguments."""
+    shards: dict[str, list[SampleDocument]] = {}
+    for document in sample_documents(documents, seed):
+        shards.setdefault(document.shard, []).append(document)
+    digests: dict[str, list[str]] = {}
+    for shard, content in shards.items():
+        xml = shard_xml(content).encode()
+        path = folder / "corpus" / f"{shard}.xml.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(xml, compresslevel=6, mtime=0))
+        taxonomy, name = shard.split("/", 1)
+        digests.setdefault(taxonomy, []).append(f"{hashlib.sha256(xml).hexdigest()}\t{name}.xml\n")
+    for taxonomy, lines in digests.items():
+        (folder / "corpus" / taxonomy / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+    notice = "Every text here was generated by FlexQwen's sample command; none is Corpus Carolina's.\n"
+    (folder / "corpus" / GENERATED).write_text(notice, encoding="utf-8")
+
+
+def shard_xml(documents: list[SampleDocument]) -> str:
+    """The TEI of a shard."""
+    return _HEAD.format(categories=_categories()) + "".join(map(_document_xml, documents)) + "</teiCorpus>\n"
+
+
+def _categories() -> str:
+    names = dict.fromkeys(genre.typology for genre in GENRES)
+    return "".join(f'\t\t\t\t\t<category xml:id="{n}">\n{_described(n)}\t\t\t\t\t</category>\n' for n in names)
+
+
+def _described(name: str) -> str:
+    label = name.replace("_", " ").capitalize()
+    return "".join(f'\t\t\t\t\t\t<catDesc xml:lang="{lang}">{label}</catDesc>\n' for lang in ("en", "pt"))
+
+
+def _document_xml(document: SampleDocument) -> str:
+    genre = document.genre
+    return _DOCUMENT.format(
+        id=document.id,
+        tokens=document.tokens,
+        originality=document.originality,
+        license=genre.license,
+        license_name=_LICENSE_NAMES[genre.license],
+        source=genre.source.format(document.number),
+        bytes=len(document.text.encode()),
+        domain=genre.domain,
+        typology=genre.typology,
+        language=genre.language,
+        taxonomy=document.shard.split("/")[0].upper(),
+        paragraphs="".join(f"\t\t\t\t<p>{escape(line)}</p>\n" for line in document.text.split("\n")),
+    )
+
+
+_HEAD = """\
+<?xml version='1.0' encoding='utf-8'?>
+<teiCorpus xmlns="http://www.tei-c.org/ns/1.0">
+	<teiHeader>
+		<fileDesc>
+			<titleStmt>
+				<title type="main">Carolina</title>
+				<title type="sub">Sample, generated by FlexQwen</title>
+			</titleStmt>
+			<publicationStmt>
+				<authority>FlexQwen</authority>
+			</publicationStmt>
+			<sourceDesc>
+				<p>A generated sample in the format of Carolina: General Corpus of Contemporary Brazilian Portuguese \
+with Provenance and Typology Information.</p>
+			</sourceDesc>
+		</fileDesc>
+		<encodingDesc>
+			<projectDesc>
+				<p>Every text of this file was generated; none was written by a person.</p>
+			</projectDesc>
+			<classDecl>
+				<taxonomy xml:id="Source_typology">
+{categories}\
+				</taxonomy>
+			</classDecl>
+		</encodingDesc>
+	</teiHeader>
+"""
+
+_DOCUMENT = """\
+	<TEI>
+		<teiHeader>
+			<fileDesc>
+				<titleStmt>
+					<title>{id}</title>
+					<respStmt>
+						<resp>Download</resp>
+						<name>FlexQwen</name>
+					</respStmt>
+					<respStmt>
+						<resp>Metadata</resp>
+						<name>FlexQwen</name>
+					</respStmt>
+					<respStmt>
+						<resp>Extraction</resp>
+						<name>FlexQwen</name>
+					</respStmt>
+				</titleStmt>
+				<extent>
+					<measure unit="tokens" quantity="{tokens}" />
+					<measure type="originality" unit="percent" quantity="{originality}" />
+				</extent>
+				<publicationStmt>
+					<authority>FlexQwen</authority>
+					<date type="Download">2026-01-01</date>
+					<date type="Extraction">2026-01-01</date>
+					<availability status="free">
+						<license target="{license}">{license_name}</license>
+					</availability>
+				</publicationStmt>
+				<sourceDesc>
+					<biblFull>
+						<fileDesc>
+							<titleStmt>
+								<title>
+									<name />
+									<media mimeType="text/plain" url="{source}" source="sample.txt" />
+								</title>
+								<author />
+								<editor role="translator" />
+								<sponsor>Unknown</sponsor>
+							</titleStmt>
+							<extent>
+								<measure unit="bytes" quantity="{bytes}" />
+								<measure unit="tokens" quantity="{tokens}" />
+								<measure unit="pages" quantity="-1" />
+							</extent>
+							<publicationStmt>
+								<publisher />
+								<authority>FlexQwen</authority>
+								<date>2026-01-01</date>
+								<availability status="free">
+									<license target="{license}">{license_name}</license>
+								</availability>
+								<address>
+									<region />
+								</address>
+							</publicationStmt>
+							<seriesStmt>
+								<title />
+								<biblScope />
+							</seriesStmt>
+							<sourceDesc>
+								<p>Born digital</p>
+							</sourceDesc>
+						</fileDesc>
+						<profileDesc>
+							<creation resp="user" />
+							<textDesc>
+								<channel mode="w" />
+								<constitution type="single" />
+								<derivation />
+								<domain>{domain}</domain>
+								<factuality />
+								<interaction />
+								<preparedness type="spontaneous" />
+								<purpose />
+							</textDesc>
+							<textClass>
+								<catRef scheme="#Source_typology" target="#{typology}" />
+							</textClass>
+							<langUsage>
+								<language ident="{language}" />
+							</langUsage>
+						</profileDesc>
+					</biblFull>
+				</sourceDesc>
+			</fileDesc>
+			<profileDesc>
+				<textClass>
+					<catRef scheme="#Carolina_typology" target="#{taxonomy}" />
+				</textClass>
+			</profileDesc>
+		</teiHeader>
+		<text>
+			<body>
+{paragraphs}\
+			</body>
+		</text>
+	</TEI>
+"""

@@ -1,0 +1,262 @@
+"""Gold, its matched controls, tokenizer and held-out documents: chosen, disjoint, described.
+
+Works on columns only (numpy arrays, one entry a document); the text stays on disk. Every choice among equals follows
+one random order of the documents drawn from the seed.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from flexqwen.cli import InputError
+from flexqwen.data.corpus import MIN_TOKENS
+
+CORPUS_DOCUMENTS = 2_100_000
+"""Documents of the whole corpus, for which the sizes below are meant; a partial corpus gets its share of them."""
+
+GOLD, TOKENIZER = 500_000, 324_000
+HELDOUT, HELDOUT_SHARE = 2_500, 0.03
+"""Documents of each of the held-out splits: so many, or this share of the documents where that is less."""
+
+TOLERANCE = 0.02
+"""A control is as long as its partner within this share, and never more than this share or one token off."""
+
+KS_LIMIT, TOKENS_LIMIT = 0.01, 0.005
+"""How far the two sides may differ: Kolmogorov-Smirnov distance of their lengths, and share of their tokens."""
+
+SPARE = 1.1
+"""Pairs proposed for each that is asked for: decontamination leaves some out."""
+
+MIN_GAP = 10
+"""Points of originality, at least, by which a document exceeds its control."""
+
+TRAINING = ("gold", "matched", "gold_typology", "matched_typology", "tokenizer")
+STRATA = ("", "_original", "_unoriginal")
+"""Held-out splits are `validation` and `test`, random samples of the corpus, and both with each of these endings."""
+
+
+@dataclass
+class Splits:
+    """Document numbers (int64): `training` by config, `heldout` by split; rows of gold and matched are partners.
+
+    `notes` says for each name how many were asked for and what limited them.
+    """
+
+    training: dict[str, np.ndarray]
+    heldout: dict[str, np.ndarray]
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """All splits by `<config>/<split>`, as the dataset names them."""
+        training = {f"{config}/train": self.training[config] for config in TRAINING}
+        return training | {f"heldout/{split}": part for split, part in self.heldout.items()}
+
+
+def random_order(documents: int, seed: int) -> np.ndarray:
+    """Place of each document in a random order: int64 of shape `(documents,)`."""
+    return np.random.default_rng([seed, 1]).permutation(documents)
+
+
+def propose(tokens: np.ndarray, originality: np.ndarray, typology: np.ndarray, seed: int) -> Splits:
+    """Chooses the splits, before decontamination (see `decontaminate`).
+
+    Args:
+        tokens: length of each document, in tokens (int).
+        originality: 0-100, NaN where it is not defined (float).
+        typology: code of each document's source typology, -1 where the header names none (int).
+
+    Training configs hold some more than is asked for; `decontaminate` cuts them to size.
+    """
+    documents = len(tokens)
+    order = random_order(documents, seed)
+    by_chance = np.argsort(order)
+    size = sizes(documents)
+    held = size["heldout"]
+    heldout = {"validation": by_chance[:held], "test": by_chance[held : 2 * held]}
+    tokenizer = by_chance[2 * held : 2 * held + size["tokenizer"]]
+    free = np.ones(documents, bool)
+    free[by_chance[: 2 * held + size["tokenizer"]]] = False
+    eligible = np.flatnonzero(free & (tokens >= MIN_TOKENS) & ~np.isnan(originality))
+
+    pairs = match(eligible, tokens, originality, order)
+    held_pairs = min(held, len(pairs) // 10)
+    if held_pairs == 0:
+        raise InputError(
+            f"only {len(pairs)} pairs of documents of {MIN_TOKENS} tokens or more have one length and a different "
+            f"originality, among {documents} documents; give more shards or more --documents"
+        )
+    # A random part of the pairs is held out, so that it is like the part that trains.
+    pairs = pairs[: round(SPARE * (size["gold"] + 2 * held_pairs))]
+    chosen = np.random.default_rng([seed, 3]).permutation(len(pairs))
+    is_held = np.zeros(len(pairs), bool)
+    for split, part in (("validation", chosen[:held_pairs]), ("test", chosen[held_pairs : 2 * held_pairs])):
+        heldout[f"{split}_original"], heldout[f"{split}_unoriginal"] = pairs[part].T
+        is_held[part] = True
+    left = np.setdiff1d(eligible, pairs[is_held], assume_unique=True)
+    typology_pairs = match(left[typology[left] >= 0], tokens, originality, order, typology)
+    training = {"tokenizer": tokenizer}
+    training["gold"], training["matched"] = pairs[~is_held].T
+    training["gold_typology"], training["matched_typology"] = typology_pairs.T
+    return Splits(training, heldout)
+
+
+def sizes(documents: int) -> dict[str, int]:
+    """Documents asked for from a corpus of so many: `gold` (and matched), `tokenizer`, `heldout` (each split)."""
+    share = min(1.0, documents / CORPUS_DOCUMENTS)
+    return {
+        "gold": round(GOLD * share),
+        "tokenizer": round(TOKENIZER * share),
+        "heldout": min(HELDOUT, round(HELDOUT_SHARE * documents)),
+    }
+
+
+def match(
+    documents: np.ndarray,
+    tokens: np.ndarray,
+    originality: np.ndarray,
+    order: np.ndarray,
+    typology: np.ndarray | None = None,
+) -> np.ndarray:
+    """Pairs original documents with less original ones of their length (and of their typology, where it is given).
+
+    Lengths are cut into classes no wider than the tolerance. In each class the most original document is matched with
+    the least original, the second with the second last, and so on while the gap is at least `MIN_GAP`: as many pairs as
+    can be had, and every original of a class exceeds every control of it. Inside a class partners are then dealt by
+    length.
+
+    Returns document numbers of shape `(pairs, 2)`: original, control; most original first.
+    """
+    if not len(documents):
+        return np.empty((0, 2), np.int64)
+    group = length_class(tokens[documents])
+    if typology is not None:
+        group = group + (group.max() + 1) * typology[documents]
+    ranked = np.lexsort((order[documents], -originality[documents], group))  # most original first, class after class
+    documents, group = documents[ranked], group[ranked]
+    first = np.searchsorted(group, group)
+    last = np.searchsorted(group, group, side="right") - 1
+    place = np.arange(len(documents))
+    mirror = last - (place - first)
+    score = originality[documents]
+    is_gold = (mirror > place) & (score - score[mirror] >= MIN_GAP)
+    golds, controls = place[is_gold], np.sort(mirror[is_gold])
+    golds = documents[golds[np.lexsort((tokens[documents[golds]], group[golds]))]]
+    controls = documents[controls[np.lexsort((tokens[documents[controls]], group[controls]))]]
+    return np.stack([golds, controls], axis=1)[np.lexsort((order[golds], -originality[golds]))]
+
+
+def length_class(tokens: np.ndarray) -> np.ndarray:
+    """Number of the class of lengths that each length (1 or more) falls in; two of one class differ by 2 % or less."""
+    edges, longest = [1], int(tokens.max())
+    while edges[-1] <= longest:
+        edges.append(int(edges[-1] * (1 + TOLERANCE)) + 1)
+    return np.searchsorted(edges, tokens, side="right")
+
+
+def _ahead(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All lengths, and for each how many more of `one` than of `other` are that long or shorter."""
+    lengths, place = np.unique(np.concatenate([one, other]), return_inverse=True)
+    return lengths, np.cumsum(np.bincount(place, np.repeat([1, -1], [len(one), len(other)]))).astype(int)
+
+
+def _balance(pairs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Leaves out uneven pairs until both sides have the same lengths and tokens, a little better than is demanded."""
+    while len(pairs):
+        one, other = tokens[pairs].T
+        difference = one - other
+        excess = int(difference.sum())
+        lengths, ahead = _ahead(one, other)
+        worst = np.argmax(np.abs(ahead))
+        too_many = abs(int(ahead[worst])) - max(1, int(0.9 * KS_LIMIT * len(pairs)))
+        too_long = abs(excess) - 0.8 * TOKENS_LIMIT * int(other.sum())
+        if too_many > 0:  # of the pairs that stand on two sides of this length, the same way round
+            across = (np.minimum(one, other) <= lengths[worst]) & (lengths[worst] < np.maximum(one, other))
+            guilty = np.flatnonzero(across & (np.sign(-difference) == np.sign(ahead[worst])))
+            number = too_many
+        elif too_long > 0:
+            guilty = np.flatnonzero(np.sign(difference) == np.sign(excess))
+            number = 1 + int(too_long / np.abs(difference).max())
+        else:
+            break
+        guilty = guilty[np.argsort(-np.abs(difference[guilty]), kind="stable")]
+        pairs = np.delete(pairs, guilty[:number], axis=0)
+    return pairs
+
+
+def decontaminate(splits: Splits, contaminated: np.ndarray, tokens: np.ndarray, seed: int) -> Splits:
+    """Leaves out of training what is `contaminated` (bool, one entry a document), with its partner; cuts; shuffles.
+
+    A training document is contaminated where it shares half or more of its 13-grams with the held-out ones.
+    """
+    size = sizes(len(tokens))
+    wanted = {"gold": size["gold"], "gold_typology": size["gold"], "tokenizer": size["tokenizer"]}
+    training, notes = {}, {}
+    for name, partner in (("gold", "matched"), ("gold_typology", "matched_typology"), ("tokenizer", None)):
+        rows = np.stack([splits.training[key] for key in (name, partner) if key])
+        clean = rows[:, ~contaminated[rows].any(axis=0)]
+        shuffle = np.random.default_rng([seed, 2]).permutation(clean.shape[1])
+        cut = clean[:, shuffle[: wanted[name]]]
+        if partner:
+            cut = _balance(cut.T, tokens).T
+        reasons = []
+        if rows.shape[1] < wanted[name]:
+            reasons.append(
+                f"no more pairs of one length, {MIN_GAP} points or more apart" if partner else "no more documents"
+            )
+        if dropped := rows.shape[1] - clean.shape[1]:
+            reasons.append(f"{dropped:,} left out for what they share with held-out documents")
+        note = f"{cut.shape[1]:,} of {wanted[name]:,}" + (
+            f" ({'; '.join(reasons)})" if cut.shape[1] < wanted[name] else ""
+        )
+        for key, part in zip((name, partner), cut, strict=False):
+            training[key], notes[f"{key}/train"] = part, note
+    for name, part in splits.heldout.items():
+        notes[f"heldout/{name}"] = f"{len(part):,} of {size['heldout']:,}"
+    return Splits(training, splits.heldout, notes)
+
+
+def check(splits: Splits, tokens: np.ndarray, originality: np.ndarray, typology: np.ndarray) -> dict[str, dict]:
+    """What must hold of finished splits: by name, the figure, the limit that it is held to, and whether it `passed`."""
+    found = {}
+
+    def add(name: str, value: float, limit: float, at_least: bool = False) -> None:
+        passed = value >= limit if at_least else value <= limit
+        found[name] = {
+            "value": round(float(value), 6),
+            "at_least" if at_least else "at_most": limit,
+            "passed": bool(passed),
+        }
+
+    training, heldout = splits.training, np.concatenate(list(splits.heldout.values()))
+    for one, other in (("gold", "matched"), ("gold_typology", "matched_typology")):
+        a, b = training[one], training[other]
+        add(f"documents in both {one} and {other}", len(np.intersect1d(a, b)), 0)
+        off = np.abs(tokens[a] - tokens[b])
+        allowed = np.maximum(1, np.floor(TOLERANCE * tokens[a]))
+        add(f"{one}: pairs that differ in length by more than 2 % and one token", int((off > allowed).sum()), 0)
+        if len(a):
+            statistic = np.abs(_ahead(tokens[a], tokens[b])[1]).max() / len(a)
+            add(
+                f"{one}: Kolmogorov-Smirnov distance of the lengths to its control",
+                statistic,
+                max(KS_LIMIT, 1 / len(a)),
+            )
+            share = abs(int(tokens[a].sum()) - int(tokens[b].sum())) / int(tokens[b].sum())
+            add(f"{one}: difference in tokens to its control, as a share", share, TOKENS_LIMIT)
+            add(
+                f"{one}: smallest gap in originality to a control",
+                (originality[a] - originality[b]).min(),
+                MIN_GAP,
+                True,
+            )
+    a, b = training["gold_typology"], training["matched_typology"]
+    same = (typology[a] == typology[b]) & (typology[a] >= 0)
+    add("gold_typology: pairs of different typology", int((~same).sum()), 0)
+    others = np.concatenate([training[name] for name in TRAINING if name != "tokenizer"])
+    add("documents in both tokenizer and another training split", len(np.intersect1d(training["tokenizer"], others)), 0)
+    everything = np.concatenate([others, training["tokenizer"]])
+    add("documents in both training and held-out", len(np.intersect1d(everything, heldout)), 0)
+    twice = sum(len(part) - len(np.unique(part)) for part in splits.parts().values())
+    add("documents that stand twice in a split", twice, 0)
+    add("documents in two held-out splits", len(heldout) - len(np.unique(heldout)), 0)
+    return found

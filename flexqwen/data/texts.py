@@ -1,0 +1,82 @@
+"""Reads the texts of a built dataset folder; all that training and evaluation know of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from flexqwen.cli import InputError
+from flexqwen.files import file_digest, read_json
+
+
+def dataset_digest(folder: str | Path) -> str:
+    """SHA-256 of the dataset's `manifest.json`, which names every input and every parameter of the build.
+
+    Raises:
+        InputError: the folder holds no manifest.
+    """
+    manifest = Path(folder) / "manifest.json"
+    if not manifest.is_file():
+        raise InputError(f"no dataset in {folder}: {manifest} is missing; make it with carolina_originality.py build")
+    return file_digest(manifest)
+
+
+def summary(folder: str | Path, config: str) -> dict | None:
+    """What the manifest says of a training config: `documents`, `tokens`, and whether the text is `generated`.
+
+    None where the dataset is not at hand.
+    """
+    manifest = read_json(Path(folder) / "manifest.json")
+    split = manifest and manifest["splits"].get(f"{config}/train")
+    return split and {"generated": manifest["generated"], **{name: split[name] for name in ("documents", "tokens")}}
+
+
+def parquet_files(folder: str | Path, config: str, split: str) -> list[Path]:
+    """The Parquet files of one split, in order.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = sorted((Path(folder) / "data" / config).glob(f"{split}-*.parquet"))
+    if not files:
+        known = sorted(
+            f"{path.parent.name}/{path.name.split('-')[0]}" for path in Path(folder).glob("data/*/*.parquet")
+        )
+        raise InputError(f"no split {config}/{split} in {folder}; it has: {', '.join(known) or 'none'}")
+    return files
+
+
+def count_texts(folder: str | Path, config: str, split: str) -> int:
+    """Number of documents of a split."""
+    import pyarrow.parquet as pq  # here, not above: a machine that trains from a token store may lack it
+
+    return sum(pq.read_metadata(file).num_rows for file in parquet_files(folder, config, split))
+
+
+def check_whole(folder: str | Path, config: str, split: str) -> None:
+    """Compares a split with the manifest: a copy may have been cut, or be what an earlier download left.
+
+    Raises:
+        InputError: it lacks documents.
+    """
+    splits = (read_json(Path(folder) / "manifest.json") or {}).get("splits", {})
+    found = count_texts(folder, config, split)
+    wanted = splits.get(f"{config}/{split}", {}).get("documents", found)
+    if found != wanted:
+        raise InputError(
+            f"{config}/{split} in {folder} has {found:,} of the {wanted:,} documents of its manifest; copy it again, "
+            "or run again where the Hub can be reached"
+        )
+
+
+def read_texts(folder: str | Path, config: str, split: str, limit: int | None = None) -> Iterator[tuple[str, str]]:
+    """Yields `(id, text)` of each document of a split in file order, at most `limit` of them."""
+    import pyarrow.parquet as pq
+
+    left = limit
+    for file in parquet_files(folder, config, split):
+        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=4096):
+            pairs = list(zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True))
+            yield from pairs if left is None else pairs[:left]
+            if left is not None:
+                left -= len(pairs)
+                if left <= 0:
+                    return

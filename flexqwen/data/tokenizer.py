@@ -1,0 +1,134 @@
+"""Byte-level BPE for Portuguese, with the mask token.
+
+    python -m flexqwen tokenizer --dataset carolina_originality --vocab_size 8192 --output runs/tokenizer
+    python -m flexqwen tokenizer --adapt Qwen/Qwen3-0.6B-Base --output runs/tokenizer-qwen3
+
+The second gives the tokenizer of a Qwen3 checkpoint, for training that goes on from it, the four special tokens that
+training needs: tokens that it has and that plain text never uses.
+"""
+
+import json
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from flexqwen.cli import ArgumentParser, InputError, command
+from flexqwen.data.texts import count_texts, dataset_digest, read_texts
+from flexqwen.files import versions, write_json, written_aside
+
+PAD, BOS, EOS, MASK = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
+MADE_BY = "made_by.json"
+QWEN3_ROLES = {"pad": "<|fim_pad|>", "bos": "<|im_start|>", "eos": "<|endoftext|>", "mask": "<|fim_middle|>"}
+
+# Words with their leading space, numbers digit by digit (so that a model can learn what a digit is worth), runs of
+# punctuation, and line breaks by themselves. Apostrophes and hyphens split words: "d'água", "disse-lhe".
+WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True) -> PreTrainedTokenizerFast:
+    """Trains byte-level BPE on the dataset's `tokenizer` split. Lossless: any text decodes to itself.
+
+    Encoding puts BOS in front. The mask token takes the space before it, as a word does, so that what it stands for
+    is a word with its space. Same texts, same tokenizer.
+
+    Raises:
+        InputError: a vocabulary with no room for the 256 bytes, or more than the texts give merges for.
+    """
+    minimum = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < minimum:
+        raise InputError(f"vocab_size is {vocab_size}; byte-level BPE needs at least {minimum}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(token, lstrip=token == MASK, special=True) for token in SPECIAL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=progress,
+    )
+    texts = tqdm(
+        (text for _, text in read_texts(dataset, "tokenizer", "train")),
+        total=count_texts(dataset, "tokenizer", "train"),
+        desc="tokenizer",
+        unit="doc",
+        disable=not progress,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        raise InputError(
+            f"the tokenizer split of {dataset} gives only {tokenizer.get_vocab_size()} tokens, vocab_size asks for "
+            f"{vocab_size}; lower vocab_size or build the dataset from more documents"
+        )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {EOS} $B:1", special_tokens=[(BOS, 1), (EOS, 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        mask_token=AddedToken(MASK, lstrip=True, special=True),
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> PreTrainedTokenizerFast:
+    """A checkpoint's tokenizer, same ids, with four of its special tokens as pad, BOS, EOS and mask.
+
+    Raises:
+        InputError: it cannot be loaded, or lacks one of the tokens.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer can be loaded from {checkpoint}: {' '.join(str(error).split())}") from None
+    vocabulary = tokenizer.get_vocab()
+    for role, token in roles.items():
+        if token not in vocabulary:
+            raise InputError(f"the tokenizer of {checkpoint} has no token {token}, which is to be its {role} token")
+        setattr(tokenizer, f"{role}_token", token)
+    bos, eos = roles["bos"], roles["eos"]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A",
+        pair=f"{bos} $A {eos} $B:1",
+        special_tokens=[(bos, vocabulary[bos]), (eos, vocabulary[eos])],
+    )
+    return tokenizer
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(prog="python -m flexqwen tokenizer", description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default="carolina_originality", help="a folder made by carolina_originality.py")
+    parser.add_argument("--adapt", metavar="CHECKPOINT", help="adapt a Qwen3 checkpoint's tokenizer; none is trained")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="size of the vocabulary, special tokens included")
+    parser.add_argument("--output", default="runs/tokenizer", help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer made from something else")
+    args = parser.parse_args(argv)
+    if args.adapt:
+        made_by = {"adapted_from": args.adapt, **QWEN3_ROLES}
+    else:
+        made_by = {"dataset_digest": dataset_digest(args.dataset), "vocab_size": args.vocab_size}
+    made_by["versions"] = versions("tokenizers")
+    existing = Path(args.output) / MADE_BY
+    if existing.is_file():
+        if json.loads(existing.read_text(encoding="utf-8")) == made_by:
+            print(f"tokenizer: {args.output} is already there, made from the same things and settings; reused")
+            return
+        if not args.overwrite:
+            raise InputError(f"{args.output} holds a tokenizer made otherwise; pass --overwrite or another --output")
+    elif Path(args.output).exists() and any(Path(args.output).iterdir()):
+        raise InputError(f"{args.output} exists and is not a tokenizer made by this command; pass another --output")
+    tokenizer = adapt_tokenizer(args.adapt) if args.adapt else train_tokenizer(args.dataset, args.vocab_size)
+    with written_aside(args.output) as folder:
+        tokenizer.save_pretrained(folder)
+        write_json(folder / MADE_BY, made_by)
+    print(f"tokenizer: {args.output} ({len(tokenizer)} tokens)")

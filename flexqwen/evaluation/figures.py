@@ -1,0 +1,139 @@
+"""Figures, drawn from result files."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from flexqwen.evaluation.results import Difference, Result
+from flexqwen.files import written_aside
+
+COLORS = {"causal": "#1f77b4", "masked": "#d95f02", "fused": "#7570b3", "finetuned": "#1b9e77"}
+
+
+def save(figure, path: Path, source: str | None = None) -> None:
+    """Writes a figure as PNG, whole or not at all, and closes it; `source` says in the file what it was drawn from."""
+    with written_aside(path) as aside:
+        metadata = {"Source": source} if source else None
+        figure.savefig(aside, format="png", dpi=150, bbox_inches="tight", metadata=metadata)
+    plt.close(figure)
+
+
+def loss_curves(run: Path) -> None:
+    """`loss.png` of a run's folder: loss in each mode against tokens, from its `metrics.jsonl`."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    by_step = {}  # a resumed run logs some steps twice; the last counts
+    for line in map(json.loads, lines):
+        by_step.setdefault(line["step"], {}).update(line)
+    entries = [by_step[step] for step in sorted(by_step)]
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for mode in ("causal", "masked"):
+        color = COLORS[mode]
+        for name, label, style in (
+            (f"loss_{mode}", f"{mode}, training", {"alpha": 0.5, "linewidth": 1}),
+            (f"eval_loss_{mode}", f"{mode}, held-out", {"marker": "o", "linewidth": 2}),
+        ):
+            points = [(entry["tokens_seen"] / 1e6, entry[name]) for entry in entries if name in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=color, label=label, **style)
+    axes.set_xlabel("tokens seen (millions)")
+    axes.set_ylabel("loss (nats per predicted token)")
+    axes.set_title(run.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(figure, run / "loss.png")
+
+
+def evaluation(results: list[Result], folder: Path) -> list[Path]:
+    """Draws what there is to draw of an evaluation; returns the files."""
+    figures = []
+    for task in dict.fromkeys(result.task for result in results):
+        rows = [result for result in results if result.task == task]
+        if task.startswith("bits_per_byte"):
+            figures.append(folder / f"{task}.png")
+            bits_per_byte([row for row in rows if row.metric == "bits_per_byte"], figures[-1])
+        elif len({row.subset for row in rows}) > 1:
+            figures.append(folder / f"{task}.png")
+            dots(rows, figures[-1])
+    rows = [row for row in results if row.subset == "all" or row.mode == "finetuned"]
+    rows = [row for row in rows if not row.task.startswith("bits_per_byte")]
+    if len({(row.task, row.metric) for row in rows}) > 1:
+        figures.append(folder / "tasks.png")
+        dots(rows, figures[-1])
+    return figures
+
+
+def bits_per_byte(rows: list[Result], path: Path) -> None:
+    """Bars of bits per byte with 95 % intervals, beside the baseline."""
+    figure, axes = plt.subplots(figsize=(5, 4))
+    for place, row in enumerate(rows):
+        error = [[row.value - row.interval[0]], [row.interval[1] - row.value]]
+        axes.bar(place, row.value, color=COLORS[row.mode], yerr=error, capsize=5)
+        axes.text(place, row.value / 2, f"{row.value:.2f}", ha="center", color="white")
+    baseline, name = rows[0].baseline, rows[0].baseline_name
+    axes.axhline(baseline, color="black", linestyle="--")
+    axes.text(len(rows) - 0.6, baseline, f"{name} {baseline:.2f}", ha="right", va="bottom")
+    axes.set_xticks(range(len(rows)), [row.mode for row in rows])
+    axes.set_ylabel("bits per byte (lower is better)")
+    axes.set_title(f"{rows[0].task}, n = {rows[0].n:,} texts, 95 % intervals")
+    axes.set_ylim(0, max(baseline, *(row.interval[1] for row in rows)) * 1.15)
+    save(figure, path)
+
+
+def dots(rows: list[Result], path: Path) -> None:
+    """A line a figure, a dot a mode, with 95 % intervals, and the baseline as a stroke.
+
+    Errors (mean squared error) are left out: they are of another scale, and lower is better.
+    """
+    rows = [row for row in rows if row.metric != "mse"]
+    tasks, metrics, baselines = (
+        list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("task", "metric", "baseline_name")
+    )
+
+    def label(row: Result) -> str:
+        """What tells the line from the others of the figure."""
+        subset = [row.subset] * (row.subset != "all" or len(tasks) == 1)
+        return ", ".join([row.task] * (len(tasks) > 1) + subset + [row.metric] * (len(metrics) > 1))
+
+    labels = list(dict.fromkeys(label(row) for row in rows))
+    modes = list(dict.fromkeys(row.mode for row in rows))
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.45 * len(labels)))
+    counts = {}
+    for row in rows:
+        line = len(labels) - 1 - labels.index(label(row))
+        beside = [mode for mode in modes if any(label(other) == label(row) and other.mode == mode for other in rows)]
+        height = line + 0.2 * ((len(beside) - 1) / 2 - beside.index(row.mode))
+        error = [[row.value - row.interval[0]], [row.interval[1] - row.value]]
+        axes.errorbar(row.value, height, xerr=error, fmt="o", color=COLORS[row.mode], capsize=3, markersize=4)
+        axes.plot([row.baseline] * 2, [line - 0.35, line + 0.35], color="black", linewidth=1.5)
+        counts[line] = row.n
+    for mode in modes:
+        axes.plot([], [], "o", color=COLORS[mode], label=mode)
+    axes.plot([], [], color="black", label=baselines[0] if len(baselines) == 1 else "baseline")
+    axes.set_yticks(
+        range(len(labels)), [f"{name} (n = {counts[len(labels) - 1 - i]:,})" for i, name in enumerate(labels)][::-1]
+    )
+    axes.set_title(f"{tasks[0] if len(tasks) == 1 else 'tasks'}, 95 % intervals")
+    axes.set_xlabel(metrics[0] if len(metrics) == 1 else "value (higher is better)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    save(figure, path)
+
+
+def comparison(differences: list[Difference], path: Path) -> None:
+    """Paired differences with 95 % intervals; those that do not hold 0 are filled."""
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.35 * len(differences)))
+    for line, row in enumerate(reversed(differences)):
+        error = [[row.difference - row.interval[0]], [row.interval[1] - row.difference]]
+        fill = "none" if row.verdict == "no difference" else None
+        color = COLORS[row.key[2]]
+        axes.errorbar(row.difference, line, xerr=error, fmt="o", color=color, markerfacecolor=fill, capsize=3)
+    axes.axvline(0, color="black", linestyle="--")
+    names = [f"{key[0]}, {key[4]}, {key[2]}, {key[3]} (n = {row.n:,})" for row in differences for key in [row.key]]
+    axes.set_yticks(range(len(names)), names[::-1], fontsize=8)
+    axes.set_xlabel("B − A, 95 % intervals (paired bootstrap)")
+    axes.grid(axis="x", alpha=0.3)
+    save(figure, path)

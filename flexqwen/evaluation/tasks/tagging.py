@@ -1,0 +1,153 @@
+"""Fine-tuned tagging of words: a label for each word of a text, however long. HAREM and Bosque POS use it.
+
+A word goes to the tokenizer by itself, with a space in front where the text has white space there, so that byte-level
+BPE sees it as in running text and no token spans two words. Its label is learned and read at its first token (of those
+that are not only white space). A text that does not fit is cut between words into windows that overlap by a quarter;
+each word belongs to the one window where it stands farthest from a cut.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from flexqwen.data.packing import IGNORE
+from flexqwen.evaluation.finetuning import FineTuned, Row, Settings, fine_tune, load_tokenizer, token_classification
+
+OVERLAP = 1 / 4
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A text as words, each with the space before it, and the label of each."""
+
+    id: str
+    words: list[str]
+    labels: list[str]
+
+
+class Place(NamedTuple):
+    """Where a word is learned and read: word `word` of text `text` at token `position` of row `row`."""
+
+    text: int
+    word: int
+    row: int
+    position: int
+
+
+def windows(lengths: Sequence[int], room: int, overlap: int) -> list[range]:
+    """Stretches of words that together hold each word, in as few as the overlap allows.
+
+    Args:
+        lengths: tokens of each word.
+        room: tokens of a window; a word that is longer alone has a window of its own.
+        overlap: tokens that two windows share, at most.
+    """
+    found = []
+    start = 0
+    while True:
+        end, tokens = start, 0
+        while end < len(lengths) and (end == start or tokens + lengths[end] <= room):
+            tokens += lengths[end]
+            end += 1
+        found.append(range(start, end))
+        if end == len(lengths):
+            return found
+        # The next one takes along what overlaps, but not so much that it holds nothing new.
+        tokens = sum(lengths[start:end])
+        while start < end and (tokens > overlap or tokens + lengths[end] > room or start == found[-1].start):
+            tokens -= lengths[start]
+            start += 1
+
+
+def owners(stretches: list[range]) -> list[int]:
+    """For each word the window in which it stands farthest from an edge; the first of those that are even."""
+    best: dict[int, tuple[int, int]] = {}
+    for number, stretch in enumerate(stretches):
+        for word in stretch:
+            distance = min(word - stretch.start, stretch.stop - 1 - word)
+            if word not in best or distance > best[word][0]:
+                best[word] = distance, number
+    return [best[word][1] for word in sorted(best)]
+
+
+def encode(tokenizer, texts: list[Tagged]) -> tuple[list[Row], list[Place]]:
+    """Rows without labels, and the place of every word that has a token (a tokenizer may drop odd characters)."""
+    room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    rows, places = [], []
+    for number, text in enumerate(texts):
+        whole = tokenizer(text.words, is_split_into_words=True, add_special_tokens=False, verbose=False)
+        lengths = np.bincount(whole.word_ids(), minlength=len(text.words)).tolist()
+        stretches = windows(lengths, room, int(OVERLAP * room))
+        owner = owners(stretches)
+        for stretch_number, stretch in enumerate(stretches):
+            words = text.words[stretch.start : stretch.stop]
+            row = tokenizer(words, is_split_into_words=True, truncation=True, return_offsets_mapping=True)
+            offsets = row.pop("offset_mapping")
+            first: dict[int, int] = {}
+            for position, word in reversed(list(enumerate(row.word_ids()))):
+                if word is not None and (word not in first or words[word][slice(*offsets[position])].strip()):
+                    first[word] = position
+            for word, position in sorted(first.items()):
+                if owner[stretch.start + word] == stretch_number:
+                    places.append(Place(number, stretch.start + word, len(rows), position))
+            rows.append(dict(row))
+    return rows, places
+
+
+def gather(outputs: list[np.ndarray], places: list[Place], texts: list[Tagged]) -> list[np.ndarray]:
+    """The logits of each text's words, `(words, labels)`; a word without a token prefers label 0."""
+    labels = outputs[0].shape[-1]
+    gathered = [np.eye(1, labels).repeat(len(text.words), axis=0) for text in texts]
+    for text, word, row, position in places:
+        gathered[text][word] = outputs[row][position]
+    return gathered
+
+
+def tag(
+    name: str,
+    model_folder: str,
+    train: list[Tagged],
+    dev: list[Tagged],
+    test: list[Tagged],
+    labels: list[str],
+    dev_score,
+    dev_metric: str,
+    settings: Settings,
+    num_train_epochs: float,
+) -> FineTuned:
+    """Fine-tunes and predicts.
+
+    Args:
+        labels: all there are; the first is what a word without a token gets.
+        dev_score: from a list with the logits of each development text's words to a number, higher is better.
+
+    Returns:
+        `FineTuned` with, for each seed and test text, logits of shape `(words, labels)`.
+    """
+    tokenizer = load_tokenizer(model_folder, settings)
+    numbers = {label: number for number, label in enumerate(labels)}
+    (train_rows, train_places), (dev_rows, dev_places), (test_rows, test_places) = (
+        encode(tokenizer, texts) for texts in (train, dev, test)
+    )
+    for row in train_rows:
+        row["labels"] = [IGNORE] * len(row["input_ids"])
+    for text, word, row, position in train_places:
+        train_rows[row]["labels"][position] = numbers[train[text].labels[word]]
+    tuned = fine_tune(
+        name,
+        model_folder,
+        token_classification(len(labels)),
+        tokenizer,
+        train_rows,
+        dev_rows,
+        test_rows,
+        lambda outputs: dev_score(gather(outputs, dev_places, dev)),
+        dev_metric,
+        settings,
+        num_train_epochs,
+    )
+    without = sum(len(text.words) for text in test) - len(test_places)
+    details = {**tuned.details, "test_words_without_tokens": without}
+    return FineTuned([gather(outputs, test_places, test) for outputs in tuned.outputs], details)

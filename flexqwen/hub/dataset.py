@@ -1,0 +1,84 @@
+"""Publishes a built dataset on the Hugging Face Hub."""
+
+import tempfile
+from pathlib import Path
+
+from flexqwen.cli import InputError
+from flexqwen.data.build import NAME, read_manifest
+from flexqwen.data.texts import count_texts
+from flexqwen.files import file_digest
+from flexqwen.hub.repository import Repository, persistently, reason
+
+PATTERNS = ("README.md", "manifest.json", "figures/*.png", "data/*/*.parquet")  # nothing else is uploaded
+
+
+def publish(folder: Path, repository: Repository, tag: str | None = None) -> tuple[str, str, str]:
+    """Makes one commit of what changed, and tags it; returns the tag, the commit, and that of the tag.
+
+    The two differ where the tag was there and only the card has changed since: the tag stays at the text it was given.
+
+    Files of an earlier build that this one has not are deleted, and so is a `carolina_originality.py`: datasets takes a
+    script of the repository's name for a loader, and refuses to load.
+
+    Args:
+        tag: the version; by default `v<version of FlexQwen>-<digest of the build's inputs>`.
+
+    Raises:
+        InputError: `folder` is no finished build, the repository holds something else, the tag is another build's, or
+            the Hub refuses.
+    """
+    files = built_files(folder)
+    manifest = read_manifest(folder)
+    tag = tag or f"v{manifest['versions']['flexqwen']}-{manifest['inputs'][:8]}"
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            return _publish(files, repository, tag, Path(temporary))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{folder} is not wholly on {repository.url} ({reason(error)}); the same command uploads what is missing"
+        ) from error
+
+
+def built_files(folder: Path) -> dict[str, Path]:
+    """The files of a finished build, by their paths in it.
+
+    Raises:
+        InputError: there is none, or it lacks documents that its manifest counts.
+    """
+    manifest = read_manifest(folder)
+    if manifest.get("dataset") != NAME or not (folder / "README.md").is_file():
+        raise InputError(f"{folder}: holds no finished dataset; make it with carolina_originality.py build")
+    for name, split in manifest["splits"].items():
+        if split["documents"] and count_texts(folder, *name.split("/")) != split["documents"]:
+            raise InputError(
+                f"{folder}: {name} has not the {split['documents']:,} documents of its manifest; build again"
+            )
+    return {file.relative_to(folder).as_posix(): file for pattern in PATTERNS for file in sorted(folder.glob(pattern))}
+
+
+def _publish(files: dict[str, Path], repository: Repository, tag: str, temporary: Path) -> tuple[str, str, str]:
+    there = persistently(repository.files)
+    if there - {".gitattributes"}:
+        persistently(lambda: repository.fetch(["manifest.json"], temporary / "there"))
+        if read_manifest(temporary / "there").get("dataset") != NAME:
+            raise InputError(f"{repository.url} holds something else, which is not overwritten; give another --repo")
+    tags = persistently(repository.tags) if there else {}
+    if tag in tags:
+        tagged = Repository(repository.repo_id, "dataset", revision=tag)
+        persistently(lambda: tagged.fetch(["manifest.json"], temporary / "tagged"))
+        if file_digest(temporary / "tagged" / "manifest.json") != file_digest(files["manifest.json"]):
+            raise InputError(f"the tag {tag} of {repository.url} is of another build; give another --tag")
+    card = temporary / "README.md"
+    text = files["README.md"].read_text(encoding="utf-8")
+    card.write_text(text.replace(f'load_dataset("{NAME}"', f'load_dataset("{repository.repo_id}"'), encoding="utf-8")
+    stale = {
+        file for file in there - files.keys() if file.startswith(("data/", "figures/")) or file.endswith(f"{NAME}.py")
+    }
+    persistently(repository.create)
+    message = f"Carolina Originality {tag}"
+    commit = persistently(lambda: repository.commit(files | {"README.md": card}, message, stale))
+    if tag not in tags:
+        persistently(lambda: repository.tag(tag, commit))
+    return tag, commit, tags.get(tag, commit)

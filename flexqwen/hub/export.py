@@ -1,0 +1,53 @@
+"""Exports a FlexQwen checkpoint as a plain Qwen3 one, which stock transformers, vLLM and llama.cpp run.
+
+    python -m flexqwen export runs/quickstart/hybrid-shift-256/best exported
+
+The weights stay as they are: in causal mode FlexQwen is Qwen3. The way back needs no command, since
+`FlexQwenForCausalLM.from_pretrained` loads a Qwen3 folder.
+"""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging
+
+from configuration_flexqwen import FlexQwenConfig
+from flexqwen.cli import ArgumentParser, InputError, command
+from flexqwen.files import written_aside
+
+ADDED = ("auto_map", "architectures", "is_causal", "mask_token_id", "masked_prediction", "model_type")
+
+
+def export(checkpoint: str | Path, output: str | Path) -> None:
+    """Writes `checkpoint`, and its tokenizer if it has one, to `output` with `model_type` "qwen3" and no code.
+
+    Raises:
+        InputError: `checkpoint` is no FlexQwen checkpoint, or `output` exists.
+    """
+    checkpoint, output = Path(checkpoint), Path(output)
+    if not (checkpoint / "config.json").is_file():
+        raise InputError(f"no checkpoint in {checkpoint}: config.json is missing")
+    if output.exists():
+        raise InputError(f"{output} exists; name a folder that does not")
+    config = FlexQwenConfig.from_pretrained(checkpoint)
+    if config.get_config_dict(checkpoint)[0].get("model_type") != FlexQwenConfig.model_type:
+        raise InputError(
+            f"{checkpoint} is not a FlexQwen checkpoint: its model_type is not {FlexQwenConfig.model_type}"
+        )
+    plain = Qwen3Config(**{name: value for name, value in config.to_dict().items() if name not in ADDED})
+    model = Qwen3ForCausalLM.from_pretrained(checkpoint, config=plain, dtype="auto")
+    with written_aside(output) as folder:
+        model.save_pretrained(folder)
+        if (checkpoint / "tokenizer.json").is_file():
+            AutoTokenizer.from_pretrained(checkpoint, config=plain).save_pretrained(folder)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(prog="python -m flexqwen export", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", help="folder of a FlexQwen checkpoint")
+    parser.add_argument("output", help="folder to write")
+    args = parser.parse_args(argv)
+    logging.disable_progress_bar()
+    export(args.checkpoint, args.output)
+    print(f"exported: {args.output} (model_type qwen3, no remote code)")

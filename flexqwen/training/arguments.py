@@ -1,0 +1,181 @@
+"""The settings of a training run: dataclasses, read from a YAML file and the command line."""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import transformers
+import yaml
+from transformers import HfArgumentParser
+
+from flexqwen.cli import InputError
+from flexqwen.training.objectives import ObjectiveArguments
+
+
+@dataclass
+class ModelArguments:
+    """The model's shape, by the names of `Qwen3Config`; or a checkpoint to go on from, which then decides it."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "a FlexQwen or Qwen3 checkpoint to start from, instead of a new model"}
+    )
+    hidden_size: int = 384
+    intermediate_size: int = 1280
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 6
+    num_key_value_heads: int = 6
+    head_dim: int = 64
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    attn_implementation: str = field(default="sdpa", metadata={"help": "eager, sdpa, flex_attention, ..."})
+
+
+@dataclass
+class DataArguments:
+    """The text: a folder made by carolina_originality.py, one of its configs, a tokenizer."""
+
+    dataset: str = field(default="carolina_originality", metadata={"help": "its folder, or its name on the Hub"})
+    dataset_config: str = field(default="gold", metadata={"help": "the config whose train split is trained on"})
+    tokenizer: str = field(default="runs/tokenizer", metadata={"help": "folder made by python -m flexqwen tokenizer"})
+    token_stores: str = field(default="runs/tokens", metadata={"help": "folder where tokenized, packed rows are kept"})
+    sequence_length: int = field(default=512, metadata={"help": "tokens of a row"})
+    phases: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "shorter rows and smaller batches at first; a mapping each: until (share of the steps), "
+            "sequence_length, batch_fraction (share of the last phase's tokens in a step)"
+        },
+    )
+    eval_documents: int = field(
+        default=200, metadata={"help": "documents of heldout/validation on which evaluation during training is made"}
+    )
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """The Trainer's own options. The run's folder is `<output_dir>/<strategy>-<sequence_length>/`."""
+
+    # The order of this union is the Trainer's own: HfArgumentParser cannot read another.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="tensorboard", metadata={"help": "where logs go"}
+    )
+    muon: bool = field(default=False, metadata={"help": "train the layers' matrices with torch's Muon"})
+    resume_changed: bool = field(
+        default=False, metadata={"help": "go on from the last checkpoint of a run that was made with other settings"}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "replace a finished or interrupted run that was made with other settings"}
+    )
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        raise InputError(message)
+
+
+@dataclass
+class Arguments:
+    """All settings of a run.
+
+    Attributes:
+        given: names of the settings that the config file or the command line gave.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    objective: ObjectiveArguments
+    training: TrainingArguments
+    given: list[str]
+
+
+def parse(argv: list[str]) -> Arguments:
+    """Reads `<config.yaml> [--name value ...]`; what stands on the command line wins.
+
+    The YAML file is a flat mapping of the same names, read by the same parser.
+
+    Raises:
+        InputError: no such file, not a mapping, an unknown key, a value of the wrong type.
+    """
+    parser = _Parser(
+        (ModelArguments, DataArguments, ObjectiveArguments, TrainingArguments),
+        prog="train.py",
+        usage="train.py <config.yaml> [--name value ...]",
+        description="Trains a FlexQwen. The config is a YAML file of the options below.",
+        allow_abbrev=False,
+    )
+    given, options = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    known = {action.dest for action in parser._actions} - {"help"}
+    from_file = _options_from_yaml(given, known) if given else []
+    try:
+        parser.parse_known_args(from_file)
+    except InputError as error:
+        raise InputError(f"config {given}: {error}") from None
+    try:
+        *groups, unknown = parser.parse_args_into_dataclasses(
+            [*from_file, *options], return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:  # the Trainer's own checks
+        raise InputError(" ".join(str(error).split())) from None
+    if unknown:
+        name = unknown[0].partition("=")[0]  # what comes after may be a token
+        raise InputError(f"unknown option {name}{_nearest(name.lstrip('-'), known)} (see train.py --help)")
+    words = [option[2:].partition("=")[0] for option in (*from_file, *options) if option.startswith("--")]
+    return Arguments(*groups, given=[name for name in dict.fromkeys(words) if name in known])
+
+
+class _OneKeyLoader(yaml.SafeLoader):
+    """SafeLoader, but a key that stands twice in a mapping is an error instead of the last one winning."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {repeated.pop()!r} stands there twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> dict:
+    """Reads a YAML file that is a mapping.
+
+    Raises:
+        InputError: it cannot be read, is not valid YAML, has a key twice, or is no mapping.
+    """
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _OneKeyLoader)
+    except OSError as error:
+        raise InputError(f"config {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"config {path} must be a mapping of names to values")
+    return content
+
+
+def _options_from_yaml(path: str, known: set[str]) -> list[str]:
+    content = read_yaml(path)
+    options = []
+    for name, value in content.items():
+        if name not in known:
+            raise InputError(f"config {path}: unknown key {name!r}{_nearest(str(name), known)}")
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        options += [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
+    return options
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def as_dict(arguments: Arguments) -> dict:
+    """All settings as one flat JSON-serialisable mapping, as they would stand in a config file."""
+    flat = {}
+    for group in (arguments.model, arguments.data, arguments.objective):
+        flat.update(dataclasses.asdict(group))
+    return {**flat, **arguments.training.to_dict()}

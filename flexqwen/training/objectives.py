@@ -1,0 +1,196 @@
+"""Which mode each row gets, what is masked in it, and what is predicted.
+
+Everything about a training row is a function of the run's seed and of the row's number in training order, so that the
+same batches come out with any number of workers and processes and after a restart.
+"""
+
+import bisect
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from flexqwen.cli import InputError
+from flexqwen.data.packing import IGNORE, position_ids
+from flexqwen.training.schedule import Phase
+
+STRATEGIES = {
+    "baseline-causal": "every row causal",
+    "baseline-masked": "every row masked",
+    "hybrid-shift": "causal and masked rows in every step; masks predicted one position earlier (GPT-BERT)",
+    "hybrid-inplace": "causal and masked rows in every step; masks predicted in place (BERT)",
+    "biphasic": "causal steps first, then masked ones (arXiv 2507.00994)",
+    "alternating": "passes over the data, causal and masked in turn (arXiv 2412.03275)",
+}
+
+
+@dataclass
+class ObjectiveArguments:
+    """The objective: a strategy and a few numbers. The defaults are GPT-BERT's (arXiv 2410.24159)."""
+
+    strategy: str = field(
+        default="hybrid-shift", metadata={"help": "; ".join(f"{name}: {text}" for name, text in STRATEGIES.items())}
+    )
+    causal_fraction: float = field(
+        default=0.5, metadata={"help": "share of causal rows (hybrid) or of causal steps, which come first (biphasic)"}
+    )
+    mask_probability_start: float = field(
+        default=0.3, metadata={"help": "share of a masked row's tokens that is masked at the first step"}
+    )
+    mask_probability_end: float = field(default=0.15, metadata={"help": "the same at the last step; linear in between"})
+    mask_span_max: int = field(default=3, metadata={"help": "masked spans are of 1 to this many tokens, uniformly"})
+    mask_replace: float = field(default=0.8, metadata={"help": "share of masked spans that the mask token replaces"})
+    mask_random: float = field(
+        default=0.1, metadata={"help": "share of masked spans replaced by random tokens; the rest is kept as it is"}
+    )
+    loss_weighting: str = field(
+        default="row",
+        metadata={
+            "help": "row: every row counts the same, whatever its mode, as in GPT-BERT, where a GPU averages over its "
+            "own predicted tokens; token: every predicted token counts the same"
+        },
+    )
+
+    def __post_init__(self):
+        if self.strategy not in STRATEGIES:
+            raise InputError(f"strategy is {self.strategy!r}; allowed: {', '.join(STRATEGIES)}")
+        if self.loss_weighting not in ("row", "token"):
+            raise InputError(f"loss_weighting is {self.loss_weighting!r}; allowed: row, token")
+        if self.mask_span_max < 1:
+            raise InputError(f"mask_span_max is {self.mask_span_max}; it must be at least 1")
+        for name in (
+            "causal_fraction",
+            "mask_probability_start",
+            "mask_probability_end",
+            "mask_replace",
+            "mask_random",
+        ):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if self.mask_replace + self.mask_random > 1:
+            raise InputError(
+                f"mask_replace + mask_random is {self.mask_replace + self.mask_random}; it must be at most 1"
+            )
+
+    @property
+    def masked_prediction(self) -> str:
+        """Where the model predicts a masked token: `FlexQwenConfig.masked_prediction`."""
+        return "in_place" if self.strategy == "hybrid-inplace" else "next_token"
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that the strategy trains."""
+        return {"baseline-causal": ("causal",), "baseline-masked": ("masked",)}.get(self.strategy, ("causal", "masked"))
+
+    def mask_probability(self, progress: float) -> float:
+        """Share of tokens masked when `progress` (0 to 1) of the training is done."""
+        return self.mask_probability_start + (self.mask_probability_end - self.mask_probability_start) * progress
+
+
+def mask_spans(input_ids, probability, rng, objective: ObjectiveArguments, special_ids, mask_token_id, vocab_size):
+    """Masks spans of one row, as GPT-BERT does: each span is masked with the given probability, as a whole.
+
+    Args:
+        input_ids: int64 `(sequence,)`.
+        special_ids: ids that are never masked and never drawn as random replacements.
+
+    Returns:
+        The masked row and its labels (the original token where masked, -100 elsewhere), int64 `(sequence,)` each.
+    """
+    length = len(input_ids)
+    spans = np.repeat(np.arange(length), rng.integers(1, objective.mask_span_max + 1, size=length))[:length]
+    masked = (rng.random(length) < probability)[spans] & ~np.isin(input_ids, special_ids)
+    fate = rng.random(length)[spans]
+    random_tokens = rng.integers(0, vocab_size - len(special_ids), size=length)
+    for special in sorted(special_ids):  # step over them: the rest of the vocabulary, uniformly
+        random_tokens += random_tokens >= special
+    inputs = np.where(masked & (fate < objective.mask_replace), mask_token_id, input_ids)
+    is_random = (fate >= objective.mask_replace) & (fate < objective.mask_replace + objective.mask_random)
+    inputs = np.where(masked & is_random, random_tokens, inputs)
+    return inputs, np.where(masked, input_ids, IGNORE)
+
+
+class TrainingRows(Dataset):
+    """Every row that a run trains on, in training order.
+
+    Item k belongs to one step, and to one pass over its phase's data; each pass is shuffled anew.
+
+    Args:
+        phases: the run's, in order.
+    """
+
+    def __init__(self, phases: list[Phase], objective: ObjectiveArguments, seed: int):
+        self.phases, self.objective, self.seed = phases, objective, seed
+        self.max_steps = phases[-1].steps.stop
+        sizes = [len(phase.steps) * phase.rows_per_step for phase in phases]
+        self.ends = np.cumsum(sizes).tolist()
+        self.starts = [end - size for end, size in zip(self.ends, sizes, strict=True)]
+        self.special_ids = [phases[0].rows.info[f"{name}_token_id"] for name in ("bos", "eos", "pad", "mask")]
+        self._shuffled: tuple[tuple[int, int], np.ndarray] = ((-1, -1), np.empty(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def place(self, item: int) -> tuple[Phase, int, int, int]:
+        """Where item k stands: its phase, its step, its slot in the step, and its number in the phase."""
+        number = bisect.bisect_right(self.ends, item)
+        phase, in_phase = self.phases[number], item - self.starts[number]
+        step, slot = divmod(in_phase, phase.rows_per_step)
+        return phase, phase.steps.start + step, slot, in_phase
+
+    def row_number(self, item: int) -> int:
+        """Which row of its phase's packed rows item k is."""
+        phase, _, _, in_phase = self.place(item)
+        epoch, place = divmod(in_phase, len(phase.rows))
+        key = (epoch, item - in_phase)
+        if self._shuffled[0] != key:
+            rng = np.random.default_rng([self.seed, 0, *key])
+            self._shuffled = (key, rng.permutation(len(phase.rows)))
+        return int(self._shuffled[1][place])
+
+    def is_causal(self, item: int) -> bool:
+        """The mode of item k. Hybrid steps hold the same number of causal rows, give or take one, spread evenly."""
+        phase, step, slot, in_phase = self.place(item)
+        strategy, fraction = self.objective.strategy, self.objective.causal_fraction
+        if strategy == "baseline-causal":
+            return True
+        if strategy == "baseline-masked":
+            return False
+        if strategy == "biphasic":
+            return step < round(fraction * self.max_steps)
+        if strategy == "alternating":
+            return (in_phase // len(phase.rows)) % 2 == 0
+        offset = np.random.default_rng([self.seed, 1, step]).random()
+        return int((slot + 1) * fraction + offset) > int(slot * fraction + offset)
+
+    def __getitem__(self, item: int) -> dict:
+        phase, step, _, _ = self.place(item)
+        info = phase.rows.info
+        input_ids = phase.rows.input_ids[self.row_number(item)].astype(np.int64)
+        positions = position_ids(input_ids, info["bos_token_id"], info["pad_token_id"])
+        is_causal = self.is_causal(item)
+        if is_causal:
+            never = [info["bos_token_id"], info["pad_token_id"]]
+            labels = np.where(np.isin(input_ids, never), IGNORE, input_ids)
+        else:
+            progress = step / max(1, self.max_steps - 1)
+            input_ids, labels = mask_spans(
+                input_ids,
+                self.objective.mask_probability(progress),
+                np.random.default_rng([self.seed, 2, item]),
+                self.objective,
+                self.special_ids,
+                info["mask_token_id"],
+                info["vocab_size"],
+            )
+        return {"input_ids": input_ids, "position_ids": positions, "labels": labels, "is_causal": is_causal}
+
+
+def collate(items: list[dict]) -> dict[str, torch.Tensor]:
+    """Stacks rows, causal ones first: int64 `(batch, sequence)` tensors, and `is_causal` as a bool tensor `(batch,)`.
+
+    Sorted rows let variable-length attention take each mode as one slice.
+    """
+    items = sorted(items, key=lambda item: not item["is_causal"])
+    return {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]}

@@ -1,0 +1,182 @@
+"""A run's folder: what made it, whether it is finished, and where it goes on.
+
+<output_dir>/<strategy>-<sequence_length>/
+    run.json        every setting, digests of dataset and tokenizer, versions, the command
+    config.yaml     the settings that were given; train.py <this file> makes the run again
+    metrics.jsonl   one line a log entry
+    logs/           TensorBoard logs
+    step_000500/    checkpoints, complete or absent
+    best/           the checkpoint with the lowest held-out loss
+    loss.png        loss against tokens
+    finished.json   written last
+"""
+
+import fcntl
+import json
+import os
+import platform
+import re
+import tempfile
+from pathlib import Path
+
+import torch
+import yaml
+
+from flexqwen.cli import InputError
+from flexqwen.files import digest, remove, write_json, written_aside
+from flexqwen.training.arguments import Arguments, as_dict
+
+# Settings that say where and how a run happens, not what comes out of it.
+CIRCUMSTANCES = re.compile(
+    r"output_dir|overwrite|resume_changed|dataset|tokenizer|token_stores|disable_tqdm|report_to|run_name|log_level.*|logging_.*|"
+    r"dataloader_.*|save_.*|push_to_hub|hub_.*|resume_from_checkpoint|use_cpu|ddp_.*|.*local_rank|project|trackio_.*|per_device_eval_batch_size"
+)
+
+
+def run_folder(arguments: Arguments) -> Path:
+    """`<output_dir>/<strategy>-<sequence_length>`."""
+    name = f"{arguments.objective.strategy}-{arguments.data.sequence_length}"
+    return Path(arguments.training.output_dir) / name
+
+
+def describe(arguments: Arguments, digests: dict[str, str], versions: dict[str, str], command: list[str]) -> dict:
+    """What `run.json` says of a run that is about to start."""
+    hidden = [
+        re.sub(r"^(--\w*token)=.*", r"\1=<hidden>", word) if not re.fullmatch(r"--\w*token", before) else "<hidden>"
+        for before, word in zip(["", *command], command, strict=False)
+    ]
+    return {
+        "settings": as_dict(arguments),
+        "given": arguments.given,
+        "rows_per_step": rows_per_step(arguments),
+        "digests": digests,
+        "versions": versions,
+        "command": hidden,
+    }
+
+
+def hardware(processes: int) -> str:
+    """What this machine trains on, for `run.json`."""
+    if torch.cuda.is_available():
+        return f"{processes} × {torch.cuda.get_device_name()}"
+    return f"CPU, {os.cpu_count()} cores ({platform.machine()})"
+
+
+def lock(folder: Path):
+    """Keeps other processes of this machine from training in the same folder, as long as what it returns is open.
+
+    Raises:
+        InputError: another one is training there.
+    """
+    name = f"flexqwen-{os.getuid()}-{digest(str(folder.resolve()))[:16]}.lock"
+    # Not in the folder, which a new run empties.
+    file = open(Path(tempfile.gettempdir()) / name, "w")  # noqa: SIM115
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise InputError(
+            f"another process is training in {folder}; wait for it, or pass another --output_dir"
+        ) from None
+    return file
+
+
+def rows_per_step(arguments: Arguments) -> int:
+    """Rows of one optimiser step, over all processes and accumulated batches."""
+    training = arguments.training
+    return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+
+
+def state_of(folder: Path, description: dict, overwrite: bool, resume_changed: bool) -> str:
+    """What is to be done with a run's folder. Changes nothing.
+
+    Returns:
+        "new" (nothing there, or something to be replaced), "resume" (it was interrupted) or "finished".
+
+    Raises:
+        InputError: the folder holds a run made with other settings or data, and neither `overwrite` nor
+            `resume_changed` is set; the message names what differs.
+    """
+    file = folder / "run.json"
+    if not folder.exists() or not any(folder.iterdir()):
+        return "new"
+    if not file.is_file():
+        raise InputError(f"{folder} is not empty and holds no run; pass another --output_dir")
+    is_finished = (folder / "finished.json").is_file()
+    if not is_finished and last_checkpoint(folder) is None:
+        return "new"  # nothing is lost
+    changes = differences(json.loads(file.read_text(encoding="utf-8")), description)
+    if not changes:
+        return "finished" if is_finished else "resume"
+    if overwrite:
+        return "new"
+    if resume_changed and last_checkpoint(folder) is not None:
+        print(f"run: {folder} goes on with other settings ({'; '.join(changes)})")
+        return "resume"
+    raise InputError(
+        f"{folder} holds a run with other settings ({'; '.join(changes)}); pass --overwrite to replace it, "
+        "--resume_changed to go on from its last checkpoint with the new ones, or another --output_dir"
+    )
+
+
+def begin(folder: Path, description: dict) -> None:
+    """Empties the folder of a new run and says in it what the run is."""
+    remove(folder)
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").touch()
+    say(folder, description)
+
+
+def go_on(folder: Path, description: dict) -> None:
+    """Removes from an interrupted run's folder what its last checkpoint does not know of."""
+    step = int(last_checkpoint(folder).name.removeprefix("step_"))
+    remove(folder / "finished.json")
+    for left in (*folder.glob("checkpoint-*"), *folder.glob("*.partial")):
+        remove(left)
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    evaluated = [json.loads(line) for line in lines if _step_of(line) < float("inf") and "eval_loss" in line]
+    if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step:
+        remove(folder / "best")  # of a step that is to be made again, perhaps with other settings
+    with written_aside(folder / "metrics.jsonl") as aside:
+        aside.write_text("".join(line for line in lines if _step_of(line) <= step), encoding="utf-8")
+    say(folder, description)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # the process was killed while it wrote the line
+        return float("inf")
+
+
+def say(folder: Path, description: dict) -> None:
+    """Writes `run.json` and `config.yaml`."""
+    write_json(folder / "run.json", description)
+    given = [name for name in description["given"] if not name.endswith("_token")]
+    settings = {name: description["settings"][name] for name in given}
+    with written_aside(folder / "config.yaml") as aside:
+        aside.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """`name: old -> new` for each setting or digest that would change what comes out."""
+    found = []
+    for part in ("settings", "digests"):
+        for name in sorted({*old[part], *new[part]}):
+            before, after = old[part].get(name), new[part].get(name)
+            if before != after and not (part == "settings" and CIRCUMSTANCES.fullmatch(name)):
+                found.append(f"{name}: {before} -> {after}")
+    before, after = old.get("rows_per_step"), new["rows_per_step"]
+    if before != after and not found:  # the settings are the same, the number of processes is not
+        found.append(f"rows of a step, over all processes: {before} -> {after}")
+    return found
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The `step_...` folders of a run, in order."""
+    return sorted(folder.glob("step_[0-9]*[0-9]"), key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The `step_...` folder of the highest step."""
+    return next(reversed(checkpoints(folder)), None)

@@ -1,0 +1,113 @@
+"""How long the rows and how large the batches are as training goes on: a run is one phase or several."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flexqwen.cli import InputError
+from flexqwen.data.packing import PackedRows
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Consecutive steps on rows of one length in batches of one size.
+
+    Attributes:
+        rows: what is trained on.
+        steps: the optimiser steps of the phase, counted from 0 over the whole run.
+        rows_per_step: rows of one step, over all processes and accumulated batches.
+    """
+
+    rows: PackedRows
+    steps: range
+    rows_per_step: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Padding included."""
+        return self.rows_per_step * self.rows.info["sequence_length"]
+
+
+@dataclass(frozen=True)
+class PhaseSettings:
+    """A phase as the config gives it.
+
+    Attributes:
+        until: the share of the run's steps (0 to 1) at which the phase ends.
+        sequence_length: tokens of a row.
+        batch_fraction: tokens of a step, as a share of what a step of the last phase has.
+    """
+
+    until: float
+    sequence_length: int
+    batch_fraction: float = 1.0
+
+    def rows_per_batch(self, sequence_length: int, train_batch_size: int) -> int:
+        """Rows of one device's batch, where the run's own `sequence_length` and batch size give one of fraction 1.
+
+        Raises:
+            InputError: it is not a whole number.
+        """
+        rows = train_batch_size * sequence_length * self.batch_fraction / self.sequence_length
+        if rows < 1 or rows != int(rows):
+            raise InputError(
+                f"phases: {train_batch_size} rows of {sequence_length} tokens times batch_fraction "
+                f"{self.batch_fraction} make {rows:g} rows of {self.sequence_length}; it must be a whole number"
+            )
+        return int(rows)
+
+
+def parse_phases(given: list[str] | None, sequence_length: int) -> list[PhaseSettings]:
+    """Reads `phases`, a JSON object each; one phase of the run's own length where there are none.
+
+    Raises:
+        InputError: a key or value that cannot be, or phases that do not end at 1 with the run's own length.
+    """
+    phases = []
+    for text in given or ["{}"]:
+        try:
+            phase = PhaseSettings(**{"until": 1.0, "sequence_length": sequence_length, **json.loads(text)})
+            is_valid = 0 < phase.until <= 1 and phase.sequence_length >= 2 and 0 < phase.batch_fraction <= 1
+        except (ValueError, TypeError) as error:
+            raise InputError(f"phases: {text} cannot be read: {error}") from None
+        if not is_valid:
+            raise InputError(f"phases: {text} needs until and batch_fraction in (0, 1] and sequence_length >= 2")
+        phases.append(phase)
+    ends = [phase.until for phase in phases]
+    if ends != sorted(set(ends)) or ends[-1] != 1:
+        raise InputError(f"phases: until must rise to 1, got {', '.join(map(str, ends))}")
+    if phases[-1].sequence_length != sequence_length or phases[-1].batch_fraction != 1:
+        raise InputError(
+            f"phases: the last must have the run's sequence_length, {sequence_length}, and batch_fraction 1"
+        )
+    return phases
+
+
+def step_ranges(phases: list[PhaseSettings], max_steps: int) -> list[range]:
+    """The steps of each phase."""
+    ends = [round(phase.until * max_steps) for phase in phases]
+    return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+class StepBatches:
+    """A batch sampler: the item numbers of every device's batches in training order.
+
+    Args:
+        phases: of the run.
+        batches_per_step: processes times accumulated batches; a step's rows are dealt to them in equal parts, so
+            that the rows of a step do not depend on how many there are.
+    """
+
+    def __init__(self, phases: list[Phase], batches_per_step: int):
+        self.phases, self.batches_per_step = phases, batches_per_step
+
+    def __len__(self) -> int:
+        return sum(len(phase.steps) for phase in self.phases) * self.batches_per_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = 0
+        for phase in self.phases:
+            size = phase.rows_per_step // self.batches_per_step
+            for _ in range(len(phase.steps) * self.batches_per_step):
+                yield list(range(first, first + size))
+                first += size

@@ -1,0 +1,227 @@
+"""Fine-tuning: any checkpoint, the learning rate chosen on dev, the same bits from the same seed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from flexqwen.cli import InputError
+from flexqwen.evaluation import statistics
+from flexqwen.evaluation.finetuning import (
+    Settings,
+    classification,
+    fine_tune,
+    load_model,
+    load_tokenizer,
+    predict,
+    question_answering,
+    regression,
+    sample,
+    separated,
+    token_classification,
+    train,
+)
+from flexqwen.evaluation.tasks import assin2, bosque_pos, faquad, harem, hatebr, toldbr
+from tests.helpers.finetuned import SAVERS, WRITERS
+
+TASKS = {task.__name__.rsplit(".", 1)[-1]: task for task in (assin2, bosque_pos, faquad, harem, hatebr, toldbr)}
+
+
+@pytest.fixture(autouse=True)
+def _few_bootstrap_samples(monkeypatch):
+    monkeypatch.setattr(statistics, "SAMPLES", 20)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tokenizer, tmp_path_factory):
+    folders = {name: tmp_path_factory.mktemp("checkpoints") / name for name in SAVERS}
+    for name, save in SAVERS.items():
+        save(folders[name], tokenizer)
+    return {name: str(folder) for name, folder in folders.items()}
+
+
+@pytest.fixture
+def data(tmp_path):
+    def write(task):
+        WRITERS[task](tmp_path)
+        return tmp_path
+
+    return write
+
+
+def quick(**changes):
+    settings = {"seeds": (0,), "learning_rates": (1e-2,), "num_train_epochs": 6, "max_length": 64}
+    return Settings(**{**settings, "per_device_train_batch_size": 8, **changes})
+
+
+@pytest.mark.parametrize("kind", SAVERS)
+def test_every_kind_of_model_learns_to_classify(checkpoints, data, kind):
+    settings = quick(learning_rates=(1e-9, 1e-2), seeds=(0, 1), num_train_epochs=4)
+    accuracy, macro_f1 = hatebr.run(checkpoints[kind], data("hatebr"), settings)
+    assert (accuracy.n, accuracy.baseline, macro_f1.metric) == (40, 0.5, "macro_f1")
+    assert accuracy.interval[0] > 0.6 and accuracy.value > 0.8 and macro_f1.value > 0.8
+    assert accuracy.value == pytest.approx(np.mean(accuracy.items)) and len(accuracy.item_ids) == 40
+    details = accuracy.details
+    assert details["learning_rate"] == 1e-2 and details["dev_scores"]["0.01"] > details["dev_scores"]["1e-09"]
+    assert len(details["per_seed"]) == 2 and details["model_class"].endswith("ForSequenceClassification")
+    json.dumps(details, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "epochs"),
+    [("flexqwen", "bosque_pos", 6), ("bert", "harem", 12), ("flexqwen", "faquad", 25), ("bert", "faquad", 25)],
+)
+def test_words_and_answers_are_learnt(checkpoints, data, kind, task, epochs):
+    """Train and test are the same data, so a model that learns comes to know them."""
+    settings = quick(num_train_epochs=epochs, per_device_train_batch_size=4)
+    for result in TASKS[task].run(checkpoints[kind], data(task), settings):
+        assert result.value > 0.8 and result.interval[0] <= result.value <= result.interval[1], result
+
+
+def test_assin2_gives_both_subtasks(checkpoints, data):
+    results = assin2.run(checkpoints["flexqwen"], data("assin2"), quick(num_train_epochs=1))
+    assert [(r.subset, r.metric, r.n) for r in results] == [
+        ("rte", "accuracy", 40),
+        ("rte", "macro_f1", 40),
+        ("sts", "pearson", 40),
+        ("sts", "mse", 40),
+    ]
+    assert results[0].details["dev_metric"] == "macro_f1" and results[2].details["dev_metric"] == "pearson"
+
+
+def test_same_seed_same_bits(checkpoints, tmp_path):
+    tokenizer = load_tokenizer(checkpoints["flexqwen"], quick())
+    rows = [dict(tokenizer(text)) for text in ("o rio bom", "a casa", "o livro de pedra", "noite", "um barco feio")]
+    labelled = [{**row, "labels": number % 2} for number, row in enumerate(rows)]
+
+    def run(*seeds):
+        settings = quick(seeds=seeds, per_device_train_batch_size=2)
+        head = classification(2)
+        return fine_tune(
+            "test", checkpoints["flexqwen"], head, tokenizer, labelled, rows, rows, lambda _: 0.0, "none", settings, 2
+        ).outputs
+
+    first, second = run(3, 4)
+    assert np.array_equal(run(3)[0], first) and np.array_equal(run(4)[0], second)
+    assert not np.array_equal(first, second)
+
+
+def test_predictions_are_in_the_order_of_the_rows(checkpoints):
+    """As of one row at a time, also where batches are grouped by length, which shuffles what the Trainer predicts."""
+    tokenizer = load_tokenizer(checkpoints["flexqwen"], quick())
+    rows = [dict(tokenizer("o rio " * (1 + 7 * number % 5) + str(number))) for number in range(20)]
+    labelled = [{**row, "labels": 0.5} for row in rows[:4]]
+    trainer = train("test", checkpoints["flexqwen"], regression(), tokenizer, labelled, 1e-4, 0, 1, 2)
+    alone = [trainer.model(**{k: torch.tensor([v]) for k, v in row.items()}).logits.item() for row in rows]
+    assert np.allclose(np.concatenate(predict(trainer, rows)), alone, atol=1e-5) and np.std(alone) > 1e-3
+
+
+def test_the_learning_rate_is_chosen_on_dev_and_test_decides_nothing(checkpoints):
+    """The rate that is best on dev is kept, be it the first or the last, and its own predictions are returned."""
+    tokenizer = load_tokenizer(checkpoints["flexqwen"], quick())
+    rows = [dict(tokenizer("o rio"))]
+    labelled = [{**rows[0], "labels": 1}]
+    found = {}
+    for sign in (1, -1):
+        settings = quick(learning_rates=(1e-9, 1e-3, 1e-2))
+        tuned = fine_tune(
+            "test",
+            checkpoints["flexqwen"],
+            classification(2),
+            tokenizer,
+            labelled,
+            rows,
+            rows,
+            lambda outputs, sign=sign: sign * (outputs[0][1] - outputs[0][0]),
+            "margin",
+            settings,
+            2,
+        )
+        assert tuned.details["dev_scores"] == {k: tuned.details["dev_scores"][k] for k in ("1e-09", "0.001", "0.01")}
+        margin = tuned.outputs[0][0][1] - tuned.outputs[0][0][0]
+        assert sign * margin == pytest.approx(max(tuned.details["dev_scores"].values()))
+        found[sign] = tuned.details["learning_rate"]
+    assert found == {1: 1e-2, -1: 1e-9}
+
+
+@pytest.mark.parametrize(
+    ("head", "outputs"),
+    [
+        (classification(3), ["logits"]),
+        (regression(), ["logits"]),
+        (token_classification(4), ["logits"]),
+        (question_answering(), ["start_logits", "end_logits"]),
+    ],
+    ids=["classification", "regression", "token_classification", "question_answering"],
+)
+def test_flexqwen_is_bidirectional_under_every_head(checkpoints, head, outputs):
+    tokenizer = load_tokenizer(checkpoints["flexqwen"], quick())
+    model = load_model(checkpoints["flexqwen"], head, tokenizer).eval()
+    ids = torch.tensor([[1, 20, 30, 40]])
+    changed = torch.tensor([[1, 20, 30, 41]])
+    one, other = (model(i, attention_mask=torch.ones_like(i)) for i in (ids, changed))
+    causal = model(changed, attention_mask=torch.ones_like(ids), is_causal=True)
+    for name in outputs:
+        assert not torch.equal(one[name][:, :1], other[name][:, :1])
+        assert not torch.equal(causal[name][:, :1], other[name][:, :1])
+
+
+def test_a_tokenizer_is_prepared(checkpoints):
+    assert load_tokenizer(checkpoints["flexqwen"], quick(max_length=64)).model_max_length == 64
+    tokenizer = load_tokenizer(checkpoints["flexqwen"], quick(max_length=4096))
+    assert tokenizer.model_max_length == 512 and separated(tokenizer, ["a"]) == ["a"]
+    tokenizer.backend_tokenizer.post_processor = None
+    assert separated(tokenizer, ["a"]) == ["a\n"]
+
+
+def test_what_cannot_be_fine_tuned_is_one_clear_line(checkpoints, tmp_path):
+    with pytest.raises(InputError, match="no model with a tokenizer in"):
+        load_tokenizer(str(tmp_path), quick())
+    tokenizer = load_tokenizer(checkpoints["bert"], quick())
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoints["bert"])
+    weights = {k: v for k, v in model.state_dict().items() if ".layer.1." not in k}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(InputError, match=r"lacks weights of BertForSequenceClassification: bert\.encoder"):
+        load_model(str(tmp_path), classification(2), tokenizer)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(InputError, match="does not load as AutoModelForQuestionAnswering"):
+        load_model(str(tmp_path), question_answering(), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": ()}, "seeds is"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"learning_rates": (0.0,)}, "above 0"),
+        ({"limit": 1}, "limit is 1"),
+        ({"max_length": 8}, "max_length is 8"),
+        ({"num_train_epochs": 0}, "num_train_epochs is 0"),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(InputError, match=message):
+        Settings(**changes)
+
+
+def test_a_limit_takes_the_same_items_in_their_order():
+    taken = sample(list(range(100)), 10)
+    assert len(taken) == 10 and taken == sorted(taken) == sample(list(range(100)), 10) and taken != list(range(10))
+    assert sample([1, 2], None) == sample([1, 2], 5) == [1, 2]
+
+
+def test_the_interval_is_over_items_and_seeds(monkeypatch):
+    monkeypatch.setattr(statistics, "SAMPLES", 1000)
+    right = np.random.default_rng(0).random((1, 400)) < 0.7
+    values, (low, high) = statistics.over_seeds(lambda seed, drawn: right[seed, drawn].mean(), 1, 400)
+    assert values == [right.mean()] and low < values[0] < high
+    assert high - low == pytest.approx(2 * 1.96 * (0.7 * 0.3 / 400) ** 0.5, rel=0.1)
+    copies = np.repeat(right, 9, axis=1)
+    _, clustered = statistics.over_seeds(
+        lambda seed, drawn: copies[seed, drawn].mean(), 1, 3600, np.repeat(np.arange(400), 9).tolist()
+    )
+    assert clustered == pytest.approx([low, high])  # copies of an item tell no more than the item
+    _, (low, high) = statistics.over_seeds(lambda seed, drawn: float(seed), 3, 400)  # items do not matter, seeds do
+    assert low < 0.5 and high > 1.5

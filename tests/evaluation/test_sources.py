@@ -1,0 +1,155 @@
+"""Evaluation data: downloaded from a server on localhost, or read from a local folder."""
+
+import gzip
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from flexqwen.cli import InputError
+from flexqwen.evaluation import sources
+from flexqwen.evaluation.sources import Source
+
+CONTENT = bytes(range(256)) * 400
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files`; what it does wrong is chosen by its attributes."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.ranges, self.stop_after, self.status, self.knows_ranges = {}, [], None, 200, True
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def url(self, name):
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+    def handle_error(self, request, client_address):
+        pass
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, content = self.server, self.server.files[self.path[1:]]
+        asked = self.headers.get("Range")
+        server.ranges.append(asked)
+        if server.status != 200:
+            self.send_error(server.status)
+            return
+        start = int(asked.split("=")[1].split("-")[0]) if asked and server.knows_ranges else 0
+        if start >= len(content):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start:][: server.stop_after])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.delenv("FLEXQWEN_EVAL_DATA", raising=False)
+    monkeypatch.setenv("FLEXQWEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    server = Server()
+    server.files = {"a": CONTENT, "b": CONTENT[::-1]}
+    urls = tuple(server.url(name) for name in "ab")
+    joined = CONTENT + CONTENT[::-1]
+    monkeypatch.setitem(sources.SOURCES, "t/x.gz", Source(urls, hashlib.sha256(joined).hexdigest()))
+    monkeypatch.setitem(sources.SOURCES, "t/y", Source(urls[:1], hashlib.sha256(CONTENT).hexdigest()))
+    yield server
+    server.shutdown()
+
+
+def fails(name, *words):
+    with pytest.raises(InputError) as stopped:
+        sources.read(name)
+    message = str(stopped.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+def test_downloads_once_and_reads_from_the_cache_afterwards(server, tmp_path):
+    assert sources.read("t/x.gz") == CONTENT + CONTENT[::-1]
+    assert sources.read("t/x.gz") == CONTENT + CONTENT[::-1]
+    assert len(server.ranges) == 2
+    cached = tmp_path / "cache" / "data" / "t" / "x.gz"
+    assert gzip.decompress(cached.read_bytes()) == CONTENT + CONTENT[::-1]
+    assert [path.name for path in cached.parent.rglob("*") if path.is_file()] == ["x.gz"]
+    assert sources.folder("t") == cached.parent and (cached.parent / "y").read_bytes() == CONTENT
+
+
+def test_goes_on_where_it_was_interrupted(server, monkeypatch):
+    server.stop_after = 1000
+    fails("t/y", server.url("a"), "broke off", "FLEXQWEN_EVAL_DATA")
+    assert server.ranges == [None, *(f"bytes={n}000-" for n in range(1, sources.ATTEMPTS))]
+    server.ranges, server.stop_after = [], None
+    assert sources.read("t/y") == CONTENT
+    assert server.ranges == [f"bytes={sources.ATTEMPTS}000-"]
+
+
+def test_a_server_that_refuses_is_not_asked_again(server):
+    server.status = 404
+    fails("t/y", server.url("a"), "Not Found")
+    assert len(server.ranges) == 1
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_a_broken_rest_of_an_interrupted_download_is_downloaded_anew(server, tmp_path, knows_ranges):
+    server.knows_ranges = knows_ranges
+    rest = sources._part(server.url("a"), tmp_path / "cache" / "data" / "t" / "parts").with_suffix(".unfinished")
+    rest.parent.mkdir(parents=True)
+    for wrong in (b"?" * 1000, b"?" * len(CONTENT)):
+        rest.write_bytes(wrong)
+        assert sources.read("t/y") == CONTENT
+        (tmp_path / "cache" / "data" / "t" / "y").unlink()
+
+
+def test_wrong_content_is_refused_and_not_kept(server, tmp_path):
+    server.files["a"] = CONTENT[:-1] + b"?"
+    fails("t/y", "SHA-256", server.url("a"), "FLEXQWEN_EVAL_DATA")
+    assert not (tmp_path / "cache" / "data" / "t" / "y").exists()
+    server.files["a"] = CONTENT
+    assert sources.read("t/y") == CONTENT
+    (tmp_path / "cache" / "data" / "t" / "y").write_bytes(b"?")  # the cache is verified too
+    assert sources.read("t/y") == CONTENT
+
+
+def test_no_network_is_one_line(server):
+    server.shutdown()
+    server.server_close()
+    fails("t/y", "cannot download", server.url("a"), "FLEXQWEN_EVAL_DATA")
+
+
+def test_a_local_folder_is_verified_and_never_downloaded_to(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEXQWEN_EVAL_DATA", str(tmp_path))
+    fails("t/y", str(tmp_path / "t" / "y"), "missing", "unset")
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "y").write_bytes(b"?")
+    fails("t/y", str(tmp_path / "t" / "y"), "SHA-256", server.url("a"))
+    (tmp_path / "t" / "x.gz").write_bytes(b"not gzip")
+    fails("t/x.gz", "SHA-256")
+    (tmp_path / "t" / "y").write_bytes(CONTENT)
+    assert sources.read("t/y") == CONTENT and server.ranges == []
+
+
+@pytest.mark.real_data
+def test_the_real_files_have_the_digests_that_the_code_names(eval_data):
+    from flexqwen.evaluation.sources import SOURCES, read
+
+    for name in SOURCES:
+        if (eval_data / name).is_file():
+            assert read(name)
+    assert sum((eval_data / name).is_file() for name in SOURCES) >= 30
+
+
+def test_every_address_is_pinned_to_a_commit():
+    for name, source in sources.SOURCES.items():
+        assert len(source.sha256) == 64, name
+        for url in source.urls:
+            assert any(len(part) == 40 for part in url.split("/")), url

@@ -1,0 +1,525 @@
+"""To the Hub and back, with the real client and a Hub on localhost: dataset, run, checkpoints, results."""
+
+import errno
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, constants, parse_eval_result_entries
+from safetensors.torch import load_file
+
+import carolina_originality
+import eval as evaluation
+from flexqwen.files import file_digest, read_json
+from flexqwen.hub import model_card
+from flexqwen.hub import publisher as publishing
+from flexqwen.hub.repository import fetched
+from tests.helpers.hub_server import READ, WRITE, HubServer
+from tests.helpers.runs import connect, logged, options, run, same_weights, start
+from tests.model.test_loading import CLASSES
+from tests.training.test_resume import wait_for_step
+
+DATASET, MODEL, RUN = "org/carolina_originality", "org/flexqwen", "hybrid-shift-64"
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def client(hub, place):
+    """The client of this process speaks to the Hub on localhost."""
+    with pytest.MonkeyPatch.context() as patch:
+        connect(hub.url, str(place / "home"), WRITE, patch)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def dataset(hub, client, built):
+    carolina_originality.main(["push", str(built), "--repo", DATASET])
+    return hub.repos["dataset", DATASET]
+
+
+@pytest.fixture(scope="module")
+def whole(built, tokenizer_folder, place):
+    """A run that was never interrupted nor published."""
+    assert run(options(built, tokenizer_folder, place / "whole"), place / "whole-log") == 0
+    return place / "whole" / RUN
+
+
+@pytest.fixture(scope="module")
+def interrupted(hub, dataset, built, tokenizer_folder, place):
+    """A run that was published and interrupted while its uploads did not move; what it printed."""
+    moving = threading.Event()
+    hub.fail("PUT", "/large/", moving, times=100)
+    pushing = {"push_to_hub": True, "hub_model_id": MODEL, "hub_token": WRITE}
+    arguments = options(built, tokenizer_folder, place / "one", **pushing, save_total_limit=2)
+    process = start(arguments, place / "one-log", hub=(hub.url, str(place / "one-home"), READ))
+    wait_for_step(place / "one" / RUN, 6, process)
+    os.kill(process.pid, signal.SIGINT)
+    moving.set()
+    process.join(300)
+    hub.faults.clear()
+    return process.exitcode, (place / "one-log").read_text()
+
+
+@pytest.fixture(scope="module")
+def resumed(hub, interrupted, place):
+    """The same run, finished on a machine that has neither dataset nor tokenizer nor checkpoint."""
+    arguments = options(DATASET, place / "two" / "tokenizer", place / "two", hub_model_id=MODEL, push_to_hub=True)
+    arguments += ["--token_stores", str(place / "two" / "tokens")]
+    code = run(arguments, place / "two-log", hub=(hub.url, str(place / "two-home"), WRITE))
+    printed = (place / "two-log").read_text()
+    assert code == 0, printed
+    return printed
+
+
+def test_training_is_not_held_up_and_what_is_there_loads_at_every_commit(hub, interrupted, place):
+    code, printed = interrupted
+    assert code == 130 and "the same command goes on" in printed and f"hub:        {hub.url}/{MODEL}" in printed
+    repo = hub.repos["model", MODEL]
+    first, *later = list(repo.commits.values())[1:]
+    assert {"README.md", "modeling_flexqwen.py", "configuration_flexqwen.py", "tokenizer.json"} <= first.keys()
+    assert not any(path.endswith(".safetensors") for path in first)
+    for files in later:  # a checkpoint is there whole or not at all
+        for folder in {path.rsplit("/", 1)[0] for path in files if "/step_" in path}:
+            assert {f"{folder}/{name}" for name in ("model.safetensors", "optimizer.pt", "sums.json")} <= files.keys()
+    assert not any("training_args" in path or path.endswith(".partial") for path in repo.files)
+
+
+def test_an_interrupted_run_goes_on_from_the_hub_to_the_same_weights(hub, whole, resumed, place):
+    assert "going on from step_" in resumed and f"{RUN} was fetched from" in resumed
+    folder = place / "two" / RUN
+    assert same_weights(folder / "step_000012", whole / "step_000012")
+    assert same_weights(folder / "best", whole / "best")
+    assert logged(folder) == logged(whole)
+    published = hub.repos["model", MODEL].files
+    for file in ("best/model.safetensors", "step_000012/optimizer.pt", "metrics.jsonl", "config.yaml", "loss.png"):
+        assert published[f"{RUN}/{file}"] == (folder / file).read_bytes()
+    assert any(path.startswith(f"{RUN}/logs/") for path in published)
+    assert not [path for path in (place / "two").iterdir() if "partial" in path.name]
+
+
+LOAD = """
+import json, sys, torch, transformers
+from datasets import load_dataset
+repo, subfolder, revision, dataset, *classes = sys.argv[1:]
+there = {"subfolder": subfolder, "revision": revision, "trust_remote_code": True}
+found = {"classes": {}}
+for name in classes:
+    model = getattr(transformers, name).from_pretrained(repo, **there)
+    found["classes"][name] = type(model).__name__
+tokenizer = transformers.AutoTokenizer.from_pretrained(repo, revision=revision)
+model = transformers.AutoModelForCausalLM.from_pretrained(repo, **there)
+found["weight"] = model.model.norm.weight.sum().item()
+written = transformers.pipeline("text-generation", model, tokenizer=tokenizer)("O Brasil", max_new_tokens=3)
+masked = transformers.AutoModelForMaskedLM.from_pretrained(repo, **there)
+filled = transformers.pipeline("fill-mask", masked, tokenizer=tokenizer)("O Brasil é um <mask> grande.")
+found["pipelines"] = [written[0]["generated_text"], len(filled)]
+plain = transformers.AutoModelForCausalLM.from_pretrained(repo, subfolder=subfolder.replace("best", "qwen3"))
+ids = tokenizer("O Brasil é grande.", return_tensors="pt").input_ids
+with torch.no_grad():
+    found["plain"] = [type(plain).__name__, torch.equal(plain(ids).logits, model(ids).logits)]
+rows = load_dataset(dataset, "gold", split="train")
+streamed = load_dataset(dataset, "gold", split="train", streaming=True)
+found["rows"], found["same"] = len(rows), next(iter(streamed)) == rows[0]
+print(json.dumps(found))
+"""
+
+
+def test_everything_loads_from_the_hub_alone(hub, resumed, built, place):
+    repo = hub.repos["model", MODEL]
+    pinned = repo.branches["main"]
+    newer = dict(repo.commits[pinned])
+    newer[f"{RUN}/best/model.safetensors"] = newer["README.md"]  # what comes after the pin does not load at all
+    repo.commit("main", newer, "broken later")
+    own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    own |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(place / "three-home"), "HF_TOKEN": READ}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, MODEL, f"{RUN}/best", pinned, DATASET, *CLASSES],
+        cwd=place,
+        env=own | {"HF_HUB_ETAG_TIMEOUT": "60", "HF_HUB_DOWNLOAD_TIMEOUT": "60"},  # a busy machine is no failure
+        capture_output=True,
+        text=True,
+    )
+    repo.commit("main", repo.commits[pinned], "mended")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["classes"] == CLASSES
+    weights = load_file(place / "two" / RUN / "best" / "model.safetensors")
+    assert found["weight"] == pytest.approx(weights["model.norm.weight"].sum().item())
+    assert found["pipelines"][0].startswith("O Brasil") and found["pipelines"][1] == 5
+    assert found["plain"] == ["Qwen3ForCausalLM", True]
+    assert found["rows"] == read_json(built / "manifest.json")["splits"]["gold/train"]["documents"] and found["same"]
+
+
+def test_the_dataset_is_tagged_and_pushed_again_without_a_commit(hub, dataset, client, built, tmp_path, capsys):
+    manifest = read_json(built / "manifest.json")
+    (tag,) = dataset.tags
+    assert tag == f"v{manifest['versions']['flexqwen']}-{manifest['inputs'][:8]}"
+    assert dataset.tags[tag] == dataset.branches["main"]
+    names = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
+    assert dataset.files.keys() == names | {".gitattributes"}
+    assert f'load_dataset("{DATASET}", "gold"' in dataset.files["README.md"].decode()
+    commits, requests = len(dataset.commits), len(hub.requests)
+    carolina_originality.main(["push", str(built), "--repo", DATASET])
+    assert len(dataset.commits) == commits
+    assert not any(request.startswith("PUT") for request in hub.requests[requests:])
+
+    changed = tmp_path / "carolina_originality"
+    shutil.copytree(built, changed)
+    (changed / "README.md").write_text((built / "README.md").read_text() + "\nOne line more.\n")
+    (changed / "carolina_originality.py").write_text("raise SystemExit")
+    files = dict(dataset.commits[dataset.branches["main"]])
+    files |= {"carolina_originality.py": files["README.md"], "data/gold/train-old.parquet": files["README.md"]}
+    dataset.commit("main", files, "by hand")
+    requests = len(hub.requests)
+    carolina_originality.main(["push", str(changed), "--repo", DATASET, "--tag", "v2"])
+    assert dataset.files.keys() == names | {".gitattributes"} and dataset.tags["v2"] == dataset.branches["main"]
+    assert not any(request.startswith("PUT") for request in hub.requests[requests:])  # the card alone went up
+
+    tagged = dataset.tags["v2"]
+    (changed / "README.md").write_text((built / "README.md").read_text() + "\nAnother line.\n")
+    capsys.readouterr()
+    carolina_originality.main(["push", str(changed), "--repo", DATASET, "--tag", "v2"])
+    assert dataset.tags["v2"] == tagged != dataset.branches["main"]
+    assert f"commit {dataset.branches['main']}; the tag v2 stays at {tagged}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "holds no finished dataset"),
+        (lambda folder: shutil.rmtree(folder / "data" / "gold"), "no split gold/train"),
+        (lambda folder: (folder / "manifest.json").write_text('{"dataset": "other"}'), "holds no finished dataset"),
+    ],
+)
+def test_what_is_no_finished_build_is_not_pushed(hub, client, built, tmp_path, capsys, spoil, message):
+    shutil.copytree(built, tmp_path / "spoiled")
+    spoil(tmp_path / "spoiled")
+    with pytest.raises(SystemExit):
+        carolina_originality.main(["push", str(tmp_path / "spoiled"), "--repo", "org/spoiled"])
+    assert message in capsys.readouterr().err and ("dataset", "org/spoiled") not in hub.repos
+
+
+def test_nothing_is_pushed_over_other_content_or_another_build(hub, dataset, client, built, tmp_path, capsys):
+    repo = hub.new("dataset", "org/other", {"notes.txt": b"mine"})
+    with pytest.raises(SystemExit):
+        carolina_originality.main(["push", str(built), "--repo", "org/other"])
+    assert "org/other holds something else" in capsys.readouterr().err and len(repo.commits) == 1
+    other = tmp_path / "other"
+    shutil.copytree(built, other)
+    manifest = read_json(built / "manifest.json")
+    (other / "manifest.json").write_text(json.dumps(manifest | {"seed": 5}))
+    commits = len(dataset.commits)
+    with pytest.raises(SystemExit):
+        carolina_originality.main(["push", str(other), "--repo", DATASET])
+    assert "is of another build; give another --tag" in capsys.readouterr().err and len(dataset.commits) == commits
+
+
+def test_the_card_tells_what_the_records_of_all_runs_say(hub, resumed, whole, client, built, place):
+    run_folder = place / "two" / RUN
+    evaluation.main(["--model", str(run_folder / "best"), "--dataset", str(built), "--documents", "6"])
+    publishing.main([str(run_folder), "--repo", MODEL])
+    shutil.copytree(whole, place / "more" / "hybrid-shift-128")
+    publishing.main([str(place / "more" / "hybrid-shift-128"), "--repo", MODEL])
+
+    files = hub.repos["model", MODEL].files
+    text = files["README.md"].decode()
+    results = read_json(run_folder / "eval-best" / "results.json")["results"]
+    card = ModelCard(text)
+    values = {round(result["value"], 4) for result in results}
+    assert {found.metric_value for found in card.data.eval_results} == values
+    for result in results:
+        assert f"{result['value']:.3f} [{result['interval'][0]:.3f}, {result['interval'][1]:.3f}]" in text
+    entries = parse_eval_result_entries(yaml.safe_load(files[".eval_results/bits_per_byte.yaml"]))
+    bits = {round(result["value"], 4) for result in results if result["metric"] == "bits_per_byte"}
+    assert {entry.value for entry in entries} == bits and {entry.dataset_id for entry in entries} == {DATASET}
+    last = [line for line in logged(run_folder) if "eval_loss_causal" in line][-1]
+    assert text.count("finished at step 12") == 2 and "in training, step" not in text
+    for said in (
+        f"`gold` of `{DATASET}`",
+        f"causal {last['eval_loss_causal']:.3f}, masked {last['eval_loss_masked']:.3f}",
+        f"{last['tokens_seen']:,}, padding included",
+        f"![Loss against tokens]({RUN}/loss.png)",
+        "### hybrid-shift-128",
+        "Trained on generated text",
+        f'repo, best = "{MODEL}"',
+    ):
+        assert said in text
+    assert card.data.to_dict()["library_name"] == "transformers" and DATASET in card.data.datasets
+    assert f"{RUN}/eval-best/results.json" in files
+
+
+@pytest.mark.parametrize(
+    ("strategy", "task", "shown"),
+    [
+        ("baseline-causal", "text-generation", {"AutoModelForCausalLM", 'pipeline("text-generation"', "qwen3`"}),
+        ("baseline-masked", "fill-mask", {"AutoModelForMaskedLM", 'pipeline("fill-mask"'}),
+    ],
+)
+def test_the_card_shows_what_the_strategy_trains(whole, tmp_path, strategy, task, shown):
+    folder = tmp_path / f"{strategy}-64"
+    folder.mkdir()
+    for file in ("run.json", "metrics.jsonl", "finished.json"):
+        shutil.copy(whole / file, folder)
+    description = read_json(folder / "run.json")
+    description["settings"] |= {"strategy": strategy, "dataset": "data/carolina"}  # a folder, though it looks otherwise
+    (folder / "run.json").write_text(json.dumps(description))
+    model_card.write(tmp_path, MODEL)
+    text = (tmp_path / "README.md").read_text()
+    use = text.partition("## Use")[2].partition("`AutoModelForSequenceClassification`")[0]
+    tools = {"AutoModelForCausalLM", "AutoModelForMaskedLM", 'pipeline("text-generation"', 'pipeline("fill-mask"'}
+    assert {tool for tool in tools if tool in use} == shown & tools
+    assert (f"`{folder.name}/qwen3`" in text) == ("qwen3`" in shown)
+    assert ModelCard(text).data.pipeline_tag == task and not ModelCard(text).data.datasets
+    (folder / "finished.json").unlink()
+    model_card.write(tmp_path, MODEL)
+    assert f"{folder.name}/qwen3" not in (tmp_path / "README.md").read_text()
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_said_and_nothing_is_begun(
+    hub, resumed, built, tokenizer_folder, place
+):
+    arguments = options(built, tokenizer_folder, place / "small-disk", push_to_hub=True, hub_model_id=MODEL)
+    where = (hub.url, str(place / "one-home"), WRITE)
+    assert run(arguments, place / "small-disk-log", largest_file=60_000, hub=where) == 2
+    (error,) = (line for line in (place / "small-disk-log").read_text().splitlines() if line.startswith("error"))
+    assert "holds files of this run that cannot be fetched" in error and "File too large" in error
+    assert not (place / "small-disk" / RUN).exists()
+
+
+def test_a_dataset_gets_there_through_a_bad_network_and_a_bad_token_is_said(built, place, impatient, capsys):
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        connect(hub.url, str(place / "home"), "hf_wrongToken", patch)
+        with pytest.raises(SystemExit):
+            carolina_originality.main(["push", str(built), "--repo", DATASET])
+        assert "is not wholly on" in (error := capsys.readouterr().err) and "401: there is no token" in error
+        connect(hub.url, str(place / "home"), WRITE, patch)
+        hub.fail("PUT", "/large/", "cut", times=2)
+        hub.fail("POST", "/commit/", 500, times=2)
+        hub.fail("GET", "/api/datasets", 429, times=2)
+        carolina_originality.main(["push", str(built), "--repo", DATASET])
+        repo = hub.repos["dataset", DATASET]
+    assert len(repo.commits) == 2 and list(repo.tags.values()) == [repo.branches["main"]]
+    assert repo.files["manifest.json"] == (built / "manifest.json").read_bytes()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Tries again at once."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(publishing, "LONGEST_WAIT", 0.01)
+
+
+def contents(folder):
+    return {path: file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "how"),
+    [
+        ("PUT", "/large/", "cut"),
+        ("PUT", "/large/", 500),
+        ("POST", "/commit/", "cut"),
+        ("POST", "/commit/", 429),
+        ("POST", "/preupload/", 500),
+    ],
+)
+def test_what_fails_for_a_while_is_tried_again(whole, tokenizer_folder, place, impatient, method, path, how):
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        connect(hub.url, str(place / "home"), WRITE, patch)
+        fault = hub.fail(method, path, how, times=3)
+        publisher = publishing.Publisher(publishing.Repository(MODEL), whole, tokenizer_folder)
+        with publisher.publishing():
+            publisher.on_save(None, None, None)
+        published = hub.repos["model", MODEL].files
+    assert fault.times == 0 and f"{RUN}/finished.json" in published
+    for file in whole.glob("*/*.safetensors"):
+        assert published[f"{RUN}/{file.relative_to(whole)}"] == file.read_bytes()
+
+
+def test_a_private_dataset_is_fetched_with_the_token_that_is_given_and_more_than_once_tried(
+    hub, dataset, client, impatient, tmp_path, monkeypatch
+):
+    no_token(hub, monkeypatch, tmp_path)
+    monkeypatch.setattr(dataset, "private", True)
+    assert fetched(DATASET, "dataset", ["manifest.json"]) == DATASET
+    hub.fail("GET", "/api/datasets", 500, times=2)
+    assert read_json(f"{fetched(DATASET, 'dataset', ['manifest.json'], READ)}/manifest.json")["dataset"]
+    hub.faults.clear()
+
+
+def bad_token(hub, patch, tmp_path):
+    patch.setenv("HF_TOKEN", "hf_wrongToken")
+
+
+def no_token(hub, patch, tmp_path):
+    patch.delenv("HF_TOKEN")
+    patch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+
+
+def reading_token(hub, patch, tmp_path):
+    patch.setenv("HF_TOKEN", READ)
+
+
+def broken_server(hub, patch, tmp_path):
+    hub.fail("POST", "/api/repos/create", 500, times=1000)
+
+
+def full_disk(hub, patch, tmp_path):
+    def hold(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    patch.setattr(publishing, "hold", hold)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        (bad_token, "401: there is no token, or a wrong one"),
+        (no_token, "401: there is no token, or a wrong one"),
+        (reading_token, "403: the token may not write"),
+        (broken_server, "500"),
+        (full_disk, "No space left on device"),
+    ],
+)
+def test_what_does_not_get_there_is_named_with_the_command_that_finishes_it(
+    hub, client, whole, tokenizer_folder, impatient, tmp_path, capsys, trouble, reason
+):
+    repo_id, folder = f"org/{trouble.__name__}", tmp_path / "my runs" / RUN
+    shutil.copytree(whole, folder)
+    before = contents(folder)
+    publisher = publishing.Publisher(publishing.Repository(repo_id, private=True), folder, tokenizer_folder)
+    with pytest.MonkeyPatch.context() as patch:
+        trouble(hub, patch, tmp_path)
+        with pytest.raises(publishing.InputError) as caught, publisher.publishing():
+            publisher.on_save(None, None, None)  # training goes on
+    hub.faults.clear()
+    message = str(caught.value)
+    assert "\n" not in message and reason in message and "step_000012, best" in message
+    assert "this stops nothing" in capsys.readouterr().err
+    assert contents(folder) == before and not list(folder.parent.glob("*partial"))
+    if ("model", repo_id) in hub.repos:
+        assert f"{RUN}/finished.json" not in hub.repos["model", repo_id].files
+    publishing.main(shlex.split(message.split("python -m flexqwen publish ")[1]))
+    assert hub.repos["model", repo_id].private and f"{RUN}/finished.json" in hub.repos["model", repo_id].files
+
+
+def test_a_run_whose_token_is_wrong_is_trained_all_the_same(hub, built, tokenizer_folder, whole, place):
+    arguments = options(built, tokenizer_folder, place / "wrong", push_to_hub=True, hub_model_id="org/never")
+    assert run([*arguments, "--hub_token=hf_wrongToken"], place / "wrong-log", hub=(hub.url, str(place), READ)) == 2
+    assert same_weights(place / "wrong" / RUN / "step_000012", whole / "step_000012")
+    printed = (place / "wrong-log").read_text()
+    last = printed.splitlines()[-1]
+    assert printed.count("this stops nothing") == 2  # said before any work, and once when publishing began
+    assert last.startswith("error: not on the Hub yet: card, code and records, step_000003")
+    assert "python -m flexqwen publish" in last
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hub_model_id": "org/someone"}, "org/someone holds something else (notes.txt, …), which is not overwritten"),
+        ({"hub_model_id": MODEL, "learning_rate": 0.02}, "with other settings (learning_rate: 0.01 -> 0.02)"),
+        ({"hub_model_id": "nowhere"}, "'nowhere' names no repository of the Hub"),
+        ({"hub_strategy": "end"}, "push_to_hub needs --hub_model_id"),
+    ],
+)
+def test_a_repository_of_something_else_stops_the_run_before_any_work(
+    hub, built, tokenizer_folder, place, resumed, changes, message
+):
+    if ("model", "org/someone") not in hub.repos:
+        hub.new("model", "org/someone", {"notes.txt": b"mine"})
+    commits = {key: len(repo.commits) for key, repo in hub.repos.items()}
+    arguments = options(built, tokenizer_folder, place / "refused", push_to_hub=True, **changes)
+    log = place / "refused-log"
+    log.unlink(missing_ok=True)
+    assert run(arguments, log, hub=(hub.url, str(place / "one-home"), WRITE)) == 2
+    (error,) = log.read_text().splitlines()
+    assert error.startswith("error: ") and message in error
+    assert {key: len(repo.commits) for key, repo in hub.repos.items()} == commits
+    assert not (place / "refused" / RUN).exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "message"), [("run.json", "learning_rate: 0.5 -> 0.01"), ("notes.txt", "is not empty and holds no run")]
+)
+def test_nothing_is_fetched_over_another_run_or_other_files(
+    hub, resumed, whole, built, tokenizer_folder, tmp_path, file, message
+):
+    folder = tmp_path / "runs" / RUN
+    shutil.copytree(whole, folder)
+    (folder / "run.json").rename(folder / file)
+    text = (folder / file).read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.5')
+    (folder / file).write_text(text)
+    (folder / "finished.json").unlink()
+    before = contents(folder)
+    arguments = options(built, tokenizer_folder, folder.parent, push_to_hub=True, hub_model_id=MODEL)
+    assert run(arguments, tmp_path / "log", hub=(hub.url, str(tmp_path / "home"), WRITE)) == 2
+    assert message in (tmp_path / "log").read_text() and contents(folder) == before
+
+
+def test_what_the_repository_has_not_stays_where_its_checkpoint_is_fetched(
+    hub, client, resumed, whole, tokenizer_folder, tmp_path
+):
+    folder = tmp_path / RUN
+    shutil.copytree(whole, folder)
+    for file in ("step_000012", "best", "finished.json"):
+        publishing.remove(folder / file)
+    (folder / "eval-mine").mkdir()
+    (folder / "eval-mine" / "notes.txt").write_text("mine")
+    left, used = (tmp_path / f"{RUN}.hub.{pid}.partial" for pid in (2**22 + 1, os.getppid()))  # no such pid; one alive
+    left.mkdir()
+    used.mkdir()
+    mine = contents(folder / "step_000009") | contents(folder / "eval-mine")
+    publisher = publishing.Publisher(publishing.Repository(MODEL), folder, tokenizer_folder)
+    publisher.look()
+    assert publisher.take_up(read_json(whole / "run.json"), "resume", False, False)
+    assert same_weights(folder / "step_000012", whole / "step_000012") and (folder / "finished.json").is_file()
+    assert contents(folder / "step_000009") | contents(folder / "eval-mine") == mine
+    assert used.exists() and not left.exists()
+
+
+def test_a_branch_that_is_not_there_yet_is_looked_at_as_main(hub, client, resumed, whole, tokenizer_folder, tmp_path):
+    description = read_json(whole / "run.json")
+    other = description | {"settings": description["settings"] | {"learning_rate": 0.5}}
+    repository = publishing.Repository(MODEL, revision="branch")
+    publisher = publishing.Publisher(repository, tmp_path / RUN, tokenizer_folder)
+    publisher.look()
+    with pytest.raises(publishing.InputError, match="with other settings"):
+        publisher.compare(other)
+    assert publisher.take_up(description, "new", False, False)
+    assert same_weights(tmp_path / RUN / "step_000012", whole / "step_000012")
+    assert "branch" not in hub.repos["model", MODEL].branches
+    if ("model", "org/someone") not in hub.repos:
+        hub.new("model", "org/someone", {"notes.txt": b"mine"})
+    with pytest.raises(publishing.InputError, match="holds something else"):
+        publishing.Publisher(publishing.Repository("org/someone", revision="new"), whole, tokenizer_folder).look()
+
+
+def test_no_token_is_written_anywhere(hub, resumed, place):
+    """Runs last: it looks at what the tests above left in `place`, logs of runs among it, and on their common Hub."""
+    secrets = [token.encode() for token in (WRITE, READ, "hf_wrongToken")]
+    written = {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    for (_, name), repo in hub.repos.items():
+        for commit, files in repo.commits.items():
+            written |= {f"{name}@{commit}/{path}": file.content for path, file in files.items()}
+    assert len(written) > 200
+    assert not [path for path, content in written.items() if any(secret in content for secret in secrets)]
+    assert b'"hub_token": "<HUB_TOKEN>"' in written[str(place / "one" / RUN / "run.json")]

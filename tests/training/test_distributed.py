@@ -1,0 +1,76 @@
+"""Two processes train as one does."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from modeling_flexqwen import FlexQwenForCausalLM
+from tests.helpers.runs import ROOT, logged, options, run, same_weights
+from tests.helpers.tiny import make_ids
+
+CURVE = ("loss", "loss_causal", "loss_masked", "grad_norm", "eval_loss", "mask_rate", "learning_rate", "tokens_seen")
+
+
+def torchrun(arguments):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            "train.py",
+            *arguments,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def one(request, built, tokenizer_folder, tmp_path_factory):
+    """The weighting of the losses, and the folder of a run of one process."""
+    root = tmp_path_factory.mktemp("one") / "runs"
+    arguments = options(built, tokenizer_folder, root, loss_weighting=request.param)
+    assert run(arguments, root.parent / "log") == 0
+    return request.param, root / "hybrid-shift-64"
+
+
+@pytest.mark.parametrize(("one", "how"), [("row", "ddp"), ("row", "fsdp2"), ("token", "ddp")], indirect=["one"])
+def test_two_processes_follow_the_curve_of_one_and_go_on(how, one, built, tokenizer_folder, tmp_path):
+    loss_weighting, expected = one
+    changes = {"loss_weighting": loss_weighting, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    arguments = options(built, tokenizer_folder, tmp_path / "runs", **changes) + ["--fsdp"] * (how == "fsdp2")
+    folder = tmp_path / "runs" / "hybrid-shift-64"
+    status, printed = torchrun(arguments)
+    assert status == 0, printed
+    ours, theirs = logged(folder), logged(expected)
+    assert [entry["step"] for entry in ours] == [entry["step"] for entry in theirs]
+    for entry, other in zip(ours, theirs, strict=True):
+        for name in CURVE:
+            assert (name in entry) == (name in other)
+            if name in other:
+                assert entry[name] == pytest.approx(other[name], rel=1e-3), (entry["step"], name)
+
+    loaded = FlexQwenForCausalLM.from_pretrained(folder / "best").eval()
+    alone = FlexQwenForCausalLM.from_pretrained(expected / "best").eval()
+    ids = make_ids()
+    assert loaded(ids).logits.sub(alone(ids).logits).abs().max() < 1e-2 < loaded(ids).logits.std()
+    assert sorted(path.name for path in (folder / "best").glob("*.py")) == [
+        "configuration_flexqwen.py",
+        "modeling_flexqwen.py",
+    ]
+
+    before = tmp_path / "before"
+    (folder / "step_000012").rename(before)
+    (folder / "finished.json").unlink()
+    status, printed = torchrun(arguments)
+    assert status == 0 and "going on from step_000009" in printed, printed
+    assert same_weights(folder / "step_000012", before)
