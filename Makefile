@@ -12,8 +12,7 @@ CONFIG ?= configs/quickstart.yaml
 COMPAT_TRANSFORMERS ?= 5.16.0
 COMPAT_VENV ?= .venv-transformers-$(COMPAT_TRANSFORMERS)
 # Not test_distributed: transformers 5.16 itself cannot load an optimizer onto the device "cpu:0" of several CPU processes.
-COMPAT_TESTS = $(addprefix tests/test_,modeling.py attention.py heads.py known_answer.py loading.py objectives.py \
-	training.py resume.py failing.py)
+COMPAT_TESTS = tests/model $(addprefix tests/training/test_,known_answer.py objectives.py training.py resume.py failing.py)
 
 ifdef CORPUS
 OUTPUT ?= runs/quickstart-carolina

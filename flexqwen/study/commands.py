@@ -1,6 +1,6 @@
 """Runs a study, one grid of strategies, splits and seeds, and writes its report.
 
-python -m flexqwen study run configs/study-cpu.yaml       # makes the cells that are not made yet; goes on where it was stopped
+python -m flexqwen study run configs/study-cpu.yaml  # makes the cells that are not made yet
 python -m flexqwen study status configs/study-cpu.yaml
 python -m flexqwen study report configs/study-cpu.yaml [--check]
 python -m flexqwen study merge configs/study-cpu.yaml <results folder of another machine> ...

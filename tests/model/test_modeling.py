@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_flexqwen import FlexQwenForMaskedLM
-from tests.tiny import (
+from tests.helpers.tiny import (
     IMPLEMENTATIONS,
     LENGTH,
     PAD,
