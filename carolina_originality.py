@@ -20,7 +20,7 @@ from flexqwen.data.inspection import (
     is_dataset,
 )
 from flexqwen.data.sample import generate, grammar
-from flexqwen.files import digest, file_digest, is_empty, read_json, versions, write_json, written_aside
+from flexqwen.files import atomic_write, digest, file_digest, is_empty, read_json, versions, write_json
 from flexqwen.hub.dataset import publish
 from flexqwen.hub.repository import Repository
 from flexqwen.parallel import Pool
@@ -42,7 +42,7 @@ def make_sample(args) -> None:
         if not args.overwrite:
             raise InputError(f"{args.folder}: is a sample corpus made otherwise; remove it, or give --overwrite")
     try:
-        with written_aside(args.folder) as partial:
+        with atomic_write(args.folder) as partial:
             partial.mkdir()
             generate.write_sample(partial, args.documents, args.seed)
             write_json(partial / "sample.json", made)
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     build_.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     build_.add_argument("--memory", type=float, default=2, help="GiB that scoring may take, all processes together")
     build_.add_argument(
-        "--skip-bad-shards", action="store_true", help="leave bad shards out and list them in the manifest"
+        "--skip_bad_shards", action="store_true", help="leave bad shards out and list them in the manifest"
     )
     build_.add_argument("--overwrite", action="store_true", help="replace a dataset made from other inputs")
     build_.set_defaults(run=make_dataset)

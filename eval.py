@@ -20,7 +20,7 @@ from flexqwen.evaluation.likelihood import MODES, Scorer
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.tasks import FINE_TUNED, ON_THE_HUB, TASKS
 from flexqwen.evaluation.tasks.item import Context, Item
-from flexqwen.files import file_digest, read_json, remove, versions, write_json, written_aside
+from flexqwen.files import atomic_write, file_digest, read_json, remove_path, versions, write_json
 
 
 @command
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", default="carolina_originality", help="folder made by carolina_originality.py")
     parser.add_argument("--split", default="test", help="split of its heldout config")
     parser.add_argument("--documents", type=int, default=500, help="documents of it that are scored, at most")
-    parser.add_argument("--exclude-seen", action="store_true", help="leave out items of which a 13-gram was trained on")
+    parser.add_argument("--exclude_seen", action="store_true", help="leave out items of which a 13-gram was trained on")
     parser.add_argument("--limit", type=int, help="items of each task, at most; all by default")
     parser.add_argument("--seeds", type=int, default=3, help="fine-tuned tasks: runs, with seeds 0, 1, ...")
     parser.add_argument(
@@ -100,8 +100,8 @@ def run(args) -> None:
         if not rows:
             raise InputError("no results: " + ("; ".join(notes) or "none of the tasks has one of the modes"))
         results.write_results(folder, {"model": args.model, "made_by": made_by, "notes": notes}, rows)
-        remove(folder / "unfinished")
-    with written_aside(folder / "results.md") as aside:
+        remove_path(folder / "unfinished")
+    with atomic_write(folder / "results.md") as aside:
         aside.write_text(results.table(rows) + "\n", encoding="utf-8")
     drawn = figures.evaluation(rows, folder)
     print(held_out_table(rows) if set(tasks) == {"bits_per_byte"} else results.table(rows))

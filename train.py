@@ -19,13 +19,13 @@ from transformers.utils import cached_file, logging
 from flexqwen.cli import InputError, command
 from flexqwen.data.packing import stored_digest, token_store
 from flexqwen.data.texts import summary
-from flexqwen.evaluation.figures import loss_curves
 from flexqwen.evaluation.heldout import HeldOut
 from flexqwen.files import digest, file_digest, versions, write_json
 from flexqwen.hub.publisher import Publisher
 from flexqwen.hub.repository import Repository, fetched
 from flexqwen.training import arguments as settings
 from flexqwen.training import runs
+from flexqwen.training.curves import draw_loss_curves
 from flexqwen.training.model import build_model, save_code
 from flexqwen.training.objectives import TrainingRows
 from flexqwen.training.schedule import Phase, parse_phases, step_ranges
@@ -176,7 +176,7 @@ def complete(trainer: FlexQwenTrainer, folder: Path, checkpoint: Path | None) ->
         return
     if not (folder / "best").is_dir():
         raise InputError(f"the held-out loss of {folder} is not a number; lower the learning rate and run again")
-    loss_curves(folder)
+    draw_loss_curves(folder)
     write_json(folder / "finished.json", {"step": trainer.state.global_step, "best_loss": trainer.state.best_metric})
     print(f"checkpoint: {folder / 'best'}\nlogs:       {folder / 'logs'}, {folder / 'metrics.jsonl'}")
     print(f"figure:     {folder / 'loss.png'}")

@@ -19,6 +19,12 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def normalize_option(word: str) -> str:
+    """`--hub-token=x` as `--hub_token=x`; a word that is no option stays as it is."""
+    name, equals, value = word.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else word
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser, but a wrong option is one line on stderr (no usage dump) and options are never abbreviated."""
 
@@ -26,6 +32,11 @@ class ArgumentParser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Options have one spelling, the Trainer's, with underscores; with dashes they are understood as well."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([normalize_option(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")

@@ -16,7 +16,7 @@ from flexqwen import __version__
 
 
 @contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields `<path>.<pid>.partial` to write to; renames it to `path` on success and removes it on error.
 
     An existing `path` is replaced only at the rename, so a reader never sees half of an output, and two processes that
@@ -25,31 +25,31 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_left(path)
+    remove_leftovers(path)
     try:
         yield partial
-        put(partial, path)
+        replace_path(partial, path)
     except BaseException:
-        remove(partial)
+        remove_path(partial)
         raise
 
 
-def remove_left(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Removes what this process, or one that was killed, left beside `path` as `<path>.<pid>.partial`."""
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
         pid = left.name[len(path.name) + 1 : -len(".partial")]
         if pid.isdecimal() and (int(pid) == os.getpid() or not _is_running(int(pid))):
-            remove(left)
+            remove_path(left)
 
 
-def put(partial: Path, path: Path) -> None:
+def replace_path(partial: Path, path: Path) -> None:
     """Renames a finished file or folder to `path`, in place of what is there."""
     old = path.with_name(f"{path.name}.old.{os.getpid()}.partial")
-    remove(old)
+    remove_path(old)
     if path.is_dir():  # os.replace cannot put a folder over a folder that has content
         os.replace(path, old)
     os.replace(partial, path)
-    remove(old)
+    remove_path(old)
 
 
 def _is_running(pid: int) -> bool:
@@ -67,7 +67,7 @@ def is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
 
-def remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
     """Removes a file or a folder, if it is there. A folder is renamed first: no half of it keeps its name."""
     if path.is_dir() and not path.is_symlink():
         if not path.name.endswith(".partial"):
@@ -79,7 +79,7 @@ def remove(path: Path) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented UTF-8 JSON, whole or not at all."""
-    with written_aside(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 

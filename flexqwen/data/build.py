@@ -29,7 +29,17 @@ import pyarrow.parquet as pq
 from flexqwen.cli import InputError
 from flexqwen.data import card, ngrams, passages, splits
 from flexqwen.data.corpus import MIN_TOKENS, Corpus, Document, Shard, open_corpus, read_shard
-from flexqwen.files import digest, file_digest, is_empty, put, read_json, remove, versions, write_json, written_aside
+from flexqwen.files import (
+    atomic_write,
+    digest,
+    file_digest,
+    is_empty,
+    read_json,
+    remove_path,
+    replace_path,
+    versions,
+    write_json,
+)
 from flexqwen.parallel import Pool, interrupts_held
 
 SCHEMA = pa.schema(
@@ -161,7 +171,7 @@ def build(
             if output.exists() and not is_empty(output):
                 manifest = read_manifest(output)
                 if manifest.get("inputs") == inputs:
-                    remove(work)
+                    remove_path(work)
                     return manifest | {"reused": True}
                 if manifest.get("dataset") != NAME:
                     raise InputError(f"{output}: was not built by this; name another --output, or remove it yourself")
@@ -180,8 +190,8 @@ def build(
                     raise
                 raise InputError(f"{error}; finished shards are kept in {work} for the next build") from error
             write_json(work / inputs / "dataset" / "manifest.json", manifest)
-            put(work / inputs / "dataset", output)
-            remove(work)
+            replace_path(work / inputs / "dataset", output)
+            remove_path(work)
             return manifest
     except OSError as error:  # a full disk, above all
         raise InputError(
@@ -208,7 +218,7 @@ def _keep_only(folder: Path, names: set[str]) -> None:
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():
         if path.name.split(".")[0] not in names:
-            remove(path)
+            remove_path(path)
 
 
 @contextmanager
@@ -225,7 +235,7 @@ def _locked(output: Path) -> Iterator[Path]:
         try:
             yield work
         finally:
-            remove(lock_file)
+            remove_path(lock_file)
 
 
 def _build(corpus: Corpus, work: Path, inputs: str, parameters: Parameters, pool: Pool, memory: int) -> dict[str, Any]:
@@ -236,7 +246,7 @@ def _build(corpus: Corpus, work: Path, inputs: str, parameters: Parameters, pool
     files = [work / "documents" / f"{key}.arrow" for key in keys]
     work = work / inputs
     (work / "grams").mkdir(parents=True, exist_ok=True)
-    remove(work / "dataset")
+    remove_path(work / "dataset")
     (work / "dataset").mkdir()
 
     tasks = [(shard, file, parameters) for shard, file in zip(corpus.shards, files, strict=True)]
@@ -296,7 +306,7 @@ def store_shard(shard: Shard, file: Path, parameters: Parameters) -> dict[str, A
     kept, bad = 0, None
     try:
         with (
-            written_aside(file) as partial,
+            atomic_write(file) as partial,
             pa.OSFile(str(partial), "wb") as sink,
             pa.ipc.new_file(sink, _STORED) as out,
         ):
@@ -309,7 +319,7 @@ def store_shard(shard: Shard, file: Path, parameters: Parameters) -> dict[str, A
             raise
         kept, bad = 0, str(error).removeprefix(f"{shard.path}: ").rsplit("; ", 1)[0]
         dropped.clear()
-        with written_aside(file) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _STORED):
+        with atomic_write(file) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _STORED):
             pass
     report = {"read": kept + dropped.total(), "dropped": dropped, "bad": bad}
     if not bad:  # a bad shard is read again: it may have been mended
@@ -388,7 +398,7 @@ def store_grams(file: Path, rows: np.ndarray, path: Path) -> np.ndarray:
             ngrams.write_run(path.with_name(f"{path.name}-{number}"), grams, document + np.uint32(done))
             totals.append(np.bincount(document, minlength=len(texts)))
             done += len(texts)
-        with written_aside(totals_file) as partial, open(partial, "wb") as out:
+        with atomic_write(totals_file) as partial, open(partial, "wb") as out:
             np.save(out, np.concatenate(totals))
     return np.load(totals_file)
 

@@ -240,7 +240,7 @@ def _starts_with(path: Path, start: bytes) -> bool:
 
 
 def _bad(shard: Shard, what: str, remedy: str = "download the shard again") -> ShardError:
-    return ShardError(f"{shard.path}: {what}; {remedy}, or leave it out with --skip-bad-shards")
+    return ShardError(f"{shard.path}: {what}; {remedy}, or leave it out with --skip_bad_shards")
 
 
 _HEADER, _TEXT, _P = (NAMESPACE + name for name in ("teiHeader", "text", "p"))

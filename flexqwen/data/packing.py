@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from flexqwen.cli import InputError
 from flexqwen.data.texts import check_whole, count_texts, dataset_digest, read_texts
-from flexqwen.files import digest, file_digest, write_json, written_aside
+from flexqwen.files import atomic_write, digest, file_digest, write_json
 
 IGNORE = -100  # the label of a token that is not predicted
 FORMAT = 2  # of the folder; a change makes old folders stale
@@ -199,7 +199,7 @@ def token_store(
     tokens = sum(len(piece) for piece in pieces)
     texts_of_validation = [text for _, text in read_texts(dataset, "heldout", "validation")]
     validation = [np.array(document, dtype=dtype) for document in encode_documents(tokenizer, texts_of_validation)]
-    with written_aside(folder) as aside:
+    with atomic_write(folder) as aside:
         aside.mkdir()
         np.savez(
             aside / "validation.npz",

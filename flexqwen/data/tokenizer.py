@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.data.texts import count_texts, dataset_digest, read_texts
-from flexqwen.files import versions, write_json, written_aside
+from flexqwen.files import atomic_write, versions, write_json
 
 PAD, BOS, EOS, MASK = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
 MADE_BY = "made_by.json"
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     elif Path(args.output).exists() and any(Path(args.output).iterdir()):
         raise InputError(f"{args.output} exists and is not a tokenizer made by this command; pass another --output")
     tokenizer = adapt_tokenizer(args.adapt) if args.adapt else train_tokenizer(args.dataset, args.vocab_size)
-    with written_aside(args.output) as folder:
+    with atomic_write(args.output) as folder:
         tokenizer.save_pretrained(folder)
         write_json(folder / MADE_BY, made_by)
     print(f"tokenizer: {args.output} ({len(tokenizer)} tokens)")

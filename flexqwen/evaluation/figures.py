@@ -1,50 +1,11 @@
 """Figures, drawn from result files."""
 
-import json
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+from flexqwen.drawing import COLORS, save_figure
 from flexqwen.evaluation.results import Difference, Result
-from flexqwen.files import written_aside
-
-COLORS = {"causal": "#1f77b4", "masked": "#d95f02", "fused": "#7570b3", "finetuned": "#1b9e77"}
-
-
-def save(figure, path: Path, source: str | None = None) -> None:
-    """Writes a figure as PNG, whole or not at all, and closes it; `source` says in the file what it was drawn from."""
-    with written_aside(path) as aside:
-        metadata = {"Source": source} if source else None
-        figure.savefig(aside, format="png", dpi=150, bbox_inches="tight", metadata=metadata)
-    plt.close(figure)
-
-
-def loss_curves(run: Path) -> None:
-    """`loss.png` of a run's folder: loss in each mode against tokens, from its `metrics.jsonl`."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    by_step = {}  # a resumed run logs some steps twice; the last counts
-    for line in map(json.loads, lines):
-        by_step.setdefault(line["step"], {}).update(line)
-    entries = [by_step[step] for step in sorted(by_step)]
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for mode in ("causal", "masked"):
-        color = COLORS[mode]
-        for name, label, style in (
-            (f"loss_{mode}", f"{mode}, training", {"alpha": 0.5, "linewidth": 1}),
-            (f"eval_loss_{mode}", f"{mode}, held-out", {"marker": "o", "linewidth": 2}),
-        ):
-            points = [(entry["tokens_seen"] / 1e6, entry[name]) for entry in entries if name in entry]
-            if points:
-                axes.plot(*zip(*points, strict=True), color=color, label=label, **style)
-    axes.set_xlabel("tokens seen (millions)")
-    axes.set_ylabel("loss (nats per predicted token)")
-    axes.set_title(run.name)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save(figure, run / "loss.png")
 
 
 def evaluation(results: list[Result], folder: Path) -> list[Path]:
@@ -68,7 +29,8 @@ def evaluation(results: list[Result], folder: Path) -> list[Path]:
 
 def bits_per_byte(rows: list[Result], path: Path) -> None:
     """Bars of bits per byte with 95 % intervals, beside the baseline."""
-    figure, axes = plt.subplots(figsize=(5, 4))
+    figure = Figure(figsize=(5, 4))
+    axes = figure.subplots()
     for place, row in enumerate(rows):
         error = [[row.value - row.interval[0]], [row.interval[1] - row.value]]
         axes.bar(place, row.value, color=COLORS[row.mode], yerr=error, capsize=5)
@@ -80,7 +42,7 @@ def bits_per_byte(rows: list[Result], path: Path) -> None:
     axes.set_ylabel("bits per byte (lower is better)")
     axes.set_title(f"{rows[0].task}, n = {rows[0].n:,} texts, 95 % intervals")
     axes.set_ylim(0, max(baseline, *(row.interval[1] for row in rows)) * 1.15)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def dots(rows: list[Result], path: Path) -> None:
@@ -100,7 +62,8 @@ def dots(rows: list[Result], path: Path) -> None:
 
     labels = list(dict.fromkeys(label(row) for row in rows))
     modes = list(dict.fromkeys(row.mode for row in rows))
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.45 * len(labels)))
+    figure = Figure(figsize=(8, 1.2 + 0.45 * len(labels)))
+    axes = figure.subplots()
     counts = {}
     for row in rows:
         line = len(labels) - 1 - labels.index(label(row))
@@ -120,12 +83,13 @@ def dots(rows: list[Result], path: Path) -> None:
     axes.set_xlabel(metrics[0] if len(metrics) == 1 else "value (higher is better)")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def comparison(differences: list[Difference], path: Path) -> None:
     """Paired differences with 95 % intervals; those that do not hold 0 are filled."""
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.35 * len(differences)))
+    figure = Figure(figsize=(8, 1.2 + 0.35 * len(differences)))
+    axes = figure.subplots()
     for line, row in enumerate(reversed(differences)):
         error = [[row.difference - row.interval[0]], [row.interval[1] - row.difference]]
         fill = "none" if row.verdict == "no difference" else None
@@ -136,4 +100,4 @@ def comparison(differences: list[Difference], path: Path) -> None:
     axes.set_yticks(range(len(names)), names[::-1], fontsize=8)
     axes.set_xlabel("B − A, 95 % intervals (paired bootstrap)")
     axes.grid(axis="x", alpha=0.3)
-    save(figure, path)
+    save_figure(figure, path)

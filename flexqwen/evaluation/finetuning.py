@@ -137,7 +137,7 @@ def unseen(test: list[Item], texts: list[str], settings: Settings) -> tuple[list
     shares = overlap.seen_shares(texts, settings.dataset)
     kept = np.flatnonzero(~(shares > 0)) if settings.exclude_seen else np.arange(len(test))
     if not len(kept):
-        raise InputError("a 13-gram of every test item was trained on; leave the task or --exclude-seen out")
+        raise InputError("a 13-gram of every test item was trained on; leave the task or --exclude_seen out")
     return [test[number] for number in kept], overlap.details(shares[kept], len(test) - len(kept))
 
 

@@ -21,7 +21,7 @@ import conllu
 from flexqwen.cli import ArgumentParser, command
 from flexqwen.evaluation import sources
 from flexqwen.evaluation.lexicon import Lexicon
-from flexqwen.files import written_aside
+from flexqwen.files import atomic_write
 
 TREEBANKS = (
     "ud_bosque/pt_bosque-ud-dev.conllu",
@@ -558,7 +558,7 @@ def load() -> list[Pair]:
 
 def write(path: str | Path, pairs: list[Pair]) -> None:
     """Writes pairs as JSON lines."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         lines = [json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs]
         aside.write_text("".join(lines), encoding="utf-8")
 

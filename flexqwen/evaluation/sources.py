@@ -25,7 +25,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from flexqwen.cli import InputError
-from flexqwen.files import put, written_aside
+from flexqwen.files import atomic_write, replace_path
 
 ATTEMPTS = 5
 TIMEOUT = 60  # seconds without any answer
@@ -250,7 +250,7 @@ def read(name: str) -> bytes:
             f"{name}: what {source.urls[0]} gave has the wrong SHA-256; try again later, or set FLEXQWEN_EVAL_DATA to "
             "a folder that holds the right file"
         )
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     for url in source.urls:
         _part(url, path.parent / "parts").unlink(missing_ok=True)
@@ -293,7 +293,7 @@ def _download(url: str, folder: Path, anew: bool = False) -> bytes:
             break
         try:
             _go_on(url, unfinished)
-            put(unfinished, finished)
+            replace_path(unfinished, finished)
         except (OSError, HTTPException) as error:
             if getattr(error, "code", None) == 416:  # nothing is left to send, or the file has changed
                 unfinished.unlink()

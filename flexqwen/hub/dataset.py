@@ -7,7 +7,7 @@ from flexqwen.cli import InputError
 from flexqwen.data.build import NAME, read_manifest
 from flexqwen.data.texts import count_texts
 from flexqwen.files import file_digest
-from flexqwen.hub.repository import Repository, persistently, reason
+from flexqwen.hub.repository import Repository, reason, with_retries
 
 PATTERNS = ("README.md", "manifest.json", "figures/*.png", "data/*/*.parquet")  # nothing else is uploaded
 
@@ -59,15 +59,15 @@ def built_files(folder: Path) -> dict[str, Path]:
 
 
 def _publish(files: dict[str, Path], repository: Repository, tag: str, temporary: Path) -> tuple[str, str, str]:
-    there = persistently(repository.files)
+    there = with_retries(repository.files)
     if there - {".gitattributes"}:
-        persistently(lambda: repository.fetch(["manifest.json"], temporary / "there"))
+        with_retries(lambda: repository.fetch(["manifest.json"], temporary / "there"))
         if read_manifest(temporary / "there").get("dataset") != NAME:
             raise InputError(f"{repository.url} holds something else, which is not overwritten; give another --repo")
-    tags = persistently(repository.tags) if there else {}
+    tags = with_retries(repository.tags) if there else {}
     if tag in tags:
         tagged = Repository(repository.repo_id, "dataset", revision=tag)
-        persistently(lambda: tagged.fetch(["manifest.json"], temporary / "tagged"))
+        with_retries(lambda: tagged.fetch(["manifest.json"], temporary / "tagged"))
         if file_digest(temporary / "tagged" / "manifest.json") != file_digest(files["manifest.json"]):
             raise InputError(f"the tag {tag} of {repository.url} is of another build; give another --tag")
     card = temporary / "README.md"
@@ -76,9 +76,9 @@ def _publish(files: dict[str, Path], repository: Repository, tag: str, temporary
     stale = {
         file for file in there - files.keys() if file.startswith(("data/", "figures/")) or file.endswith(f"{NAME}.py")
     }
-    persistently(repository.create)
+    with_retries(repository.create)
     message = f"Carolina Originality {tag}"
-    commit = persistently(lambda: repository.commit(files | {"README.md": card}, message, stale))
+    commit = with_retries(lambda: repository.commit(files | {"README.md": card}, message, stale))
     if tag not in tags:
-        persistently(lambda: repository.tag(tag, commit))
+        with_retries(lambda: repository.tag(tag, commit))
     return tag, commit, tags.get(tag, commit)

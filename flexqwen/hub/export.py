@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from configuration_flexqwen import FlexQwenConfig
 from flexqwen.cli import ArgumentParser, InputError, command
-from flexqwen.files import written_aside
+from flexqwen.files import atomic_write
 
 ADDED = ("auto_map", "architectures", "is_causal", "mask_token_id", "masked_prediction", "model_type")
 
@@ -36,7 +36,7 @@ def export(checkpoint: str | Path, output: str | Path) -> None:
         )
     plain = Qwen3Config(**{name: value for name, value in config.to_dict().items() if name not in ADDED})
     model = Qwen3ForCausalLM.from_pretrained(checkpoint, config=plain, dtype="auto")
-    with written_aside(output) as folder:
+    with atomic_write(output) as folder:
         model.save_pretrained(folder)
         if (checkpoint / "tokenizer.json").is_file():
             AutoTokenizer.from_pretrained(checkpoint, config=plain).save_pretrained(folder)

@@ -33,10 +33,10 @@ import configuration_flexqwen
 import modeling_flexqwen
 from flexqwen.cli import ArgumentParser, InputError, command, path
 from flexqwen.evaluation.results import RESULTS
-from flexqwen.files import file_digest, put, read_json, remove, remove_left
+from flexqwen.files import file_digest, read_json, remove_leftovers, remove_path, replace_path
 from flexqwen.hub import model_card
 from flexqwen.hub.export import export
-from flexqwen.hub.repository import Repository, is_permanent, persistently, reason
+from flexqwen.hub.repository import Repository, is_permanent, reason, with_retries
 from flexqwen.training.runs import checkpoints, differences, last_checkpoint
 
 CODE = [Path(module.__file__) for module in (configuration_flexqwen, modeling_flexqwen)]
@@ -82,7 +82,7 @@ class Publisher(TrainerCallback):
             InputError: it holds something else. Where the Hub cannot be reached it says so, and nothing is raised.
         """
         with suppress(OSError):  # it is in nobody's way
-            remove_left(self._aside.with_name(f"{self.run.name}.hub"))
+            remove_leftovers(self._aside.with_name(f"{self.run.name}.hub"))
         try:
             self._look()
         except InputError:
@@ -91,7 +91,7 @@ class Publisher(TrainerCallback):
             self._say(f"{self.repository.url} cannot be read ({reason(error)}); this stops nothing, it is tried again")
 
     def _look(self) -> None:
-        there = persistently(self.repository.files)
+        there = with_retries(self.repository.files)
         content = there - {".gitattributes"}  # which the Hub puts into every new one
         if content and CODE[0].name not in content:
             raise InputError(
@@ -107,7 +107,7 @@ class Publisher(TrainerCallback):
                 self.tokenizer.mkdir(parents=True, exist_ok=True)
                 for file in reversed(TOKENIZER):
                     if (fetched / file).is_file():
-                        put(fetched / file, self.tokenizer / file)
+                        replace_path(fetched / file, self.tokenizer / file)
             elif file_digest(mine) != file_digest(theirs):
                 raise InputError(
                     f"{self.repository.url} holds runs of another tokenizer than {self.tokenizer}; give --hub_model_id "
@@ -166,10 +166,10 @@ class Publisher(TrainerCallback):
         wanted = [*RECORDS, LAST, "logs/*", "best/*", f"{last}/*"]
         with self._fetched([f"{name}/{pattern}" for pattern in wanted]) as fetched:
             if state == "new":
-                put(fetched / name, self.run)
+                replace_path(fetched / name, self.run)
             else:  # the checkpoint after what goes with it, so that a killed process leaves what is fetched again
                 for entry in sorted((fetched / name).iterdir(), key=lambda e: (e.name == LAST, e.name == last)):
-                    put(entry, self.run / entry.name)
+                    replace_path(entry, self.run / entry.name)
         self._say(f"{name} was fetched from {self.repository.url}, " + ("finished" if is_finished else f"with {last}"))
         return True
 
@@ -178,7 +178,7 @@ class Publisher(TrainerCallback):
         """A folder beside the run's with files of the repository, removed in the end."""
         try:
             try:
-                persistently(lambda: self.repository.fetch(patterns, self._aside))
+                with_retries(lambda: self.repository.fetch(patterns, self._aside))
             except Exception as error:
                 raise InputError(
                     f"{self.repository.url} holds files of this run that cannot be fetched to {self.run.parent} "
@@ -186,7 +186,7 @@ class Publisher(TrainerCallback):
                 ) from error
             yield self._aside
         finally:
-            remove(self._aside)
+            remove_path(self._aside)
 
     # During training
 
@@ -235,7 +235,7 @@ class Publisher(TrainerCallback):
         missing = [name for name, files in self._parts() if self._published.get(name) != seen(files)]
         if not self._thread.is_alive():  # else, interrupted again, it still writes there; the next start clears it
             with suppress(OSError):  # what is to be said is more than a folder that stays
-                remove(self._aside)
+                remove_path(self._aside)
         if missing:
             words = [self.run, "--tokenizer", self.tokenizer, "--repo", self.repository.repo_id]
             words += ["--revision", self.repository.revision] if self.repository.revision else []
@@ -310,7 +310,7 @@ class Publisher(TrainerCallback):
     def _publish(self, name: str, files: dict[str, Path], now: dict) -> None:
         """Commits a part, from copies or links that training cannot change or remove meanwhile."""
         held, with_card = self._aside / "part", name in (ROOT, LAST)
-        remove(held)
+        remove_path(held)
         try:
             for path_in_repo, file in files.items():
                 hold(file, held / path_in_repo, as_link=not with_card)
@@ -332,7 +332,7 @@ class Publisher(TrainerCallback):
         self.repository.commit(found, f"{self.run.name}: {name}", deleted - found.keys())
         self._published[name] = now
         self._replaced = set()  # only the first commit of all, which has the card, deletes
-        remove(held)
+        remove_path(held)
 
     def _fetch_other_runs(self, there: set[str], folder: Path) -> None:
         """Puts the records of the repository's other runs, which the card tells of, beside this one's."""

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from flexqwen.cli import InputError
-from flexqwen.files import remove
+from flexqwen.files import remove_path
 
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WAITS = (1, 2, 4, 8, 16)  # seconds between tries, on top of those of the client itself
@@ -76,7 +76,7 @@ class Repository:
         self._api.snapshot_download(
             self.repo_id, repo_type=self.kind, revision=self._readable, allow_patterns=patterns, local_dir=folder
         )
-        remove(folder / ".cache")
+        remove_path(folder / ".cache")
 
     def commit(self, files: dict[str, Path], message: str, deleted: set[str] = frozenset()) -> str:
         """Makes one commit of the files that changed, all of them or none, and returns the id of the last commit.
@@ -134,7 +134,7 @@ def is_permanent(error: BaseException) -> bool:
     )
 
 
-def persistently(action):
+def with_retries(action):
     """Calls `action()` until it comes through, with longer and longer waits, and raises its last error."""
     for wait in (*WAITS, None):
         try:
@@ -154,7 +154,7 @@ def fetched(name: str, kind: str, patterns: list[str], token: str | None = None)
     if os.path.exists(name) or not REPO_ID.fullmatch(name):
         return name
     try:
-        return persistently(lambda: HfApi(token=token).snapshot_download(name, repo_type=kind, allow_patterns=patterns))
+        return with_retries(lambda: HfApi(token=token).snapshot_download(name, repo_type=kind, allow_patterns=patterns))
     except Exception as error:
         print(f"note: {name} cannot be had from the Hub: {reason(error)}", file=sys.stderr)
         return name

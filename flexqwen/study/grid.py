@@ -32,7 +32,7 @@ from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.tasks import TASKS
 from flexqwen.evaluation.tasks.item import Context
-from flexqwen.files import digest, file_digest, read_json, write_json, written_aside
+from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
 from flexqwen.training import arguments
 from flexqwen.training.flops import model_flops
 from flexqwen.training.objectives import ObjectiveArguments
@@ -203,9 +203,9 @@ def run(study: Study, part: str | None, workers: int) -> None:
         shares = [f"{number + parts * worker}/{parts * workers}" for worker in range(workers)]
         threads = str(max(1, (os.cpu_count() or 1) // workers))
         command = [sys.executable, "-m", "flexqwen", "study", "run", str(study.path), "--part"]
-        processes = [
-            subprocess.Popen([*command, share], env={"OMP_NUM_THREADS": threads, **os.environ}) for share in shares
-        ]
+        environment = {"OMP_NUM_THREADS": threads, **os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        processes = [subprocess.Popen([*command, share], env=environment) for share in shares]
         if any([process.wait() for process in processes]):
             raise InputError("a worker failed, see above; run the same command again to go on")
         return
@@ -238,7 +238,7 @@ def find_overlap(study: Study) -> None:
 def train_config(study: Study) -> Path:
     """Writes the options that all cells share as a config of train.py."""
     path = Path("runs") / study.name / "training.yaml"
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(yaml.safe_dump(study.training, sort_keys=False), encoding="utf-8")
     arguments.parse([str(path)])  # raises where an option is unknown or of the wrong type
     return path
@@ -358,7 +358,7 @@ def write_items(study: Study, results: list[Result]) -> None:
     path = study.results / ITEMS
     known = read_json(path)
     if known is None:
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(json.dumps(described, ensure_ascii=False) + "\n", encoding="utf-8")
     elif known != json.loads(json.dumps(described)):
         raise InputError(f"{path} names other items than this cell was measured on; were the evaluation data changed?")
@@ -468,7 +468,7 @@ def merge(study: Study, folders: list[str]) -> int:
             if not study.cell_file(known[path.stem]).is_file():
                 found[path.stem] = content
     if found:
-        with written_aside(study.results / ITEMS) as aside:
+        with atomic_write(study.results / ITEMS) as aside:
             aside.write_text(json.dumps(items, ensure_ascii=False) + "\n", encoding="utf-8")
         shared = (
             []

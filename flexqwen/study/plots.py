@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
-from flexqwen.evaluation.figures import save
+from flexqwen.drawing import save_figure
 from flexqwen.study.cells import (
     GPT_BERT,
     MODES,
@@ -43,7 +40,8 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 def draw_loss(results: Results, path: Path) -> Path:
     """Held-out loss by mode, against tokens and against FLOPs; a line a (strategy, split)."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharey="row")
+    figure = Figure(figsize=(11, 7))
+    axes = figure.subplots(2, 2, sharey="row")
     splits = list(dict.fromkeys(cell.split for cell in results.cells))
     for row, mode in enumerate(("causal", "masked")):
         for group in groups(results):
@@ -70,7 +68,7 @@ def draw_loss(results: Results, path: Path) -> Path:
     figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 0.95), fontsize=8)
     figure.suptitle("Held-out validation loss: mean over seeds, least to greatest shaded")
     figure.tight_layout()
-    save(figure, path, source_digest(results))
+    save_figure(figure, path, source_digest(results))
     return path
 
 
@@ -81,7 +79,8 @@ def draw_phenomena(results: Results, path: Path) -> Path:
     chance = 100 * next(rows)["baseline"]
     subsets = [None, *results.items[measure.key]["subsets"]]
     modes = [mode for mode in MODES if any(mode in cell.modes for cell in results.cells)]
-    figure, axes = plt.subplots(1, len(modes), figsize=(3.2 + 3.2 * len(modes), 1.5 + 0.42 * len(subsets)), sharey=True)
+    figure = Figure(figsize=(3.2 + 3.2 * len(modes), 1.5 + 0.42 * len(subsets)))
+    axes = figure.subplots(1, len(modes), sharey=True)
     for axis, mode in zip(np.atleast_1d(axes), modes, strict=True):
         present = [name for name in results.strategies if mode in Cell(name, "", 0).modes]
         for place, strategy in enumerate(present):
@@ -110,7 +109,7 @@ def draw_phenomena(results: Results, path: Path) -> Path:
     figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 0.95))
     figure.suptitle(f"{measure.task}: mean over {', '.join(splits)}, 95 % intervals")
     figure.tight_layout()
-    save(figure, path, source_digest(results))
+    save_figure(figure, path, source_digest(results))
     return path
 
 
@@ -124,7 +123,8 @@ def draw_originality(results: Results, path: Path) -> Path:
         for mode in MODES
         if any(split_differences(results, measure, pair, [strategy], mode) for measure in chosen)
     ]
-    figure, axes = plt.subplots(1, len(chosen), figsize=(4 + 2.6 * len(chosen), 1.6 + 0.3 * len(lines)), sharey=True)
+    figure = Figure(figsize=(4 + 2.6 * len(chosen), 1.6 + 0.3 * len(lines)))
+    axes = figure.subplots(1, len(chosen), sharey=True)
     for axis, measure in zip(np.atleast_1d(axes), chosen, strict=True):
         for height, (pair, strategy, mode) in enumerate(reversed(lines)):
             found = split_differences(results, measure, pair, [strategy], mode)
@@ -151,7 +151,7 @@ def draw_originality(results: Results, path: Path) -> Path:
     np.atleast_1d(axes)[0].set_yticks(range(len(names)), names[::-1], fontsize=9)
     figure.suptitle("Gold minus matched, 95 % intervals; filled: the interval leaves out 0")
     figure.tight_layout()
-    save(figure, path, source_digest(results))
+    save_figure(figure, path, source_digest(results))
     return path
 
 
@@ -159,7 +159,8 @@ def draw_sweep(results: Results, path: Path) -> Path:
     """Each main measure against the share of causal rows, by mode; GPT-BERT's BLiMP figures beside the accuracy."""
     split, ratios = sweep(results)
     chosen = main_measures(results)
-    figure, axes = plt.subplots(1, len(chosen), figsize=(5.5 * len(chosen), 4))
+    figure = Figure(figsize=(5.5 * len(chosen), 4))
+    axes = figure.subplots(1, len(chosen))
     places = {ratio: place for place, (ratio, _) in enumerate(ratios)}
     colors = {"causal": "#1f77b4", "masked": "#d95f02", "fused": "#7570b3"}
     for axis, measure in zip(np.atleast_1d(axes), chosen, strict=True):
@@ -188,7 +189,7 @@ def draw_sweep(results: Results, path: Path) -> Path:
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     figure.suptitle(f"Ratio sweep, trained on {split}, 95 % intervals")
     figure.tight_layout()
-    save(figure, path, source_digest(results))
+    save_figure(figure, path, source_digest(results))
     return path
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from flexqwen.cli import InputError
-from flexqwen.files import read_json, written_aside
+from flexqwen.files import atomic_write, read_json
 from flexqwen.study.cells import (
     GPT_BERT,
     MODES,
@@ -35,6 +35,7 @@ from flexqwen.study.cells import (
 )
 from flexqwen.study.grid import OVERLAP, Cell, Study
 from flexqwen.study.plots import draw, source_of
+from flexqwen.tables import markdown_table
 
 FRONT = "README.md"
 
@@ -48,13 +49,6 @@ def shown(estimate: Estimate | None, measure: Measure, sign: bool = False) -> st
     value = f"{value:{form}}"
     alone = " (one seed)" if estimate.seeds == 1 else ""
     return f"{f'**{value}**' if sign and estimate.is_clear else value} [{low:{form}}, {high:{form}}]{alone}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """A Markdown table; columns after the first `text_columns` stand on the right."""
-    rule = "|" + "---|" * text_columns + "---:|" * (len(head) - text_columns)
-    first, *others = (f"| {' | '.join(line)} |" for line in (head, *rows))
-    return "\n".join([first, rule, *others])
 
 
 def figures_table(results: Results) -> str:
@@ -71,7 +65,7 @@ def figures_table(results: Results) -> str:
         + [shown(results.mean(measure, [group], mode), measure) for measure, mode in columns]
         for group in groups(results)
     ]
-    return table(head, rows, 2)
+    return markdown_table(head, rows, 2)
 
 
 def hybrid_rows(results: Results) -> list[list[str]]:
@@ -118,7 +112,7 @@ def sweep_table(results: Results) -> str:
         cells = [shown(results.mean(measure, [(strategy, split)], mode), measure) for measure, mode in columns]
         theirs = GPT_BERT.get(ratio)
         rows.append([ratio, *cells, *((f"{theirs[1]:.1f}", f"{theirs[0]:.1f}") if theirs else ("–", "–"))])
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def phrase(estimate: Estimate, measure: Measure, what: str) -> str:
@@ -209,7 +203,7 @@ def cost_table(results: Results) -> str:
         counts = [f"{mean['tokens']:,.0f}", f"{mean['updates']:,.0f}", f"{mean['passes']:.2f}"]
         end = [f"{mean['flops']:.3g}", f"{mean['train_seconds'] / 60:.1f}"]
         rows.append([f"`{group[0]}`", f"`{group[1]}`", str(len(costs)), *counts, *labels, *end])
-    return table(head, rows, 2)
+    return markdown_table(head, rows, 2)
 
 
 def files_table(results: Results) -> str:
@@ -221,7 +215,7 @@ def files_table(results: Results) -> str:
         link, dataset = f"[`{cell.name}`](cells/{cell.name}.json)", made_by["digests"]["dataset"][:12]
         packages = f"{made_by['versions']['torch']}, {made_by['versions']['transformers']}"
         rows.append([link, str(cell.seed), f"`{dataset}`", f"`{made_by['code']}`", packages, name])
-    return table(["cell", "seed", "dataset", "code", "torch, transformers", "machine"], rows, 6)
+    return markdown_table(["cell", "seed", "dataset", "code", "torch, transformers", "machine"], rows, 6)
 
 
 def scale(results: Results) -> str:
@@ -256,7 +250,7 @@ def text(results: Results) -> str:
         "Each objective is measured in the modes that it trains. Differences, the mean over the splits that both were "
         "trained on; fewer bits per byte and more accuracy are better:",
         "",
-        table(["comparison", "mode", "measured on", "unit", "difference [95 %]"], hybrid_rows(results), 4),
+        markdown_table(["comparison", "mode", "measured on", "unit", "difference [95 %]"], hybrid_rows(results), 4),
         "",
         "![Held-out loss against tokens and compute](loss.png)",
         "",
@@ -300,7 +294,7 @@ def text(results: Results) -> str:
         "",
         "Gold minus matched, by strategy and their mean:",
         "",
-        table(
+        markdown_table(
             ["splits", "measured on", "mode", "unit", *(f"`{name}`" for name in results.strategies), "mean"],
             originality_rows(results),
             4,
@@ -393,7 +387,7 @@ def front(results: Results) -> str:
     unfinished = f", {missing} runs not made yet" if missing else ""
     return (
         f"At {scale(results)}{unfinished} ([report](results/{results.study.name}/README.md)); fewer bits per byte and "
-        f"more accuracy are better, bold where the interval leaves out 0:\n\n{table(head, lines, 2)}"
+        f"more accuracy are better, bold where the interval leaves out 0:\n\n{markdown_table(head, lines, 2)}"
     )
 
 
@@ -411,12 +405,12 @@ def write(study: Study) -> list[Path]:
     folder = study.results
     written = draw(results, folder)
     report = folder / "README.md"
-    with written_aside(report) as aside:
+    with atomic_write(report) as aside:
         aside.write_text(text(results), encoding="utf-8")
     written.append(report)
     page = front_page(results, Path(FRONT).read_text(encoding="utf-8")) if Path(FRONT).is_file() else None
     if page is not None:
-        with written_aside(FRONT) as aside:
+        with atomic_write(FRONT) as aside:
             aside.write_text(page, encoding="utf-8")
         written.append(Path(FRONT))
     return written
@@ -450,4 +444,4 @@ def phenomena_table(results: Results) -> str:
         count = len(items["subsets"][subset]) if subset else len(items["ids"])
         cells = [shown(by_subset(results, name, subset, mode), measure) for name, mode in columns]
         rows.append([subset or "all", f"{count:,}", *cells])
-    return table(["pairs", "n", *(f"`{name}`, {mode}" for name, mode in columns)], rows)
+    return markdown_table(["pairs", "n", *(f"`{name}`, {mode}" for name, mode in columns)], rows)

@@ -9,7 +9,7 @@ import configuration_flexqwen
 import modeling_flexqwen
 from configuration_flexqwen import FlexQwenConfig
 from flexqwen.cli import InputError
-from flexqwen.files import written_aside
+from flexqwen.files import atomic_write
 from flexqwen.training.arguments import ModelArguments
 from flexqwen.training.objectives import ObjectiveArguments
 from modeling_flexqwen import FlexQwenForCausalLM
@@ -67,5 +67,5 @@ def save_code(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for module in (configuration_flexqwen, modeling_flexqwen):
-        with written_aside(folder / Path(module.__file__).name) as aside:
+        with atomic_write(folder / Path(module.__file__).name) as aside:
             shutil.copyfile(module.__file__, aside)

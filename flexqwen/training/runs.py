@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from flexqwen.cli import InputError
-from flexqwen.files import digest, remove, write_json, written_aside
+from flexqwen.files import atomic_write, digest, remove_path, write_json
 from flexqwen.training.arguments import Arguments, as_dict
 
 # Settings that say where and how a run happens, not what comes out of it.
@@ -121,7 +121,7 @@ def state_of(folder: Path, description: dict, overwrite: bool, resume_changed: b
 
 def begin(folder: Path, description: dict) -> None:
     """Empties the folder of a new run and says in it what the run is."""
-    remove(folder)
+    remove_path(folder)
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").touch()
     say(folder, description)
@@ -130,14 +130,14 @@ def begin(folder: Path, description: dict) -> None:
 def go_on(folder: Path, description: dict) -> None:
     """Removes from an interrupted run's folder what its last checkpoint does not know of."""
     step = int(last_checkpoint(folder).name.removeprefix("step_"))
-    remove(folder / "finished.json")
+    remove_path(folder / "finished.json")
     for left in (*folder.glob("checkpoint-*"), *folder.glob("*.partial")):
-        remove(left)
+        remove_path(left)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     evaluated = [json.loads(line) for line in lines if _step_of(line) < float("inf") and "eval_loss" in line]
     if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step:
-        remove(folder / "best")  # of a step that is to be made again, perhaps with other settings
-    with written_aside(folder / "metrics.jsonl") as aside:
+        remove_path(folder / "best")  # of a step that is to be made again, perhaps with other settings
+    with atomic_write(folder / "metrics.jsonl") as aside:
         aside.write_text("".join(line for line in lines if _step_of(line) <= step), encoding="utf-8")
     say(folder, description)
 
@@ -154,7 +154,7 @@ def say(folder: Path, description: dict) -> None:
     write_json(folder / "run.json", description)
     given = [name for name in description["given"] if not name.endswith("_token")]
     settings = {name: description["settings"][name] for name in given}
-    with written_aside(folder / "config.yaml") as aside:
+    with atomic_write(folder / "config.yaml") as aside:
         aside.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 

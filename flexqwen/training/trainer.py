@@ -19,7 +19,7 @@ from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from flexqwen.cli import InputError
 from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation.heldout import MODES, HeldOut, score
-from flexqwen.files import read_json, remove, write_json, written_aside
+from flexqwen.files import atomic_write, read_json, remove_path, write_json
 from flexqwen.training.flops import model_flops, peak_flops
 from flexqwen.training.objectives import ObjectiveArguments, collate
 from flexqwen.training.optimizer import MuonWithAdamW
@@ -292,7 +292,7 @@ class FlexQwenTrainer(transformers.Trainer):
         self.state.best_global_step = None  # the Trainer would look for the best among its own checkpoints
         if is_best:
             folder = Path(self.args.output_dir) / "best"
-            with self._saving("best"), written_aside(folder) if self.args.should_save else nowhere(folder) as aside:
+            with self._saving("best"), atomic_write(folder) if self.args.should_save else nowhere(folder) as aside:
                 self.save_model(str(aside), _internal_call=True)
                 (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing to publish
         return is_best
@@ -319,10 +319,10 @@ class FlexQwenTrainer(transformers.Trainer):
                 unfinished = folder / f"checkpoint-{step}"
                 so_far = {"step": self._logged_step, "sums": sums.tolist(), "loss": loss.item()}
                 write_json(unfinished / SUMS, so_far)
-                remove(folder / f"step_{step:06d}")
+                remove_path(folder / f"step_{step:06d}")
                 unfinished.rename(folder / f"step_{step:06d}")
                 for old in checkpoints(folder)[: -self.args.save_total_limit] if self.args.save_total_limit else ():
-                    remove(old)
+                    remove_path(old)
         self.accelerator.wait_for_everyone()
         self._since += time.perf_counter() - start
 
@@ -336,7 +336,7 @@ class FlexQwenTrainer(transformers.Trainer):
         except (OSError, RuntimeError, ValueError) as error:
             folder = Path(self.args.output_dir)
             for left in folder.glob("checkpoint-*"):
-                remove(left)
+                remove_path(left)
             last = last_checkpoint(folder)
             raise InputError(
                 f"{what} of {folder} could not be saved ({' '.join(str(error).split())[:200]}); the last complete "

@@ -426,9 +426,9 @@ def test_a_bad_shard_stops_the_build_or_is_left_out(corpus, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:-2000])
     build = ("build", "--corpus", corpus, "--output", tmp_path / "out", "--workers", 1)
     error = call(capsys, *build, expected=2)
-    assert str(path) in error and "damaged gzip file after" in error and "--skip-bad-shards" in error
+    assert str(path) in error and "damaged gzip file after" in error and "--skip_bad_shards" in error
     assert visible(tmp_path) == ["corpus"]
-    printed = call(capsys, *build, "--skip-bad-shards")
+    printed = call(capsys, *build, "--skip_bad_shards")
     assert "1 bad" in printed
     found = manifest(tmp_path / "out")
     assert list(found["shards"]["bad"]) == ["university_domains/UNIa.xml.gz"]

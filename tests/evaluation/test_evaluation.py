@@ -127,11 +127,11 @@ def test_an_interrupted_evaluation_goes_on_after_the_last_finished_task(
 
 def test_exclude_seen_leaves_out_what_was_trained_on(checkpoints, built, data, tmp_path, capsys):
     options = ["--model", checkpoints[0], "--tasks", "wsc_pt", "--modes", "causal", "--output", str(tmp_path)]
-    evaluation.main([*options, "--dataset", str(built), "--exclude-seen"])
+    evaluation.main([*options, "--dataset", str(built), "--exclude_seen"])
     (row,) = read_results(tmp_path)[1]
     assert row.n == 9 and row.details["excluded"] == 1 and row.details["seen_items"] == 0
     with pytest.raises(SystemExit):
-        evaluation.main([*options, "--dataset", str(tmp_path), "--exclude-seen", "--overwrite"])
+        evaluation.main([*options, "--dataset", str(tmp_path), "--exclude_seen", "--overwrite"])
     assert "manifest.json is missing" in capsys.readouterr().err
     evaluation.main([*options, "--dataset", str(tmp_path), "--overwrite"])
     assert "overlap with training is not known" in capsys.readouterr().out

@@ -481,7 +481,7 @@ def test_what_the_repository_has_not_stays_where_its_checkpoint_is_fetched(
     folder = tmp_path / RUN
     shutil.copytree(whole, folder)
     for file in ("step_000012", "best", "finished.json"):
-        publishing.remove(folder / file)
+        publishing.remove_path(folder / file)
     (folder / "eval-mine").mkdir()
     (folder / "eval-mine" / "notes.txt").write_text("mine")
     left, used = (tmp_path / f"{RUN}.hub.{pid}.partial" for pid in (2**22 + 1, os.getppid()))  # no such pid; one alive
