@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from flexqwen.cli import InputError
+from flexqwen.evaluation import figures
 from flexqwen.evaluation.results import (
     compare,
     comparison_table,
