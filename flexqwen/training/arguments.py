@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
@@ -179,3 +181,57 @@ def as_dict(arguments: Arguments) -> dict:
     for group in (arguments.model, arguments.data, arguments.objective):
         flat.update(dataclasses.asdict(group))
     return {**flat, **arguments.training.to_dict()}
+
+
+def check(arguments: Arguments) -> None:
+    """Refuses what can be seen to be wrong before any work.
+
+    Raises:
+        InputError: one line that says what and what to do.
+    """
+    data, training, given = arguments.data, arguments.training, arguments.given
+    if not (Path(data.tokenizer) / "tokenizer.json").is_file():
+        raise InputError(f"no tokenizer in {data.tokenizer}; make it with python -m flexqwen tokenizer")
+    for name, value, least in (
+        ("per_device_train_batch_size", training.train_batch_size, 1),
+        ("gradient_accumulation_steps", training.gradient_accumulation_steps, 1),
+        ("eval_documents", data.eval_documents, 1),
+        ("sequence_length", data.sequence_length, 2),
+        ("learning_rate", training.learning_rate, 0),
+        ("weight_decay", training.weight_decay, 0),
+    ):
+        if not value >= least:
+            raise InputError(f"{name} is {value}; it must be at least {least}")
+    if training.muon and "optim" in given:
+        raise InputError(f"muon and optim: {training.optim.value} are both set; leave one of them out")
+    if training.fp16:
+        raise InputError("fp16 is not supported: the loss makes its gradients before they could be scaled; use bf16")
+    if training.max_steps == 0:
+        raise InputError("max_steps is 0; it must be at least 1, or absent, when num_train_epochs counts")
+    if training.max_steps < 0:
+        if not training.num_train_epochs > 0:
+            raise InputError(f"num_train_epochs is {training.num_train_epochs}; it must be above 0")
+        if data.phases:
+            raise InputError("phases are shares of max_steps; give max_steps")
+    for name in ("eval_strategy", "save_strategy"):
+        if getattr(training, name) == "epoch":
+            raise InputError(f"{name} is epoch; a run is one pass over its steps, so use steps")
+    if training.n_gpu > 1:
+        raise InputError("several GPUs in one process are not supported; start one process for each with torchrun")
+    if training.push_to_hub and not training.hub_model_id:
+        raise InputError("push_to_hub needs --hub_model_id <user or organisation>/<name>")
+    if training.push_to_hub and training.hub_strategy != "every_save":
+        raise InputError(f"hub_strategy is {training.hub_strategy.value}; only every_save is supported")
+
+
+def fix_training_arguments(training: TrainingArguments, folder: Path) -> None:
+    """Sets those of the Trainer's options that its run here decides, whatever was given."""
+    training.output_dir = str(folder)
+    training.push_to_hub, training.hub_token = False, None  # the publisher does it, in our layout
+    training.remove_unused_columns = False
+    training.dataloader_pin_memory &= torch.cuda.is_available()
+    training.accelerator_config.even_batches = False  # StepBatches are even, and of a size that changes by phases
+    training.ddp_find_unused_parameters = False
+    training.logging_nan_inf_filter = False  # the trainer looks itself, and less often
+    training.metric_for_best_model, training.greater_is_better = "loss", False
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")

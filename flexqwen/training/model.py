@@ -4,6 +4,9 @@ import shutil
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
 
 import configuration_flexqwen
 import modeling_flexqwen
@@ -15,13 +18,49 @@ from flexqwen.training.objectives import ObjectiveArguments
 from modeling_flexqwen import FlexQwenForCausalLM
 
 
+SPECIAL = ("pad", "bos", "eos", "mask")
+
+
+def load_tokenizer(folder: str, sequence_length: int):
+    """The tokenizer of a run.
+
+    Raises:
+        InputError: it lacks a special token that training needs, or has one id for several.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=sequence_length)
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
+    if missing := [name for name, number in ids.items() if number is None]:
+        raise InputError(f"the tokenizer in {folder} has no {missing[0]} token; training needs it")
+    if len(set(ids.values())) < len(ids):
+        raise InputError(f"the tokenizer in {folder} has one id for several special tokens: {ids}")
+    return tokenizer
+
+
+def check_vocabulary(checkpoint: str, tokenizer_folder: str) -> None:
+    """Compares a checkpoint's own tokenizer, where it has one, with that of the run.
+
+    Raises:
+        InputError: they have different vocabularies.
+    """
+    try:
+        own = cached_file(checkpoint, "tokenizer.json")
+    except OSError:  # it has none of this kind: nothing to compare with
+        return
+    one, other = (Tokenizer.from_file(str(path)).get_vocab() for path in (own, f"{tokenizer_folder}/tokenizer.json"))
+    if one != other:
+        raise InputError(
+            f"{tokenizer_folder} does not have the vocabulary of {checkpoint}; pass --tokenizer {checkpoint}, or what "
+            f"python -m flexqwen tokenizer --adapt {checkpoint} makes of it"
+        )
+
+
 def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer, sequence_length: int):
     """A `FlexQwenForCausalLM` for training; new weights depend on torch's seed.
 
     Raises:
         InputError: a shape that cannot be, or a checkpoint whose vocabulary is smaller than the tokenizer's.
     """
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "mask")}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
     ids["masked_prediction"] = objective.masked_prediction
     if model.model_name_or_path:
         config = FlexQwenConfig.from_pretrained(model.model_name_or_path)

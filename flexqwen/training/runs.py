@@ -1,30 +1,37 @@
-"""A run's folder: what made it, whether it is finished, and where it goes on.
+"""A run's folder: what made it, whether it is finished, and where it resumes.
 
 <output_dir>/<strategy>-<sequence_length>/
     run.json        every setting, digests of dataset and tokenizer, versions, the command
     config.yaml     the settings that were given; train.py <this file> makes the run again
     metrics.jsonl   one line a log entry
     logs/           TensorBoard logs
-    step_000500/    checkpoints, complete or absent
+    step_000500/    checkpoints, complete or absent; each lists its files in files.json
     best/           the checkpoint with the lowest held-out loss
     loss.png        loss against tokens
     finished.json   written last
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
 import re
-import tempfile
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import yaml
 
-from flexqwen.cli import InputError
-from flexqwen.files import atomic_write, digest, remove_path, write_json
-from flexqwen.training.arguments import Arguments, as_dict
+from flexqwen.cli import InputError, redact
+from flexqwen.data.packing import stored_digest
+from flexqwen.data.texts import summary
+from flexqwen.files import atomic_write, digest, file_digest, remove_path, versions, write_json
+from flexqwen.training.arguments import Arguments, TrainingArguments, as_dict
+from flexqwen.training.checkpoints import find_defect, last_checkpoint, list_checkpoints, step_of
+from flexqwen.training.curves import draw_loss_curves
+from flexqwen.training.model import save_code
 
 # Settings that say where and how a run happens, not what comes out of it.
 CIRCUMSTANCES = re.compile(
@@ -39,46 +46,66 @@ def run_folder(arguments: Arguments) -> Path:
     return Path(arguments.training.output_dir) / name
 
 
-def describe(arguments: Arguments, digests: dict[str, str], versions: dict[str, str], command: list[str]) -> dict:
-    """What `run.json` says of a run that is about to start."""
-    hidden = [
-        re.sub(r"^(--\w*token)=.*", r"\1=<hidden>", word) if not re.fullmatch(r"--\w*token", before) else "<hidden>"
-        for before, word in zip(["", *command], command, strict=False)
-    ]
+def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
+    """What `run.json` says of a run that is about to start.
+
+    Args:
+        dataset: its folder, which may be a copy of what the Hub has under the name that was given.
+
+    Raises:
+        InputError: neither the dataset nor its token store is there.
+    """
+    data = args.data
+    digests = {"tokenizer": file_digest(Path(data.tokenizer) / "tokenizer.json")}
+    digests["dataset"] = stored_digest(
+        dataset, data.dataset_config, digests["tokenizer"], data.sequence_length, data.token_stores
+    )
+    if checkpoint := args.model.model_name_or_path:
+        weights = sorted(Path(checkpoint).glob("*.safetensors"))
+        digests["model"] = digest([file_digest(file) for file in weights] or checkpoint)
     return {
-        "settings": as_dict(arguments),
-        "given": arguments.given,
-        "rows_per_step": rows_per_step(arguments),
+        "settings": as_dict(args),
+        "given": args.given,
+        "rows_per_step": rows_per_step(args),
         "digests": digests,
-        "versions": versions,
-        "command": hidden,
+        "versions": versions("torch", "transformers", "accelerate", "tokenizers", "numpy"),
+        "command": redact(["train.py", *argv]),
+        "data": summary(dataset, data.dataset_config),
+        "dataset_is_of_the_hub": dataset != data.dataset,  # the name alone does not tell it from a folder
+        "hardware": describe_hardware(args.training.world_size),
     }
 
 
-def hardware(processes: int) -> str:
+def describe_hardware(processes: int) -> str:
     """What this machine trains on, for `run.json`."""
     if torch.cuda.is_available():
         return f"{processes} × {torch.cuda.get_device_name()}"
     return f"CPU, {os.cpu_count()} cores ({platform.machine()})"
 
 
-def lock(folder: Path):
-    """Keeps other processes of this machine from training in the same folder, as long as what it returns is open.
+@contextlib.contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in the same folder. The lock lies beside it: a new run empties the folder.
 
     Raises:
         InputError: another one is training there.
     """
-    name = f"flexqwen-{os.getuid()}-{digest(str(folder.resolve()))[:16]}.lock"
-    # Not in the folder, which a new run empties.
-    file = open(Path(tempfile.gettempdir()) / name, "w")  # noqa: SIM115
+    path = folder.with_name(f"{folder.name}.lock")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise InputError(
-            f"another process is training in {folder}; wait for it, or pass another --output_dir"
-        ) from None
-    return file
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another process is training in {folder}; wait for it, or pass another --output_dir"
+            ) from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def rows_per_step(arguments: Arguments) -> int:
@@ -87,7 +114,7 @@ def rows_per_step(arguments: Arguments) -> int:
     return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
 
 
-def state_of(folder: Path, description: dict, overwrite: bool, resume_changed: bool) -> str:
+def find_state(folder: Path, description: dict, training: TrainingArguments) -> str:
     """What is to be done with a run's folder. Changes nothing.
 
     Returns:
@@ -95,51 +122,90 @@ def state_of(folder: Path, description: dict, overwrite: bool, resume_changed: b
 
     Raises:
         InputError: the folder holds a run made with other settings or data, and neither `overwrite` nor
-            `resume_changed` is set; the message names what differs.
+            `resume_changed` is set; the message names what differs. Or it cannot resume from any of its checkpoints.
     """
     file = folder / "run.json"
     if not folder.exists() or not any(folder.iterdir()):
         return "new"
     if not file.is_file():
         raise InputError(f"{folder} is not empty and holds no run; pass another --output_dir")
-    is_finished = (folder / "finished.json").is_file()
-    if not is_finished and last_checkpoint(folder) is None:
+    is_finished, checkpoints = (folder / "finished.json").is_file(), list_checkpoints(folder)
+    if not is_finished and not checkpoints:
         return "new"  # nothing is lost
     changes = differences(json.loads(file.read_text(encoding="utf-8")), description)
-    if not changes:
-        return "finished" if is_finished else "resume"
-    if overwrite:
+    if not changes and is_finished:
+        return "finished"
+    can_resume = last_checkpoint(folder) is not None
+    if training.overwrite and (changes or not can_resume):
         return "new"
-    if resume_changed and last_checkpoint(folder) is not None:
-        print(f"run: {folder} goes on with other settings ({'; '.join(changes)})")
+    if checkpoints and not can_resume and (training.resume_changed or not changes):
+        defects = [f"{checkpoint.name}: {find_defect(checkpoint)}" for checkpoint in checkpoints]
+        raise InputError(
+            f"{folder} cannot resume from any of its checkpoints ({'; '.join(defects)}); bring back what is missing, "
+            "or pass --overwrite to begin anew"
+        )
+    if not changes:
+        return "resume"
+    if training.resume_changed and can_resume:
+        print(f"run: {folder} resumes with other settings ({'; '.join(changes)})")
         return "resume"
     raise InputError(
         f"{folder} holds a run with other settings ({'; '.join(changes)}); pass --overwrite to replace it, "
-        "--resume_changed to go on from its last checkpoint with the new ones, or another --output_dir"
+        "--resume_changed to resume from its last checkpoint with the new ones, or another --output_dir"
     )
 
 
-def begin(folder: Path, description: dict) -> None:
-    """Empties the folder of a new run and says in it what the run is."""
-    remove_path(folder)
-    folder.mkdir(parents=True)
-    (folder / "metrics.jsonl").touch()
-    say(folder, description)
+def start_run(folder: Path, description: dict, trainer, checkpoint: Path | None) -> None:
+    """Readies the folder for a new run or, with a checkpoint, for one that resumes, and says on stdout what it is."""
+    training, parameters = trainer.args, sum(parameter.numel() for parameter in trainer.model.parameters())
+    if training.process_index:
+        return
+    description = {**description, "parameters": parameters}
+    if checkpoint is None:
+        remove_path(folder)
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").touch()
+        save_code(folder.parent)
+    else:
+        clean_up(folder, checkpoint)
+    write_description(folder, description)
+    tokens = trainer.train_dataset.phases[-1].tokens_per_step
+    print(
+        f"run: {folder}, {parameters:,} parameters, {training.max_steps:,} steps of up to {tokens:,} tokens"
+        + (f", resuming from {checkpoint.name}" if checkpoint else "")
+    )
 
 
-def go_on(folder: Path, description: dict) -> None:
-    """Removes from an interrupted run's folder what its last checkpoint does not know of."""
-    step = int(last_checkpoint(folder).name.removeprefix("step_"))
+def finish_run(folder: Path, trainer) -> None:
+    """Draws the curves of a run that came to its last step, marks it as finished and says where all is."""
+    if trainer.args.process_index:
+        return
+    draw_loss_curves(folder)
+    state = trainer.state
+    write_json(folder / "finished.json", {"step": state.global_step, "best_loss": state.best_metric})
+    print(f"checkpoint: {folder / 'best'}\nlogs:       {folder / 'logs'}, {folder / 'metrics.jsonl'}")
+    print(f"figure:     {folder / 'loss.png'}")
+
+
+def clean_up(folder: Path, last: Path) -> None:
+    """Removes from an interrupted run's folder what the checkpoint that it resumes from does not know of.
+
+    Later checkpoints, which it cannot resume from, are named on stderr.
+    """
     remove_path(folder / "finished.json")
+    for later in list_checkpoints(folder):
+        if step_of(later) > step_of(last):
+            defect = find_defect(later)
+            print(f"run: {later} is removed ({defect}); resuming from {last.name}, before it", file=sys.stderr)
+            remove_path(later)
     for left in (*folder.glob("checkpoint-*"), *folder.glob("*.partial")):
         remove_path(left)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     evaluated = [json.loads(line) for line in lines if _step_of(line) < float("inf") and "eval_loss" in line]
-    if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step:
+    if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step_of(last):
         remove_path(folder / "best")  # of a step that is to be made again, perhaps with other settings
     with atomic_write(folder / "metrics.jsonl") as aside:
-        aside.write_text("".join(line for line in lines if _step_of(line) <= step), encoding="utf-8")
-    say(folder, description)
+        aside.write_text("".join(line for line in lines if _step_of(line) <= step_of(last)), encoding="utf-8")
 
 
 def _step_of(line: str) -> float:
@@ -149,7 +215,7 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def say(folder: Path, description: dict) -> None:
+def write_description(folder: Path, description: dict) -> None:
     """Writes `run.json` and `config.yaml`."""
     write_json(folder / "run.json", description)
     given = [name for name in description["given"] if not name.endswith("_token")]
@@ -170,13 +236,3 @@ def differences(old: dict, new: dict) -> list[str]:
     if before != after and not found:  # the settings are the same, the number of processes is not
         found.append(f"rows of a step, over all processes: {before} -> {after}")
     return found
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The `step_...` folders of a run, in order."""
-    return sorted(folder.glob("step_[0-9]*[0-9]"), key=lambda path: int(path.name.removeprefix("step_")))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The `step_...` folder of the highest step."""
-    return next(reversed(checkpoints(folder)), None)
