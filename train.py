@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, set_seed
 from transformers.utils import cached_file, logging
 
 from flexqwen import arguments as settings
-from flexqwen import runs
+from flexqwen import checkpoints, runs
 from flexqwen.cli import InputError, command
 from flexqwen.held_out import HeldOut
 from flexqwen.hub import Repository, fetched
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
                 return
         return
 
-    tokenizer = AutoTokenizer.from_pretrained(data.tokenizer, model_max_length=data.sequence_length)
+    tokenizer = checkpoints.load(AutoTokenizer, data.tokenizer, model_max_length=data.sequence_length)
     if missing := [name for name in ("bos", "eos", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]:
         raise InputError(f"the tokenizer in {data.tokenizer} has no {missing[0]} token; training needs it")
     special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from transformers import AutoConfig
 
+from configuration_flexqwen import FlexQwenConfig
 from flexqwen import arguments, likelihood, overlap
 from flexqwen.cli import InputError
 from flexqwen.flops import model_flops
@@ -397,7 +397,7 @@ def cost(run: Path, checkpoint: Path) -> dict[str, float]:
 
 def flops(checkpoint: Path, tokens: float, labels: float) -> float:
     """Of training on so many tokens with so many labels."""
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+    config = FlexQwenConfig.from_pretrained(checkpoint)
     return model_flops(config, tokens, labels, config.max_position_embeddings)
 
 
