@@ -10,7 +10,8 @@ from transformers.utils import cached_file
 
 import configuration_flexqwen
 import modeling_flexqwen
-from configuration_flexqwen import FlexQwenConfig
+from configuration_flexqwen import AUTO_MAP, FlexQwenConfig
+from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.files import atomic_write
 from flexqwen.training.arguments import ModelArguments
@@ -27,7 +28,7 @@ def load_tokenizer(folder: str, sequence_length: int):
     Raises:
         InputError: it lacks a special token that training needs, or has one id for several.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=sequence_length)
+    tokenizer = loading.load(AutoTokenizer, folder, model_max_length=sequence_length)
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
     if missing := [name for name, number in ids.items() if number is None]:
         raise InputError(f"the tokenizer in {folder} has no {missing[0]} token; training needs it")
@@ -54,25 +55,27 @@ def check_vocabulary(checkpoint: str, tokenizer_folder: str) -> None:
         )
 
 
-def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer, sequence_length: int):
-    """A `FlexQwenForCausalLM` for training; new weights depend on torch's seed.
+def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer):
+    """A `FlexQwenForCausalLM` for training, for rows of the tokenizer's length; new weights depend on torch's seed.
 
     Raises:
-        InputError: a shape that cannot be, or a checkpoint whose vocabulary is smaller than the tokenizer's.
+        InputError: a shape that cannot be, or a checkpoint that does not load or has fewer tokens than the tokenizer.
     """
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
     ids["masked_prediction"] = objective.masked_prediction
     if model.model_name_or_path:
-        config = FlexQwenConfig.from_pretrained(model.model_name_or_path)
+        config = loading.load(FlexQwenConfig, model.model_name_or_path)
         if config.vocab_size < len(tokenizer):
             raise InputError(
                 f"{model.model_name_or_path} has a vocabulary of {config.vocab_size}, the tokenizer one of "
                 f"{len(tokenizer)}; use the checkpoint's own tokenizer"
             )
-        return FlexQwenForCausalLM.from_pretrained(
+        return loading.load_model(
+            FlexQwenForCausalLM,
             model.model_name_or_path,
             attn_implementation=model.attn_implementation,
             dtype=torch.float32,  # not the checkpoint's: AdamW's small steps would round away in bfloat16
+            auto_map=dict(AUTO_MAP),  # nor the code that it names: what is trained here may be published
             **ids,
         )
     if model.num_attention_heads % model.num_key_value_heads:
@@ -91,7 +94,7 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer,
         initializer_range=model.initializer_range,
         tie_word_embeddings=model.tie_word_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-        max_position_embeddings=sequence_length,
+        max_position_embeddings=tokenizer.model_max_length,
         attn_implementation=model.attn_implementation,
         **ids,
     )
