@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flexqwen import __version__
+from flexqwen.cli import InputError
 
 
 @contextmanager
@@ -78,9 +79,17 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented UTF-8 JSON, whole or not at all."""
+    """Writes `value` as indented UTF-8 JSON, whole or not at all.
+
+    Raises:
+        InputError: it holds NaN or an infinite number, which JSON has not.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path} is not written: a number in it is NaN or infinite ({error})") from error
     with written_aside(path) as partial:
-        partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:

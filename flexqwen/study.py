@@ -30,7 +30,7 @@ from flexqwen.cli import InputError
 from flexqwen.flops import model_flops
 from flexqwen.objectives import ObjectiveArguments
 from flexqwen.outputs import digest, file_digest, read_json, write_json, written_aside
-from flexqwen.results import Result
+from flexqwen.results import Result, check_finite
 from flexqwen.runs import last_checkpoint
 from flexqwen.tasks import TASKS
 from flexqwen.tasks.item import Context
@@ -320,6 +320,7 @@ def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], in
         items = TASKS[task].load(context)
         for mode in cell.modes:
             results += TASKS[task].evaluate(scorer, items, mode, context)
+    check_finite(results)
     return results, scorer.model.num_parameters()
 
 

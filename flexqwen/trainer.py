@@ -232,7 +232,9 @@ class FlexQwenTrainer(transformers.Trainer):
         super().log(logs, start_time)
         if self.args.should_save:
             with open(Path(self.args.output_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **logs}) + "\n")
+                # The norm of the gradients may overflow where the loss does not; JSON has no such number.
+                finite = {name: value if math.isfinite(value) else None for name, value in logs.items()}
+                file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
     def _training_logs(self, step: int) -> dict[str, float]:
         """Of the steps since the last log, over all processes."""
@@ -281,6 +283,11 @@ class FlexQwenTrainer(transformers.Trainer):
             )
         losses = [metrics[f"{metric_key_prefix}_loss_{mode}"] for mode in self.objective.modes]
         metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
+        if wrong := next((name for name, value in metrics.items() if not math.isfinite(value)), None):
+            raise InputError(
+                f"{wrong} after step {self.state.global_step} is {metrics[wrong]}; the last good checkpoint is "
+                f"{last_checkpoint(Path(self.args.output_dir)) or 'none'}; lower the learning rate, or max_grad_norm"
+            )
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._since += time.perf_counter() - start  # not training time
