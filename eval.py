@@ -15,8 +15,8 @@ from flexqwen import eval_data, likelihood, overlap, plots, results
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.finetuning import Settings
 from flexqwen.likelihood import MODES, Scorer
-from flexqwen.outputs import file_digest, read_json, remove, versions, write_json, written_aside
-from flexqwen.results import Result
+from flexqwen.outputs import read_json, remove, versions, write_json, written_aside
+from flexqwen.results import Result, check_unchanged, model_digests
 from flexqwen.tasks import FINE_TUNED, ON_THE_HUB, TASKS
 from flexqwen.tasks.item import Context, Item
 from flexqwen.texts import dataset_digest
@@ -68,6 +68,7 @@ def run(args) -> None:
         raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join([*TASKS, *FINE_TUNED])}")
     if args.modes and (unknown := set(args.modes.split(",")) - set(MODES)):
         raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(MODES)}")
+    digests = model_digests(args.model)  # before it is loaded: training may go on, and replace it
     scorer = likelihood.load(args.model)
     modes = args.modes.split(",") if args.modes else list(scorer.modes)
     if missing := [mode for mode in modes if mode not in scorer.modes]:
@@ -77,7 +78,7 @@ def run(args) -> None:
         dataset_digest(args.dataset)  # raises
     context = Context(args.dataset, args.split, args.documents, args.within_word, args.limit)
     made_by = {
-        "model": model_digest(args.model, scorer),
+        "model": digests or {"repository": args.model, "commit": getattr(scorer.model.config, "_commit_hash", None)},
         "dataset_digest": dataset_digest(args.dataset) if has_dataset else None,
         "tasks": {name: (TASKS.get(name) or importlib.import_module(FINE_TUNED[name])).VERSION for name in tasks},
         "modes": modes,
@@ -137,7 +138,7 @@ def evaluate(
             continue
         share = shares[name] if has_dataset else None
         make = functools.partial(score, name, scorer, kept, modes, context, share, len(loaded) - len(kept))
-        rows += once(unfinished / name, made_by, make)
+        rows += once(unfinished / name, made_by, args.model, make)
     for name in (name for name in tasks if name in FINE_TUNED):
         module = importlib.import_module(FINE_TUNED[name])
         settings = Settings(
@@ -149,7 +150,8 @@ def evaluate(
             exclude_seen=args.exclude_seen,
         )
         data = eval_data.folder(getattr(module, "FOLDER", name))
-        rows += once(unfinished / name, made_by, functools.partial(module.run, args.model, data, settings))
+        make = functools.partial(module.run, args.model, data, settings)
+        rows += once(unfinished / name, made_by, args.model, make)
     for note in notes:
         print(f"note: {note}")
     return rows, notes
@@ -172,11 +174,16 @@ def score(
     return found
 
 
-def once(folder: Path, made_by: dict, make: Callable[[], list[Result]]) -> list[Result]:
-    """What `make()` gives; or what it gave, where the same evaluation was interrupted after it."""
+def once(folder: Path, made_by: dict, model: str, make: Callable[[], list[Result]]) -> list[Result]:
+    """What `make()` gives; or what it gave, where the same evaluation was interrupted after it.
+
+    Raises:
+        InputError: the model's files are not those of `made_by` any more.
+    """
     if (read_json(folder / results.RESULTS) or {}).get("made_by") == made_by:
         return results.read_results(folder)[1]
     rows = make()
+    check_unchanged(model, {} if "repository" in made_by["model"] else made_by["model"])
     results.write_results(folder, {"made_by": made_by}, rows)
     return rows
 
@@ -186,14 +193,6 @@ def seen(items: dict[str, list[Item]], dataset: str) -> dict[str, dict[str, floa
     texts = [item.text for loaded in items.values() for item in loaded]
     shares = iter(overlap.seen_shares(texts, dataset).tolist())
     return {name: {item.id: next(shares) for item in loaded} for name, loaded in items.items()}
-
-
-def model_digest(path: str, scorer: Scorer) -> dict[str, str | None]:
-    """What names the weights: digests of a folder's files, or the commit of a repository on the Hub."""
-    if not Path(path).is_dir():
-        return {"repository": path, "commit": getattr(scorer.model.config, "_commit_hash", None)}
-    weights = [*Path(path).glob("*.safetensors"), *Path(path).glob("*.bin"), *Path(path).glob("tokenizer.json")]
-    return {file.name: file_digest(file) for file in sorted(weights)}
 
 
 def default_output(model: str) -> Path:

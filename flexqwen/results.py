@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from flexqwen.cli import InputError
-from flexqwen.outputs import read_json, write_json
+from flexqwen.outputs import file_digest, read_json, write_json
 
 RESULTS, ITEMS = "results.json", "items.json"
 SAMPLES = 1000
@@ -153,6 +153,29 @@ def read_results(folder: str | Path) -> tuple[dict, list[Result]]:
     results = [Result(**row, **side) for row, side in zip(rows, sides, strict=True)]
     check_finite(results, f"{folder}: ")
     return header, results
+
+
+def model_digests(folder: str | Path) -> dict[str, str]:
+    """Digests of the files in a checkpoint's folder that name its weights; none of what is no folder.
+
+    Raises:
+        InputError: they are being replaced.
+    """
+    files = [file for pattern in ("*.safetensors", "*.bin", "tokenizer.json") for file in Path(folder).glob(pattern)]
+    try:
+        return {file.name: file_digest(file) for file in sorted(files)}
+    except FileNotFoundError:
+        raise InputError(f"{folder} changed while it was read; run again") from None
+
+
+def check_unchanged(folder: str | Path, digests: dict[str, str]) -> None:
+    """Compares a checkpoint's folder with the `model_digests` of before it was loaded.
+
+    Raises:
+        InputError: training, which goes on, has replaced it: figures and digests would be of two models.
+    """
+    if model_digests(folder) != digests:
+        raise InputError(f"{folder} changed while it was evaluated; run again, or evaluate a copy")
 
 
 def table(results: list[Result]) -> str:

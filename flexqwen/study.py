@@ -30,7 +30,7 @@ from flexqwen.cli import InputError
 from flexqwen.flops import model_flops
 from flexqwen.objectives import ObjectiveArguments
 from flexqwen.outputs import digest, file_digest, read_json, write_json, written_aside
-from flexqwen.results import Result, check_finite
+from flexqwen.results import Result, check_finite, check_unchanged, model_digests
 from flexqwen.runs import last_checkpoint
 from flexqwen.tasks import TASKS
 from flexqwen.tasks.item import Context
@@ -313,7 +313,7 @@ def make(study: Study, cell: Cell, config: Path, digests: dict[str, str]) -> flo
 
 def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], int]:
     """Every figure of a checkpoint, and its number of parameters."""
-    scorer = likelihood.load(checkpoint)
+    digests, scorer = model_digests(checkpoint), likelihood.load(checkpoint)
     results = []
     for task, split in [("bits_per_byte", split) for split in study.heldout] + [(task, "") for task in study.tasks]:
         context = Context(study.training["dataset"], split, study.documents, limit=study.limit)
@@ -321,6 +321,7 @@ def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], in
         for mode in cell.modes:
             results += TASKS[task].evaluate(scorer, items, mode, context)
     check_finite(results)
+    check_unchanged(checkpoint, digests)
     return results, scorer.model.num_parameters()
 
 
