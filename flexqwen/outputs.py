@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def sync(*paths: Path) -> None:
+    """Brings files, and the names that folders hold, to the disk, where a machine that fails finds them again."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            # Some file systems have it for files only.
+            with suppress(OSError) if path.is_dir() else nullcontext():
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -31,7 +31,7 @@ from flexqwen.flops import model_flops
 from flexqwen.objectives import ObjectiveArguments
 from flexqwen.outputs import digest, file_digest, read_json, write_json, written_aside
 from flexqwen.results import Result, check_finite, check_unchanged, model_digests
-from flexqwen.runs import last_checkpoint
+from flexqwen.runs import checkpoints, defect
 from flexqwen.tasks import TASKS
 from flexqwen.tasks.item import Context
 from flexqwen.texts import dataset_digest, parquet_files
@@ -284,7 +284,12 @@ def make(study: Study, cell: Cell, config: Path, digests: dict[str, str]) -> flo
     if status:
         raise InputError(f"{cell.name}: training ended with status {status}; run the same command again to go on")
     run = next(path.parent for path in study.run_folder(cell).glob("*/finished.json"))
-    checkpoint = last_checkpoint(run)
+    checkpoint = checkpoints(run)[-1]
+    if problem := defect(checkpoint):
+        raise InputError(
+            f"{checkpoint} is not as it was saved ({problem}); remove {run / 'finished.json'}, and the same command "
+            "makes it again from the one before it"
+        )
     results, parameters = measure(study, cell, str(checkpoint))
     described = read_json(run / "run.json")
     write_items(study, results)

@@ -21,12 +21,10 @@ from flexqwen.flops import model_flops, peak_flops
 from flexqwen.held_out import MODES, HeldOut, score
 from flexqwen.objectives import IGNORE, ObjectiveArguments, collate
 from flexqwen.optimizer import MuonWithAdamW
-from flexqwen.outputs import read_json, remove, write_json, written_aside
-from flexqwen.runs import checkpoints, last_checkpoint
+from flexqwen.outputs import read_json, remove, sync, write_json, written_aside
+from flexqwen.runs import FILES, SUMS, checkpoints, last_checkpoint, sizes
 from flexqwen.schedule import StepBatches
 from modeling_flexqwen import FlexQwenForCausalLM
-
-SUMS = "sums.json"  # in a checkpoint: what was summed up since the last log
 
 
 class Progress(ProgressCallback):
@@ -324,9 +322,12 @@ class FlexQwenTrainer(transformers.Trainer):
             if self.args.should_save:
                 unfinished = folder / f"checkpoint-{step}"
                 so_far = {"step": self._logged_step, "sums": sums.tolist(), "loss": loss.item()}
-                write_json(unfinished / SUMS, so_far)
+                write_json(unfinished / SUMS, so_far)  # what was summed up since the last log
+                write_json(unfinished / FILES, sizes(unfinished))
+                sync(*unfinished.rglob("*"), unfinished)
                 remove(folder / f"step_{step:06d}")
                 unfinished.rename(folder / f"step_{step:06d}")
+                sync(folder)
                 for old in checkpoints(folder)[: -self.args.save_total_limit] if self.args.save_total_limit else ():
                     remove(old)
         self.accelerator.wait_for_everyone()

@@ -93,6 +93,21 @@ def test_a_cell_of_a_wrong_figure_or_a_changed_model_is_refused(wrong, ran, tmp_
         study.measure(read, read.cells[0], str(tmp_path / "step"))
 
 
+def test_a_cell_whose_last_checkpoint_is_damaged_is_not_measured(ran, tmp_path, monkeypatch, capfd):
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    next(Path("results/tiny/cells").glob("*causal*")).unlink()
+    checkpoint = next(Path("runs/tiny").glob("*causal*/*/step_000012"))
+    (checkpoint / "optimizer.pt").unlink()
+    with pytest.raises(SystemExit):
+        command.main(["run", "tiny.yaml"])
+    finished = checkpoint.with_name("finished.json")
+    assert f"{checkpoint} is not as it was saved" in (error := capfd.readouterr().err) and f"remove {finished}" in error
+    finished.unlink()
+    command.main(["run", "tiny.yaml"])
+    assert "going on from step_000009" in capfd.readouterr().err
+
+
 def test_finished_cells_are_not_made_again_and_other_settings_are_refused(ran, monkeypatch, capsys):
     monkeypatch.chdir(ran)
     before = {path: path.stat().st_mtime_ns for path in Path("results/tiny/cells").iterdir()}
