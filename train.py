@@ -15,8 +15,8 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from flexqwen.cli import command
-from flexqwen.hub.publisher import open_publisher
-from flexqwen.remote import fetch_dataset
+from flexqwen.hub.publisher import make_publisher, publishing
+from flexqwen.remote import fetch_snapshot
 from flexqwen.training.arguments import check, parse
 from flexqwen.training.checkpoints import last_checkpoint
 from flexqwen.training.feed import load_data
@@ -35,8 +35,9 @@ def main(argv: list[str] | None = None) -> None:
 
     # What the run is, and how far it has got, here or on the Hub
     with training.main_process_first(local=False):
-        publisher = open_publisher(args, folder)
-        dataset = fetch_dataset(args.data.dataset, args.data.dataset_config, training.hub_token)
+        publisher = make_publisher(args, folder)
+        files = ["manifest.json", f"data/{args.data.dataset_config}/*", "data/heldout/*"]
+        dataset = fetch_snapshot(args.data.dataset, "dataset", files, training.hub_token)
     description = describe_run(args, dataset, argv)
     with lock_run(folder) if training.process_index == 0 else contextlib.nullcontext():
         with training.main_process_first(local=False):
@@ -45,20 +46,21 @@ def main(argv: list[str] | None = None) -> None:
                 state = find_state(folder, description, training)
         if state == "finished":
             print(f"run: {folder} is already finished, with the same settings and data; reused")
-            return publisher.publish() if publisher else None
+            with publishing(publisher):
+                return
 
-        # Data, model, trainer
+        # Model, data, trainer
         tokenizer = load_tokenizer(args.data.tokenizer, args.data.sequence_length)
+        set_seed(training.seed)
+        model = build_model(args.model, args.objective, tokenizer)
         with training.main_process_first(local=False):
             phases, held_out = load_data(args, dataset, description["digests"]["dataset"], tokenizer)
-        set_seed(training.seed)
-        model = build_model(args, tokenizer)
         trainer = make_trainer(args, folder, model, tokenizer, phases, held_out)
 
         # Training
         checkpoint = last_checkpoint(folder) if state == "resume" else None
         start = functools.partial(start_run, folder, description, trainer, checkpoint)
-        with publisher.publishing(trainer) if publisher else contextlib.nullcontext():
+        with publishing(publisher, trainer):
             if not trainer.run(checkpoint, start):
                 sys.exit(130)
             finish_run(folder, trainer)

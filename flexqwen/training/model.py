@@ -64,11 +64,17 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
     ids["masked_prediction"] = objective.masked_prediction
     if model.model_name_or_path:
+        check_vocabulary(model.model_name_or_path, tokenizer.name_or_path)
         config = loading.load(FlexQwenConfig, model.model_name_or_path)
         if config.vocab_size < len(tokenizer):
             raise InputError(
                 f"{model.model_name_or_path} has a vocabulary of {config.vocab_size}, the tokenizer one of "
                 f"{len(tokenizer)}; use the checkpoint's own tokenizer"
+            )
+        if config.max_position_embeddings < tokenizer.model_max_length:
+            raise InputError(
+                f"{model.model_name_or_path} has {config.max_position_embeddings} positions and sequence_length is "
+                f"{tokenizer.model_max_length}; lower sequence_length"
             )
         return loading.load_model(
             FlexQwenForCausalLM,
