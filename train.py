@@ -11,12 +11,13 @@ import functools
 import sys
 
 import torch
+from accelerate.utils import broadcast_object_list
+from flexqwen.remote import fetch_snapshot
 from transformers import set_seed
 from transformers.utils import logging
 
 from flexqwen.cli import command
 from flexqwen.hub.publisher import make_publisher, publishing
-from flexqwen.remote import fetch_snapshot
 from flexqwen.training.arguments import check, parse
 from flexqwen.training.checkpoints import last_checkpoint
 from flexqwen.training.feed import load_data
@@ -58,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         trainer = make_trainer(args, folder, model, tokenizer, phases, held_out)
 
         # Training
-        checkpoint = last_checkpoint(folder) if state == "resume" else None
+        found = last_checkpoint(folder) if state == "resume" and training.process_index == 0 else None
+        (checkpoint,) = broadcast_object_list([found])  # all processes resume from the one that the first has found
         start = functools.partial(start_run, folder, description, trainer, checkpoint)
         with publishing(publisher, trainer):
             if not trainer.run(checkpoint, start):

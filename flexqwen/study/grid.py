@@ -34,9 +34,9 @@ from flexqwen.evaluation.tasks import TASKS
 from flexqwen.evaluation.tasks.item import Context
 from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
 from flexqwen.training import arguments
+from flexqwen.training.checkpoints import find_defect, list_checkpoints
 from flexqwen.training.flops import model_flops
 from flexqwen.training.objectives import ObjectiveArguments
-from flexqwen.training.checkpoints import find_defect, list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"grid", "seeds", "training", "evaluation"}

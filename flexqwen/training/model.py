@@ -18,7 +18,6 @@ from flexqwen.training.arguments import ModelArguments
 from flexqwen.training.objectives import ObjectiveArguments
 from modeling_flexqwen import FlexQwenForCausalLM
 
-
 SPECIAL = ("pad", "bos", "eos", "mask")
 
 

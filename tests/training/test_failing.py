@@ -77,7 +77,7 @@ def test_out_of_memory_names_the_settings_to_lower(whole, built, tokenizer_folde
     def compute_loss(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
-    monkeypatch.setattr(train.FlexQwenTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(trainer.FlexQwenTrainer, "compute_loss", compute_loss)
     with pytest.raises(SystemExit) as stopped:
         train.main(options(built, tokenizer_folder, place / "memory"))
     error = capsys.readouterr().err.splitlines()[-1]
@@ -89,7 +89,7 @@ def test_a_start_that_failed_does_not_stand_in_the_way(whole, built, tokenizer_f
     output = place / "start-log"
     wrong = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": '{"min_lr_rat": 0.1}'}
     assert run(options(built, tokenizer_folder, place / "start", **wrong), output) == 2
-    assert output.read_text().splitlines()[-1].startswith("error: the trainer cannot be made")
+    assert output.read_text().splitlines()[-1].startswith("error: the learning rate's schedule cannot be made")
     for name, value in (("learning_rate", -1), ("max_steps", 0), ("save_strategy", "epoch")):
         assert run(options(built, tokenizer_folder, place / "start", **{name: value}), output) == 2
         assert output.read_text().splitlines()[-1].startswith(f"error: {name} is {value}")
