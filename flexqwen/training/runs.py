@@ -169,9 +169,10 @@ def start_run(folder: Path, description: dict, trainer, checkpoint: Path | None)
     else:
         clean_up(folder, checkpoint)
     write_description(folder, description)
-    tokens = trainer.train_dataset.phases[-1].tokens_per_step
+    last, passes = trainer.train_dataset.phases[-1], trainer.metrics.passes(training.max_steps)
     print(
-        f"run: {folder}, {parameters:,} parameters, {training.max_steps:,} steps of up to {tokens:,} tokens"
+        f"run: {folder}, {parameters:,} parameters, {training.max_steps:,} steps of up to {last.tokens_per_step:,} "
+        f"tokens, {passes:.2f} passes over {last.rows.info['documents']:,} documents"
         + (f", resuming from {checkpoint.name}" if checkpoint else "")
     )
 
