@@ -18,7 +18,7 @@ from transformers.utils import cached_file, logging
 
 from flexqwen.cli import InputError, command
 from flexqwen.data.packing import stored_digest, token_store
-from flexqwen.data.texts import summary
+from flexqwen.data.texts import summarize
 from flexqwen.evaluation.heldout import HeldOut
 from flexqwen.files import digest, file_digest, versions, write_json
 from flexqwen.hub.publisher import Publisher
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         weights = sorted(Path(model_args.model_name_or_path).glob("*.safetensors"))
         digests["model"] = digest([file_digest(file) for file in weights] or model_args.model_name_or_path)
     description = runs.describe(args, digests, made_by, ["train.py", *argv])
-    description["data"] = summary(dataset, data.dataset_config)
+    description["data"] = summarize(dataset, data.dataset_config)
     description["dataset_is_of_the_hub"] = dataset != data.dataset  # the name alone does not tell it from a folder
     description["hardware"] = runs.hardware(training.world_size)
     _lock = runs.lock(folder) if training.process_index == 0 else None

@@ -1,6 +1,6 @@
 """A sample corpus in Corpus Carolina's exact layout and TEI format, whose true originality is known.
 
-The texts are made by the grammar of `portuguese.py`. Half of the documents are new from the first word to the last; the
+The texts are made by the grammar of `grammar.py`. Half of the documents are new from the first word to the last; the
 other half hold passages copied from a stock that no document owns, in a share drawn for each document. The headers then
 state what is true of the finished corpus, counted by brute force: the percentage of a document's word 7-grams
 (white-space-separated words, one 7-gram a position) that no other document holds, and 0 for documents under 21 tokens,
@@ -17,10 +17,16 @@ from xml.sax.saxutils import escape
 
 from tqdm import tqdm
 
+from flexqwen.cli import InputError
 from flexqwen.data.corpus import CHECKSUMS, GENERATED, MIN_TOKENS
+from flexqwen.data.ngrams import NGRAM
 from flexqwen.data.sample.grammar import Writer
+from flexqwen.files import atomic_write, is_empty, read_json, write_json
 
-NGRAM = 7
+FORMAT = 1
+"""Of the sample: raise it where the same number of documents and seed give other bytes."""
+
+STAMP = "sample.json"
 
 
 class Genre(NamedTuple):
@@ -148,6 +154,34 @@ def _write(genre: Genre, stock: list[list[str]], random: Random) -> str:
         words += sum(len(sentence.split()) for sentence in run)
     step = genre.sentences
     return "\n".join(" ".join(sentences[start : start + step]) for start in range(0, len(sentences), step))
+
+
+def make_sample(folder: Path, documents: int, seed: int, overwrite: bool = False) -> None:
+    """Writes a sample corpus, unless the same one is there.
+
+    Raises:
+        InputError: the folder holds something else, or another sample corpus and `overwrite` is not set.
+    """
+    if documents < 1:
+        raise InputError(f"--documents {documents}: give 1 or more")
+    made = {"documents": documents, "seed": seed, "format": FORMAT}
+    if folder.exists() and not is_empty(folder):
+        found = read_json(folder / STAMP)
+        if not (isinstance(found, dict) and {"documents", "seed"} <= found.keys()):
+            raise InputError(f"{folder}: holds no sample corpus; name another folder, or remove it yourself")
+        if made == {name: found.get(name, 1) for name in made}:
+            print(f"{folder}: already there, reused")
+            return
+        if not overwrite:
+            raise InputError(f"{folder}: is a sample corpus made otherwise; remove it, or give --overwrite")
+    try:
+        with atomic_write(folder) as aside:
+            aside.mkdir()
+            write_sample(aside, documents, seed)
+            write_json(aside / STAMP, made)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    print(f"{folder}: a sample corpus of {documents:,} documents")
 
 
 def write_sample(folder: Path, documents: int = 3000, seed: int = 0) -> None:
