@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, set_seed
 from transformers.utils import cached_file, logging
 
 from flexqwen.cli import InputError, command
-from flexqwen.data.packing import stored_digest, token_store
+from flexqwen.data.packing import make_token_store, stored_digest
 from flexqwen.data.texts import summarize
 from flexqwen.evaluation.heldout import HeldOut
 from flexqwen.files import digest, file_digest, versions, write_json
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = {}
     with training.main_process_first(local=False):
         for length in dict.fromkeys(phase.sequence_length for phase in phases):
-            rows[length] = token_store(
+            rows[length] = make_token_store(
                 dataset, dataset_digest, data.dataset_config, tokenizer, data.tokenizer, length, data.token_stores
             )
     if training.max_steps <= 0:

@@ -18,7 +18,7 @@ from flexqwen.data.splits import MIN_GAP, TOLERANCE
 from flexqwen.data.texts import read_manifest
 from flexqwen.drawing import save_figure
 from flexqwen.files import atomic_write
-from flexqwen.tables import markdown_table
+from flexqwen.tables import format_cell, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,24 +47,28 @@ _CONFIGS = {
     "index": "every document's identifier, length and scores, without text",
 }
 
-_REAL = """\
+_REAL = {
+    "title": "Carolina Originality",
+    "what": """\
 Documents of Corpus Carolina, a general corpus of contemporary Brazilian Portuguese, chosen by how **original** they
-are: what share of a document stands in no other one."""
-_GENERATED = """\
+are: what share of a document stands in no other one.""",
+    "source": """\
+The texts come from Corpus Carolina (C4AI, University of São Paulo; `carolina-c4ai/corpus-carolina` on the Hugging Face
+Hub), whose headers are CC BY 4.0. **Each text keeps the licence that its header names**, in the column `license`:""",
+    "caution": "Texts are as the corpus has them: they may hold personal data, mistakes and offensive language.",
+}
+_GENERATED = {
+    "title": "Carolina Originality, generated sample",
+    "what": """\
 **A sample, not Corpus Carolina: every text here was generated** by FlexQwen's `sample` command, in the corpus's format
 and with copied passages planted, so that the tools can be tried. No person wrote it, and what a model learns from it
 says nothing about Portuguese. The documents are chosen by how **original** they are: what share of a document stands in
-no other one."""
-_REAL_SOURCE = """\
-The texts come from Corpus Carolina (C4AI, University of São Paulo; `carolina-c4ai/corpus-carolina` on the Hugging Face
-Hub), whose headers are CC BY 4.0. **Each text keeps the licence that its header names**, in the column `license`:"""
-_GENERATED_SOURCE = """\
+no other one.""",
+    "source": """\
 The texts come from FlexQwen's `sample` command and are Apache-2.0, as it is. Addresses in the columns `source` and
-`license` are made up or stand where the corpus would have them:"""
-_REAL_CAUTION = "Texts are as the corpus has them: they may hold personal data, mistakes and offensive language."
-_GENERATED_CAUTION = "Texts are made by a grammar: they hold no personal data, and no sense."
-
-
+`license` are made up or stand where the corpus would have them:""",
+    "caution": "Texts are made by a grammar: they hold no personal data, and no sense.",
+}
 _PAIRS = (("gold", "matched"), ("gold_typology", "matched_typology"))
 
 
@@ -158,7 +162,7 @@ def _front_matter(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         source = {"license": "apache-2.0", "source_datasets": ["original"]}
         tags.append("synthetic")
     return {
-        "pretty_name": _title(manifest),
+        "pretty_name": (_GENERATED if manifest["generated"] else _REAL)["title"],
         "language": ["pt"],
         **source,
         "task_categories": ["text-generation", "fill-mask"],
@@ -167,10 +171,6 @@ def _front_matter(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         "configs": configs,
         "dataset_info": info,
     }
-
-
-def _title(manifest: dict[str, Any]) -> str:
-    return "Carolina Originality, generated sample" if manifest["generated"] else "Carolina Originality"
 
 
 def _quote(name: str) -> str:
@@ -217,114 +217,66 @@ def _tabulate_agreement(manifest: dict[str, Any]) -> str:
 
 
 def _write_body(manifest: dict[str, Any], index: pa.Table, pairs: dict[str, pa.Table]) -> str:
-    shards, kept, generated = manifest["shards"], manifest["documents"], manifest["generated"]
-    measure = {"header": "`originality`", "ngram": "`ngram_originality`"}[manifest["parameters"]["measure"]]
-    absent = f" Of the listed shards {len(shards['absent']):,} were absent." if shards["absent"] else ""
-    bad = f" {len(shards['bad']):,} bad shards were left out: see `manifest.json`." if shards["bad"] else ""
-    dropped = "; ".join(f"{count:,} {reason}" for reason, count in kept["dropped"].items()) or "none"
+    """The text of `card.md`, filled in."""
+    shards, documents = manifest["shards"], manifest["documents"]
     codes, names = _codes(index, "license")
-    licenses = zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True)
-    licenses = sorted(
-        ((name or "none named", count) for name, count in licenses if count), key=lambda row: (-row[1], row[0])
-    )
-    failed = [name for name, result in manifest["checks"].items() if not result["passed"]]
-    checks = []
-    for name, result in manifest["checks"].items():
-        limit = next(
-            f"{key.replace('_', ' ')} {value}" for key, value in result.items() if key not in ("value", "passed")
-        )
-        checks.append((name, f"{result['value']:g}", limit))
+    licences = sorted((-count, names[code]) for code, count in enumerate(np.bincount(codes).tolist()) if count)
+    checks = [
+        (name, f"{result['value']:g}", " ".join((limit.replace("_", " "), str(result[limit]))))
+        for name, result in manifest["checks"].items()
+        for limit in result.keys() - {"value", "passed"}
+    ]
     columns = ("documents", "tokens", "originality", "ngram_originality", "size")
-    sizes = markdown_table(
-        ("split", "documents", "tokens", "originality", "n-gram originality", "of the size asked for"),
-        [(f"`{name}`", *(split[column] for column in columns)) for name, split in manifest["splits"].items()],
-        text_columns=(0, 5),
+    return (
+        Path(__file__)
+        .with_name("card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            **(_GENERATED if manifest["generated"] else _REAL),
+            shards=format_cell(len(shards["used"])),
+            read=format_cell(documents["read"]),
+            kept=format_cell(documents["kept"]),
+            dropped="; ".join(f"{count:,} {reason}" for reason, count in documents["dropped"].items()) or "none",
+            absent=f" Of the listed shards {len(shards['absent']):,} were absent." if shards["absent"] else "",
+            bad=f" {len(shards['bad']):,} bad shards were left out: see `manifest.json`." if shards["bad"] else "",
+            configs=markdown_table(
+                ("config", "what it holds"), [(f"`{name}`", text) for name, text in _CONFIGS.items()], 2
+            ),
+            sizes=markdown_table(
+                ("split", "documents", "tokens", "originality", "n-gram originality", "of the size asked for"),
+                [(f"`{name}`", *(split[column] for column in columns)) for name, split in manifest["splits"].items()],
+                text_columns=(0, 5),
+            ),
+            columns=markdown_table(
+                ("column", "type", "what it is"), [(f"`{name}`", *column) for name, column in COLUMNS.items()], 3
+            ),
+            measure={"header": "`originality`", "ngram": "`ngram_originality`"}[manifest["parameters"]["measure"]],
+            agreement=_tabulate_agreement(manifest),
+            by_taxonomy=markdown_table(
+                (
+                    "taxonomy",
+                    "documents",
+                    f"of {MIN_TOKENS} tokens or more",
+                    "tokens",
+                    "originality",
+                    "n-gram originality",
+                ),
+                [(_quote(name), *counts) for name, *counts in count_by_taxonomy(index)],
+            ),
+            by_typology=_tabulate_typologies(index, pairs),
+            checks=markdown_table(("check", "value", "allowed"), checks, 3),
+            licences=markdown_table(
+                ("licence", "documents"),
+                [
+                    (name or "none named", count)
+                    for name, count in sorted(licences.items(), key=lambda row: (-row[1], row[0]))
+                ],
+            ),
+            min_tokens=MIN_TOKENS,
+            min_gap=MIN_GAP,
+            tolerance=TOLERANCE,
+        )
     )
-    by_taxonomy = markdown_table(
-        ("taxonomy", "documents", f"of {MIN_TOKENS} tokens or more", "tokens", "originality", "n-gram originality"),
-        [(_quote(name), *counts) for name, *counts in count_by_taxonomy(index)],
-    )
-    return f"""\
-# {_title(manifest)}
-
-{_GENERATED if generated else _REAL}
-
-The dataset is made to ask what originality is worth in pre-training: train one model on `gold`, another on
-`matched`, and compare them on `heldout`.
-
-```python
-from datasets import load_dataset
-
-gold = load_dataset("carolina_originality", "gold", split="train")
-matched = load_dataset("carolina_originality", "matched", split="train", streaming=True)
-```
-
-Built by FlexQwen from {len(shards["used"]):,} shards: {kept["read"]:,} documents read, {kept["kept"]:,} kept
-(dropped: {dropped}).{absent}{bad}
-`manifest.json` names every shard with its digest, every parameter and every check.
-
-## Configs
-
-{markdown_table(("config", "what it holds"), [(f"`{name}`", text) for name, text in _CONFIGS.items()], 2)}
-
-{sizes}
-
-Means are over documents of at least {MIN_TOKENS} tokens: below that the header's measure is not defined. Sizes are
-those of the whole corpus (500,000 gold, 500,000 matched, 324,000 tokenizer documents of 2,100,000), scaled to the
-documents at hand.
-
-{markdown_table(("column", "type", "what it is"), [(f"`{name}`", *column) for name, column in COLUMNS.items()], 3)}
-
-`index` has no `text`.
-
-## Originality
-
-`originality` is the corpus's own measure, as its headers state it. `ngram_originality` was recomputed here: the
-percentage of a document's word 7-grams (words as white space separates them, by position) that no other document of
-this build holds; null for a document of fewer than seven words. This build chose its splits by {measure}.
-
-How the two agree. {_tabulate_agreement(manifest)}
-
-![Header against recomputed originality](figures/header_and_ngram.png)
-
-{by_taxonomy}
-
-![Originality by taxonomy](figures/originality_by_taxonomy.png)
-
-## How the splits are made
-
-Documents of at least {MIN_TOKENS} tokens are cut into classes of length no wider than {TOLERANCE:.0%}. In each class
-the most original document is paired with the least original, the second with the second last, and so on, while the two
-are at least {MIN_GAP} points apart. The originals make `gold`, their partners `matched`: row *i* of one is the control
-of row *i* of the other. Rows are in random order. `tokenizer` and the random held-out documents are drawn from the
-whole corpus before.
-
-![Length of gold and matched](figures/length_gold_and_matched.png)
-
-**Typology confounds originality.** In Corpus Carolina, tweets and product reviews are nearly all original, encyclopedia
-stubs made from one template are not: `gold` and `matched` have one distribution of lengths, but they are not the same
-kinds of text, and a difference between models trained on them may come from the kind. `gold_typology` and
-`matched_typology` answer for that: each pair there has one source typology.
-
-{_tabulate_typologies(index, pairs)}
-
-**Held-out.** `validation` and `test` are random samples of the corpus, short documents included. `*_original` and
-`*_unoriginal` are pairs like those of `gold` and `matched`, set aside at random before training documents were taken:
-judge each model on both. No training document has half or more of its word 13-grams in the held-out documents; those
-that had were left out, with their partners.
-
-{markdown_table(("check", "value", "allowed"), checks, 3)}
-
-{"All checks passed." if not failed else "Failed: " + "; ".join(failed)}
-
-## Licence and source
-
-{_GENERATED_SOURCE if generated else _REAL_SOURCE}
-
-{markdown_table(("licence", "documents"), licenses)}
-
-{_GENERATED_CAUTION if generated else _REAL_CAUTION}
-"""
 
 
 # Figures. Colours: original blue, control orange, everywhere.
