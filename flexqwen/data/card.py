@@ -3,7 +3,7 @@
 Both are made from the finished folder, its manifest and its Parquet files: a changed card needs no shard.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,51 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = {
-    "id": ("string", "the corpus's own identifier"),
-    "text": ("string", "the text; paragraphs are separated by newlines"),
-    "taxonomy": ("string", "part of the corpus, such as `wikis`"),
-    "typology": ("string", "source typology, such as `TWEET_VIR_W`"),
-    "language": ("string", "`pt` or `pt-BR`"),
-    "license": ("string", "address of the licence that the document's header names"),
-    "source": ("string", "address that the text was taken from"),
-    "tokens": ("int32", "length in white-space-separated tokens, from the header"),
-    "originality": ("int32", f"the header's own measure, 0–100; a meaningless 0 under {MIN_TOKENS} tokens"),
-    "ngram_originality": ("float64", "recomputed: percentage of the word 7-grams that no other document holds"),
-}
-
-_CONFIGS = {
-    "gold": "the most original documents that have a control",
-    "matched": "the control of `gold`: row by row a less original document of the same length",
-    "gold_typology": "the original document of each pair of one length *and* one source typology",
-    "matched_typology": "the control of `gold_typology`, row by row",
-    "tokenizer": "a random sample of the corpus, in no other training config",
-    "heldout": "validation and test, three strata of each; see below",
-    "index": "every document's identifier, length and scores, without text",
-}
-
-_REAL = {
-    "title": "Carolina Originality",
-    "what": """\
-Documents of Corpus Carolina, a general corpus of contemporary Brazilian Portuguese, chosen by how **original** they
-are: what share of a document stands in no other one.""",
-    "source": """\
-The texts come from Corpus Carolina (C4AI, University of São Paulo; `carolina-c4ai/corpus-carolina` on the Hugging Face
-Hub), whose headers are CC BY 4.0. **Each text keeps the licence that its header names**, in the column `license`:""",
-    "caution": "Texts are as the corpus has them: they may hold personal data, mistakes and offensive language.",
-}
-_GENERATED = {
-    "title": "Carolina Originality, generated sample",
-    "what": """\
-**A sample, not Corpus Carolina: every text here was generated** by FlexQwen's `sample` command, in the corpus's format
-and with copied passages planted, so that the tools can be tried. No person wrote it, and what a model learns from it
-says nothing about Portuguese. The documents are chosen by how **original** they are: what share of a document stands in
-no other one.""",
-    "source": """\
-The texts come from FlexQwen's `sample` command and are Apache-2.0, as it is. Addresses in the columns `source` and
-`license` are made up or stand where the corpus would have them:""",
-    "caution": "Texts are made by a grammar: they hold no personal data, and no sense.",
-}
+TEXTS = yaml.safe_load(Path(__file__).with_name("card.yaml").read_text(encoding="utf-8"))
+CARD = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
 _PAIRS = (("gold", "matched"), ("gold_typology", "matched_typology"))
 
 
@@ -130,13 +87,15 @@ def _mean(values: np.ndarray) -> float | None:
 
 def _front_matter(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     configs, info = [], []
-    for config in _CONFIGS:
+    for config in TEXTS["configs"]:
         splits = {
             name.split("/")[1]: size for name, size in manifest["splits"].items() if name.startswith(f"{config}/")
         }
         files = [{"split": split, "path": f"data/{config}/{split}-*.parquet"} for split in splits]
         configs.append({"config_name": config, "data_files": files} | ({"default": True} if config == "gold" else {}))
-        columns = [(name, dtype) for name, (dtype, _) in COLUMNS.items() if (config, name) != ("index", "text")]
+        columns = [
+            (name, dtype) for name, (dtype, _) in TEXTS["columns"].items() if (config, name) != ("index", "text")
+        ]
         info.append(
             {
                 "config_name": config,
@@ -149,32 +108,24 @@ def _front_matter(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
                 "dataset_size": sum(size["bytes"] for size in splits.values()),
             }
         )
-    documents = manifest["documents"]["kept"]
     bounds = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
-    source = {
-        "license": "other",
-        "license_name": "per-document",
-        "license_link": "https://huggingface.co/datasets/carolina-c4ai/corpus-carolina",
-        "source_datasets": ["carolina-c4ai/corpus-carolina"],
-    }
-    tags = ["originality", "deduplication", "data-efficiency", "portuguese"]
-    if manifest["generated"]:
-        source = {"license": "apache-2.0", "source_datasets": ["original"]}
-        tags.append("synthetic")
+    kept, texts = manifest["documents"]["kept"], TEXTS["generated" if manifest["generated"] else "real"]
     return {
-        "pretty_name": (_GENERATED if manifest["generated"] else _REAL)["title"],
+        "pretty_name": texts["title"],
         "language": ["pt"],
-        **source,
+        **texts["license"],
         "task_categories": ["text-generation", "fill-mask"],
-        "size_categories": [next((name for bound, name in bounds if documents < bound), "10M<n<100M")],
-        "tags": tags,
+        "size_categories": [next((name for bound, name in bounds if kept < bound), "10M<n<100M")],
+        "tags": texts["tags"],
         "configs": configs,
         "dataset_info": info,
     }
 
 
-def _quote(name: str) -> str:
-    return f"`{name}`" if name else "none named"
+def _tabulate(header: Sequence[str], rows: Iterable[Sequence], text_columns: int | Collection[int] = 1) -> str:
+    """A table of rows that begin with a name; names are set as code."""
+    rows = [(f"`{name}`" if name else "none named", *cells) for name, *cells in rows]
+    return markdown_table(header, rows, text_columns)
 
 
 def _tabulate_typologies(index: pa.Table, pairs: dict[str, pa.Table], most: int = 8) -> str:
@@ -186,8 +137,8 @@ def _tabulate_typologies(index: pa.Table, pairs: dict[str, pa.Table], most: int 
         weights.append(np.bincount(codes, part["tokens"].to_numpy(), minlength=len(names)))
     percents = [100 * weight / max(1, weight.sum()) for weight in weights]
     order = np.argsort(-np.sum(weights, axis=0), kind="stable")[:most]
-    rows = [(_quote(names[code]), *(float(percent[code]) for percent in percents)) for code in order]
-    return markdown_table(("typology, % of tokens", *(f"`{config}`" for config in pairs)), rows)
+    rows = [(names[code], *(float(percent[code]) for percent in percents)) for code in order]
+    return _tabulate(("typology, % of tokens", *(f"`{config}`" for config in pairs)), rows)
 
 
 def _tabulate_agreement(manifest: dict[str, Any]) -> str:
@@ -221,61 +172,36 @@ def _write_body(manifest: dict[str, Any], index: pa.Table, pairs: dict[str, pa.T
     shards, documents = manifest["shards"], manifest["documents"]
     codes, names = _codes(index, "license")
     licences = sorted((-count, names[code]) for code, count in enumerate(np.bincount(codes).tolist()) if count)
-    checks = [
-        (name, f"{result['value']:g}", " ".join((limit.replace("_", " "), str(result[limit]))))
-        for name, result in manifest["checks"].items()
-        for limit in result.keys() - {"value", "passed"}
-    ]
-    columns = ("documents", "tokens", "originality", "ngram_originality", "size")
-    return (
-        Path(__file__)
-        .with_name("card.md")
-        .read_text(encoding="utf-8")
-        .format(
-            **(_GENERATED if manifest["generated"] else _REAL),
-            shards=format_cell(len(shards["used"])),
-            read=format_cell(documents["read"]),
-            kept=format_cell(documents["kept"]),
-            dropped="; ".join(f"{count:,} {reason}" for reason, count in documents["dropped"].items()) or "none",
-            absent=f" Of the listed shards {len(shards['absent']):,} were absent." if shards["absent"] else "",
-            bad=f" {len(shards['bad']):,} bad shards were left out: see `manifest.json`." if shards["bad"] else "",
-            configs=markdown_table(
-                ("config", "what it holds"), [(f"`{name}`", text) for name, text in _CONFIGS.items()], 2
-            ),
-            sizes=markdown_table(
-                ("split", "documents", "tokens", "originality", "n-gram originality", "of the size asked for"),
-                [(f"`{name}`", *(split[column] for column in columns)) for name, split in manifest["splits"].items()],
-                text_columns=(0, 5),
-            ),
-            columns=markdown_table(
-                ("column", "type", "what it is"), [(f"`{name}`", *column) for name, column in COLUMNS.items()], 3
-            ),
-            measure={"header": "`originality`", "ngram": "`ngram_originality`"}[manifest["parameters"]["measure"]],
-            agreement=_tabulate_agreement(manifest),
-            by_taxonomy=markdown_table(
-                (
-                    "taxonomy",
-                    "documents",
-                    f"of {MIN_TOKENS} tokens or more",
-                    "tokens",
-                    "originality",
-                    "n-gram originality",
-                ),
-                [(_quote(name), *counts) for name, *counts in count_by_taxonomy(index)],
-            ),
-            by_typology=_tabulate_typologies(index, pairs),
-            checks=markdown_table(("check", "value", "allowed"), checks, 3),
-            licences=markdown_table(
-                ("licence", "documents"),
-                [
-                    (name or "none named", count)
-                    for name, count in sorted(licences.items(), key=lambda row: (-row[1], row[0]))
-                ],
-            ),
-            min_tokens=MIN_TOKENS,
-            min_gap=MIN_GAP,
-            tolerance=TOLERANCE,
-        )
+    checks = []
+    for name, result in manifest["checks"].items():
+        (limit,) = result.keys() - {"value", "passed"}
+        checks.append((name, f"{result['value']:g}", f"{limit.replace('_', ' ')} {result[limit]}"))
+    of_split = ("documents", "tokens", "originality", "ngram_originality", "size")
+    splits = [(name, *(split[value] for value in of_split)) for name, split in manifest["splits"].items()]
+    columns = [(name, *column) for name, column in TEXTS["columns"].items()]
+    measures = ("originality", "n-gram originality")
+    return CARD.format(
+        **TEXTS["generated" if manifest["generated"] else "real"],
+        shards=format_cell(len(shards["used"])),
+        read=format_cell(documents["read"]),
+        kept=format_cell(documents["kept"]),
+        dropped="; ".join(f"{count:,} {reason}" for reason, count in documents["dropped"].items()) or "none",
+        absent=f" Of the listed shards {len(shards['absent']):,} were absent." if shards["absent"] else "",
+        bad=f" {len(shards['bad']):,} bad shards were left out: see `manifest.json`." if shards["bad"] else "",
+        configs=_tabulate(("config", "what it holds"), TEXTS["configs"].items(), 2),
+        sizes=_tabulate(("split", "documents", "tokens", *measures, "of the size asked for"), splits, (0, 5)),
+        columns=_tabulate(("column", "type", "what it is"), columns, 3),
+        measure={"header": "`originality`", "ngram": "`ngram_originality`"}[manifest["parameters"]["measure"]],
+        agreement=_tabulate_agreement(manifest),
+        by_taxonomy=_tabulate(
+            ("taxonomy", "documents", f"of {MIN_TOKENS} tokens or more", "tokens", *measures), count_by_taxonomy(index)
+        ),
+        by_typology=_tabulate_typologies(index, pairs),
+        checks=markdown_table(("check", "value", "allowed"), checks, 3),
+        licences=markdown_table(("licence", "documents"), [(name or "none named", -count) for count, name in licences]),
+        min_tokens=MIN_TOKENS,
+        min_gap=MIN_GAP,
+        tolerance=TOLERANCE,
     )
 
 

@@ -46,7 +46,7 @@ def test_reuse_refuse_overwrite(sample_corpus, tmp_path, capsys):
 def test_a_changed_card_is_written_anew_and_no_shard_is_read(built, sample_corpus, tmp_path, capsys, monkeypatch):
     output = shutil.copytree(built, tmp_path / "out")
     words = ("build", "--corpus", sample_corpus, "--output", output, "--workers", 1)
-    monkeypatch.setitem(card._GENERATED, "caution", "A mended sentence.")
+    monkeypatch.setitem(card.TEXTS["generated"], "caution", "A mended sentence.")
     monkeypatch.setattr(documents, "read_shard", None)
     assert "reused" in call(capsys, *words)
     assert files(output) == files(built)
