@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from flexqwen.data.corpus import MIN_TOKENS
-from flexqwen.data.splits import MIN_GAP, TOLERANCE
+from flexqwen.data.splits import MIN_GAP, PAIRS, TOLERANCE
 from flexqwen.data.texts import read_manifest
 from flexqwen.drawing import save_figure
 from flexqwen.files import atomic_write
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 TEXTS = yaml.safe_load(Path(__file__).with_name("card.yaml").read_text(encoding="utf-8"))
 CARD = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-_PAIRS = (("gold", "matched"), ("gold_typology", "matched_typology"))
 
 
 def write_card(folder: Path) -> None:
@@ -34,7 +33,7 @@ def write_card(folder: Path) -> None:
     manifest, index = read_manifest(folder), read_index(folder)
     pairs = {
         config: pq.read_table(folder / "data" / config, columns=["typology", "tokens"])
-        for pair in _PAIRS
+        for pair in PAIRS
         for config in pair
     }
     front = yaml.safe_dump(_front_matter(folder, manifest), sort_keys=False, allow_unicode=True, width=120)
@@ -260,7 +259,7 @@ def draw_taxonomies(index: pa.Table) -> "Figure":
 def draw_lengths(lengths: dict[str, np.ndarray]) -> "Figure":
     """Lengths of the originals and of their controls, from the tokens of the documents of each config."""
     figure = _new_figure(figsize=(10, 4))
-    for axis, (one, other) in zip(figure.subplots(1, 2), _PAIRS, strict=True):
+    for axis, (one, other) in zip(figure.subplots(1, 2), PAIRS, strict=True):
         longest = max((int(lengths[name].max()) for name in (one, other) if len(lengths[name])), default=MIN_TOKENS)
         bins = np.unique(np.geomspace(MIN_TOKENS, max(longest + 1, 2 * MIN_TOKENS), 40).round())
         axis.hist(lengths[one], bins=bins, color=_BLUE, alpha=0.55, label=one)

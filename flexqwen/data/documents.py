@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from flexqwen.cli import InputError
 from flexqwen.data.corpus import MIN_TOKENS, Document, Shard, read_shard
+from flexqwen.data.ngrams import cut_batches
 from flexqwen.files import atomic_write, digest, read_json, remove_path, write_json
 from flexqwen.parallel import Pool
 from flexqwen.subsampling import subsample
@@ -129,23 +130,11 @@ def _write_documents(file: Path, documents: Iterator[Document]) -> int:
     """Writes an Arrow file; returns the number of documents."""
     written = 0
     with atomic_write(file) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, STORED) as out:
-        for batch in _cut_batches(documents):
+        for batch in cut_batches(documents, _BATCH_CHARACTERS, lambda document: len(document.text)):
             columns = zip(zip(*batch, strict=True), STORED.types, strict=True)
             out.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema=STORED))
             written += len(batch)
     return written
-
-
-def _cut_batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    batch, characters = [], 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters > _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def open_documents(files: list[Path], limit: int | None, seed: int) -> tuple[Documents, Counter[str]]:

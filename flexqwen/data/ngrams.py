@@ -16,11 +16,13 @@ import hashlib
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 NGRAM = 7
 FORMAT = 1  # of the files of a run
 _RECORD_BYTES = 64  # of memory, for each record of a range while it is merged
@@ -46,17 +48,23 @@ def hash_words(texts: Iterable[str], normalized: bool = False) -> tuple[np.ndarr
 
     Returns the hashes of all words of the texts (uint64), and each text's number of words (int64).
     """
-    hashes, counts, chunk, characters = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [], 0
-    for text in itertools.chain(texts, [None]):
-        if text is not None:
-            chunk.append(text)
-            characters += len(text)
-        if chunk and (text is None or characters > _CHUNK):
-            part, count = _hash_chunk(chunk, normalized)
-            hashes.append(part)
-            counts.append(count)
-            chunk, characters = [], 0
+    parts = [(np.empty(0, np.uint64), np.empty(0, np.int64))]
+    parts += [_hash_chunk(chunk, normalized) for chunk in cut_batches(texts, _CHUNK)]
+    hashes, counts = zip(*parts, strict=True)
     return np.concatenate(hashes), np.concatenate(counts)
+
+
+def cut_batches(items: Iterable[T], limit: int, size: Callable[[T], int] = len) -> Iterator[list[T]]:
+    """The items in lists, each of which ends as soon as its size exceeds the limit."""
+    batch, total = [], 0
+    for item in items:
+        batch.append(item)
+        total += size(item)
+        if total > limit:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 def _hash_chunk(texts: list[str], normalized: bool) -> tuple[np.ndarray, np.ndarray]:

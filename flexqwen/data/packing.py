@@ -7,7 +7,8 @@ it needs neither the dataset nor the libraries that read one.
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,24 +57,16 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def encode_documents(tokenizer, texts: Iterator[str]) -> Iterator[list[int]]:
+def encode_documents(tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:
     """Yields `BOS tokens EOS` of each text, as a list of ids. A special token's spelling in a text is plain text."""
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True  # "<mask>" typed by an author must not become the mask token
     backend.no_truncation()
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    batch: list[str] = []
-
-    def encode() -> Iterator[list[int]]:
+    texts = iter(texts)
+    while batch := list(islice(texts, ENCODE_BATCH)):
         for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
             yield [bos, *encoding.ids, eos]
-        batch.clear()
-
-    for text in texts:
-        batch.append(text)
-        if len(batch) == ENCODE_BATCH:
-            yield from encode()
-    yield from encode()
 
 
 def cut(document: list[int], sequence_length: int) -> Iterator[list[int]]:

@@ -66,9 +66,7 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
             f"the tokenizer split of {dataset} gives only {tokenizer.get_vocab_size()} tokens, vocab_size asks for "
             f"{vocab_size}; lower vocab_size or build the dataset from more documents"
         )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {EOS} $B:1", special_tokens=[(BOS, 1), (EOS, 2)]
-    )
+    _begin_with(tokenizer, BOS, EOS)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -95,13 +93,16 @@ def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> Pre
         if token not in vocabulary:
             raise InputError(f"the tokenizer of {checkpoint} has no token {token}, which is to be its {role} token")
         setattr(tokenizer, f"{role}_token", token)
-    bos, eos = roles["bos"], roles["eos"]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A",
-        pair=f"{bos} $A {eos} $B:1",
-        special_tokens=[(bos, vocabulary[bos]), (eos, vocabulary[eos])],
-    )
+    _begin_with(tokenizer.backend_tokenizer, roles["bos"], roles["eos"])
     return tokenizer
+
+
+def _begin_with(tokenizer: Tokenizer, bos: str, eos: str) -> None:
+    """Makes encoding put BOS in front of a text, and EOS between two."""
+    ids = [(token, tokenizer.token_to_id(token)) for token in (bos, eos)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {eos} $B:1", special_tokens=ids
+    )
 
 
 @command
