@@ -102,7 +102,8 @@ def build(
                     card.write_card(output)
                 print(f"{output}: already built from this, reused")
             else:
-                _build_aside(corpus, output, work, inputs, parameters, workers, memory)
+                make_dataset(corpus, work, inputs, parameters, workers, int(memory * (1 << 30)))
+                replace_path(work / inputs / "dataset", output)
                 print(f"{output}: built")
             remove_path(work)
     except OSError as error:  # a full disk, above all
@@ -146,10 +147,8 @@ def is_built(output: Path, inputs: str, overwrite: bool) -> bool:
     return manifest.get("inputs") == inputs
 
 
-def _build_aside(
-    corpus: Corpus, output: Path, work: Path, inputs: str, parameters: Parameters, workers: int, memory: float
-) -> None:
-    """Builds in the folder `work`, then puts the dataset in its place."""
+def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters, workers: int, memory: int) -> None:
+    """Makes `<work>/<inputs>/dataset`; `memory` in bytes."""
     keep_only(work, {"documents", inputs})
     with interrupts_held():  # what these load may swallow an interrupt
         importlib.import_module("matplotlib.figure")
@@ -157,16 +156,14 @@ def _build_aside(
         pa.array(np.empty(0))  # pyarrow loads pandas, where there is one
     try:
         with Pool(workers) as pool:
-            _make_dataset(corpus, work, inputs, parameters, pool, int(memory * (1 << 30)))
+            _make_dataset(corpus, work, inputs, parameters, pool, memory)
     except InputError as error:
         if not any(work.glob("documents/*.json")):
             raise
         raise InputError(f"{error}; finished shards are kept in {work} for the next build") from error
-    replace_path(work / inputs / "dataset", output)
 
 
 def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters, pool: Pool, memory: int) -> None:
-    """The way from the corpus to `<work>/<inputs>/dataset`."""
     folder = work / inputs
     (folder / "grams").mkdir(parents=True, exist_ok=True)
     remove_path(folder / "dataset")
@@ -213,7 +210,7 @@ def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameter
 
 def choose_splits(scored: Documents, parameters: Parameters, heldout_file: Path, pool: Pool) -> splits.Splits:
     """The splits. Leaves the hashes of the held-out documents' 13-grams in `heldout_file` (uint64, ascending)."""
-    tokens, score = scored.tokens, _score(scored, parameters)
+    tokens, score = scored.tokens, scored.score(parameters.measure)
     proposed = splits.propose(tokens, score, scored.typology, parameters.seed)
     heldout = np.unique(np.concatenate(list(proposed.heldout.values())))
     hashes = pool.map(hash_stored_passages, scored.group_by_shard(heldout), "Held-out passages")
@@ -225,10 +222,6 @@ def choose_splits(scored: Documents, parameters: Parameters, heldout_file: Path,
     contaminated = np.zeros(len(tokens), bool)
     contaminated[training[shares >= LIMIT]] = True
     return splits.decontaminate(proposed, contaminated, tokens, parameters.seed)
-
-
-def _score(scored: Documents, parameters: Parameters) -> np.ndarray:
-    return scored.header if parameters.measure == "header" else scored.ngram
 
 
 def hash_stored_passages(file: Path, rows: np.ndarray) -> np.ndarray:
@@ -274,7 +267,7 @@ def check_splits(
     Raises:
         InputError: it does not.
     """
-    checks = splits.check(chosen, scored.tokens, _score(scored, parameters), scored.typology)
+    checks = splits.check(chosen, scored.tokens, scored.score(parameters.measure), scored.typology)
     for name, share in shares.items():
         checks[f"{name}: largest share of a document's 13-grams that held-out documents hold"] = {
             "value": round(share, 6),

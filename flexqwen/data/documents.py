@@ -67,6 +67,10 @@ class Documents:
         """The header's originality: float64, NaN where it is undefined, that is under 21 tokens, or absent."""
         return np.where(self.tokens >= MIN_TOKENS, self.table["originality"].to_numpy().astype(float), np.nan)
 
+    def score(self, measure: str) -> np.ndarray:
+        """Originality as the measure "header" or "ngram" has it."""
+        return self.header if measure == "header" else self.ngram
+
     @property
     def typology(self) -> np.ndarray:
         """Codes of the source typologies, -1 where the header names none."""

@@ -95,6 +95,13 @@ def test_a_store_is_reused_and_the_same_bytes_come_out_again(
     assert anew.folder.name == store.folder.name
 
 
+def test_a_store_of_another_format_is_refused(store, tmp_path):
+    copy = shutil.copytree(store.folder, tmp_path / "copy")
+    (copy / "info.json").write_text(json.dumps(store.info | {"format": 1}))
+    with pytest.raises(InputError, match=r"copy has format 1, not 2; make it again"):
+        PackedRows(copy)
+
+
 def test_a_dataset_that_lacks_documents_of_its_manifest_is_not_packed(built, tokenizer, tokenizer_folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(built, copy)

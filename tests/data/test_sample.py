@@ -1,6 +1,7 @@
 """The sample corpus: its format, its bytes, and that it tells the truth about itself."""
 
 import gzip
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -62,6 +63,11 @@ def test_sample_reuse_refuse_overwrite(tmp_path, capsys):
     call(capsys, *command)
     before = files(tmp_path / "sample")
     assert "reused" in call(capsys, *command)
+    stamp = tmp_path / "sample" / "sample.json"
+    earlier = {"documents": 50, "seed": 0, "flexqwen": "0.1.0", "python": "3.11.7", "code": "e" * 64}
+    stamp.write_text(json.dumps(earlier))  # as versions before this one left it
+    assert "reused" in call(capsys, *command)
+    before["sample.json"] = stamp.read_bytes()
     assert "give --overwrite" in call(capsys, *command, "--seed", 1, expected=2)
     assert files(tmp_path / "sample") == before
     call(capsys, *command, "--seed", 1, "--overwrite")

@@ -15,6 +15,7 @@ from random import Random
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
+import yaml
 from tqdm import tqdm
 
 from flexqwen.cli import InputError
@@ -27,8 +28,6 @@ FORMAT = 1
 """Of the sample: raise it where the same number of documents and seed give other bytes."""
 
 STAMP = "sample.json"
-
-
 _SHARD = Path(__file__).with_name("shard.xml").read_text(encoding="utf-8")  # of one document, with names to fill in
 _START, _END = _SHARD.index("\t<TEI>"), _SHARD.index("</teiCorpus>")
 _HEAD, _DOCUMENT, _TAIL = _SHARD[:_START], _SHARD[_START:_END], _SHARD[_END:]
@@ -49,32 +48,10 @@ class Genre(NamedTuple):
     license: str
 
 
-_BY, _BY_SA = "https://creativecommons.org/licenses/by/4.0/", "https://creativecommons.org/licenses/by-sa/4.0/"
-_BY_NC_SA = "https://creativecommons.org/licenses/by-nc-sa/4.0/"
-_LICENSE_NAMES = {_BY: "CC BY 4.0", _BY_SA: "CC BY-SA 4.0", _BY_NC_SA: "CC BY-NC-SA 4.0"}
-
-# fmt: off
-GENRES = (
-    Genre("tweet", ("datasets_and_other_corpora/pt/DATa",), "pt", "TWEET_VIR_W", "Virtual Forum",
-          .16, (7, 48), 9, "https://example.org/tweets.csv", _BY_NC_SA),
-    Genre("review", ("datasets_and_other_corpora/pt-BR/DATb",), "pt-BR", "PRODUCT_REVIEW_COM_W", "Commercial",
-          .18, (9, 90), 9, "https://example.org/reviews.csv", _BY_NC_SA),
-    Genre("encyclopedia", ("wikis/pt/WIKb", "wikis/pt/WIKc"), "pt", "VOCABULARY_ENTRY_INS_W", "Instructional",
-          .26, (30, 400), 4, "https://example.org/wiki?curid={}", _BY_SA),
-    Genre("encyclopedia", ("wikis/pt-BR/WIKa",), "pt-BR", "VOCABULARY_ENTRY_INS_W", "Instructional",
-          .06, (30, 300), 4, "https://example.org/wiki?curid={}", _BY_SA),
-    Genre("news", ("university_domains/UNIa",), "pt-BR", "SECTION_JOU_W", "Journalistic",
-          .14, (60, 500), 3, "https://example.org/jornal/{}/", _BY),
-    Genre("law", ("legislative_branch/LEGa",), "pt-BR", "LEGISLATIVE_W", "Legislative",
-          .07, (50, 500), 1, "https://example.org/leis/{}", _BY),
-    Genre("ruling", ("judicial_branch/JUDa",), "pt-BR", "APPELLATE_DECISION_RECORDS_JUR_W", "Juridical",
-          .06, (60, 600), 3, "https://example.org/acordaos/{}", _BY),
-    Genre("prose", ("public_domain_works/PUBa",), "pt-BR", "NOVEL_LIT_W", "Literary",
-          .03, (200, 1200), 5, "https://example.org/obras/{}.pdf", _BY_SA),
-    Genre("tweet", ("social_media/SOCa",), "pt-BR", "BLOG_POST_VIR_W", "Virtual Forum",
-          .04, (20, 160), 4, "https://example.org/blog/{}", _BY),
+GENRES = tuple(
+    Genre(**{name: tuple(value) if isinstance(value, list) else value for name, value in genre.items()})
+    for genre in yaml.safe_load(Path(__file__).with_name("genres.yaml").read_text(encoding="utf-8"))
 )
-# fmt: on
 
 
 class SampleDocument(NamedTuple):
@@ -230,7 +207,7 @@ def _document_xml(document: SampleDocument) -> str:
         tokens=document.tokens,
         originality=document.originality,
         license=genre.license,
-        license_name=_LICENSE_NAMES[genre.license],
+        license_name=f"CC {genre.license.split('/')[-3].upper()} 4.0",
         source=genre.source.format(document.number),
         bytes=len(document.text.encode()),
         domain=genre.domain,
