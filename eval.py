@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from flexqwen.cli import ArgumentParser, InputError, command
-from flexqwen.data import overlap
+from flexqwen.data import passages
 from flexqwen.data.texts import dataset_digest
 from flexqwen.evaluation import figures, likelihood, results, sources
 from flexqwen.evaluation.finetuning import Settings
@@ -179,7 +179,7 @@ def score(
     found = [result for mode in modes for result in TASKS[name].evaluate(scorer, items, mode, context)]
     for result in found if shares is not None else ():
         seen_of = np.array([shares[item] for item in result.item_ids])
-        result.details |= overlap.details(seen_of, excluded)
+        result.details |= passages.describe_seen(seen_of, excluded)
     return found
 
 
@@ -200,7 +200,7 @@ def once(folder: Path, made_by: dict, model: str, make: Callable[[], list[Result
 def seen(items: dict[str, list[Item]], dataset: str) -> dict[str, dict[str, float]]:
     """For each task and item, the share of its 13-grams in the training splits (NaN: under 13 words)."""
     texts = [item.text for loaded in items.values() for item in loaded]
-    shares = iter(overlap.seen_shares(texts, dataset).tolist())
+    shares = iter(passages.find_seen_shares(texts, dataset).tolist())
     return {name: {item.id: next(shares) for item in loaded} for name, loaded in items.items()}
 
 

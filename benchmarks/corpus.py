@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 WHOLE_XML, WHOLE_DOCUMENTS = 15e9, 2_100_000
 TEI = "{http://www.tei-c.org/ns/1.0}TEI"

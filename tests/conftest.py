@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,7 @@ from flexqwen.data import build
 from flexqwen.data.build import Parameters
 from flexqwen.data.sample import generate
 from flexqwen.data.tokenizer import train_tokenizer
-
-DOCUMENTS = 800
+from tests.helpers.datasets import DOCUMENTS
 
 
 def _folder(variable: str) -> Path:
@@ -47,6 +47,12 @@ def sample_corpus(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sample") / "sample_corpus"
     generate.write_sample(folder, DOCUMENTS)
     return folder
+
+
+@pytest.fixture
+def corpus(sample_corpus, tmp_path) -> Path:
+    """A copy of the sample corpus, to be damaged."""
+    return shutil.copytree(sample_corpus, tmp_path / "corpus")
 
 
 @pytest.fixture(scope="session")
@@ -101,8 +107,3 @@ def uncompiled_flex(monkeypatch):
 
     monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", flex)
     monkeypatch.setattr("transformers.masking_utils.create_block_mask", block_mask)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Every file under the folder: name and bytes."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

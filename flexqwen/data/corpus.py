@@ -4,7 +4,7 @@ The published layout (Corpus Carolina 2.0.1, `carolina-c4ai/corpus-carolina` on 
 
     corpus/<taxonomy>/[pt/|pt-BR/]<SHARD>.xml.gz     a gzipped TEI corpus, one <TEI> element a document
     corpus/<taxonomy>/checksum.sha256                SHA-256 of each *uncompressed* shard, named without `.gz`
-    corpus/GENERATED.txt                             only where the texts are made up (see sample.py): no real corpus
+    corpus/GENERATED.txt                             only where the texts are made up (see sample/): no real corpus
 
 A shard is read once, as a stream: bytes are unzipped, hashed and parsed on the way, and one document is in memory at a
 time. What is wrong with a shard is a `ShardError`; what is wrong with a document drops the document, and is counted.
@@ -230,7 +230,12 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
         raise _bad(shard, f"is a damaged gzip file {place} ({error})") from error
     except OSError as error:
         raise _bad(shard, f"cannot be read ({error.strerror or error})") from error
-    if (sha256 := stream.sha256.hexdigest()) != shard.sha256:
+    verify_checksum(shard, stream.sha256.hexdigest())
+
+
+def verify_checksum(shard: Shard, sha256: str) -> None:
+    """Compares the digest of what was read with the published one; raises `ShardError` where they differ."""
+    if sha256 != shard.sha256:
         raise _bad(shard, f"has SHA-256 {sha256[:12]}…, and {CHECKSUMS} says {shard.sha256[:12]}…")
 
 

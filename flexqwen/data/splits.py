@@ -30,14 +30,15 @@ SPARE = 1.1
 MIN_GAP = 10
 """Points of originality, at least, by which a document exceeds its control."""
 
+PAIRS = (("gold", "matched"), ("gold_typology", "matched_typology"))
 TRAINING = ("gold", "matched", "gold_typology", "matched_typology", "tokenizer")
-STRATA = ("", "_original", "_unoriginal")
-"""Held-out splits are `validation` and `test`, random samples of the corpus, and both with each of these endings."""
 
 
 @dataclass
 class Splits:
     """Document numbers (int64): `training` by config, `heldout` by split; rows of gold and matched are partners.
+
+    Held-out splits are `validation` and `test`, random samples of the corpus, and both as `_original`, `_unoriginal`.
 
     `notes` says for each name how many were asked for and what limited them.
     """
@@ -191,7 +192,7 @@ def decontaminate(splits: Splits, contaminated: np.ndarray, tokens: np.ndarray, 
     size = sizes(len(tokens))
     wanted = {"gold": size["gold"], "gold_typology": size["gold"], "tokenizer": size["tokenizer"]}
     training, notes = {}, {}
-    for name, partner in (("gold", "matched"), ("gold_typology", "matched_typology"), ("tokenizer", None)):
+    for name, partner in (*PAIRS, ("tokenizer", None)):
         rows = np.stack([splits.training[key] for key in (name, partner) if key])
         clean = rows[:, ~contaminated[rows].any(axis=0)]
         shuffle = np.random.default_rng([seed, 2]).permutation(clean.shape[1])
@@ -205,11 +206,9 @@ def decontaminate(splits: Splits, contaminated: np.ndarray, tokens: np.ndarray, 
             )
         if dropped := rows.shape[1] - clean.shape[1]:
             reasons.append(f"{dropped:,} left out for what they share with held-out documents")
-        note = f"{cut.shape[1]:,} of {wanted[name]:,}" + (
-            f" ({'; '.join(reasons)})" if cut.shape[1] < wanted[name] else ""
-        )
+        why = f" ({'; '.join(reasons)})" if cut.shape[1] < wanted[name] else ""
         for key, part in zip((name, partner), cut, strict=False):
-            training[key], notes[f"{key}/train"] = part, note
+            training[key], notes[f"{key}/train"] = part, f"{cut.shape[1]:,} of {wanted[name]:,}{why}"
     for name, part in splits.heldout.items():
         notes[f"heldout/{name}"] = f"{len(part):,} of {size['heldout']:,}"
     return Splits(training, splits.heldout, notes)
@@ -219,36 +218,25 @@ def check(splits: Splits, tokens: np.ndarray, originality: np.ndarray, typology:
     """What must hold of finished splits: by name, the figure, the limit that it is held to, and whether it `passed`."""
     found = {}
 
-    def add(name: str, value: float, limit: float, at_least: bool = False) -> None:
-        passed = value >= limit if at_least else value <= limit
-        found[name] = {
-            "value": round(float(value), 6),
-            "at_least" if at_least else "at_most": limit,
-            "passed": bool(passed),
-        }
+    def add(name: str, value: float, limit: float, bound: str = "at_most") -> None:
+        passed = bool(value >= limit if bound == "at_least" else value <= limit)
+        found[name] = {"value": round(float(value), 6), bound: limit, "passed": passed}
 
     training, heldout = splits.training, np.concatenate(list(splits.heldout.values()))
-    for one, other in (("gold", "matched"), ("gold_typology", "matched_typology")):
+    for one, other in PAIRS:
         a, b = training[one], training[other]
         add(f"documents in both {one} and {other}", len(np.intersect1d(a, b)), 0)
-        off = np.abs(tokens[a] - tokens[b])
         allowed = np.maximum(1, np.floor(TOLERANCE * tokens[a]))
-        add(f"{one}: pairs that differ in length by more than 2 % and one token", int((off > allowed).sum()), 0)
+        off = int((np.abs(tokens[a] - tokens[b]) > allowed).sum())
+        add(f"{one}: pairs that differ in length by more than 2 % and one token", off, 0)
         if len(a):
-            statistic = np.abs(_ahead(tokens[a], tokens[b])[1]).max() / len(a)
-            add(
-                f"{one}: Kolmogorov-Smirnov distance of the lengths to its control",
-                statistic,
-                max(KS_LIMIT, 1 / len(a)),
-            )
+            distance = np.abs(_ahead(tokens[a], tokens[b])[1]).max() / len(a)
+            limit = max(KS_LIMIT, 1 / len(a))
+            add(f"{one}: Kolmogorov-Smirnov distance of the lengths to its control", distance, limit)
             share = abs(int(tokens[a].sum()) - int(tokens[b].sum())) / int(tokens[b].sum())
             add(f"{one}: difference in tokens to its control, as a share", share, TOKENS_LIMIT)
-            add(
-                f"{one}: smallest gap in originality to a control",
-                (originality[a] - originality[b]).min(),
-                MIN_GAP,
-                True,
-            )
+            gap = (originality[a] - originality[b]).min()
+            add(f"{one}: smallest gap in originality to a control", gap, MIN_GAP, "at_least")
     a, b = training["gold_typology"], training["matched_typology"]
     same = (typology[a] == typology[b]) & (typology[a] >= 0)
     add("gold_typology: pairs of different typology", int((~same).sum()), 0)

@@ -7,7 +7,6 @@ The second gives the tokenizer of a Qwen3 checkpoint, for training that goes on 
 training needs: tokens that it has and that plain text never uses.
 """
 
-import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -16,10 +15,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.data.texts import count_texts, dataset_digest, read_texts
-from flexqwen.files import atomic_write, versions, write_json
+from flexqwen.files import atomic_write, is_empty, read_json, versions, write_json
 
 PAD, BOS, EOS, MASK = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
 MADE_BY = "made_by.json"
+FORMAT = 1  # of the tokenizer; raise it where the same texts and size give another one
 QWEN3_ROLES = {"pad": "<|fim_pad|>", "bos": "<|im_start|>", "eos": "<|endoftext|>", "mask": "<|fim_middle|>"}
 
 # Words with their leading space, numbers digit by digit (so that a model can learn what a digit is worth), runs of
@@ -66,9 +66,7 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
             f"the tokenizer split of {dataset} gives only {tokenizer.get_vocab_size()} tokens, vocab_size asks for "
             f"{vocab_size}; lower vocab_size or build the dataset from more documents"
         )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {EOS} $B:1", special_tokens=[(BOS, 1), (EOS, 2)]
-    )
+    _begin_with(tokenizer, BOS, EOS)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -95,13 +93,16 @@ def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> Pre
         if token not in vocabulary:
             raise InputError(f"the tokenizer of {checkpoint} has no token {token}, which is to be its {role} token")
         setattr(tokenizer, f"{role}_token", token)
-    bos, eos = roles["bos"], roles["eos"]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A",
-        pair=f"{bos} $A {eos} $B:1",
-        special_tokens=[(bos, vocabulary[bos]), (eos, vocabulary[eos])],
-    )
+    _begin_with(tokenizer.backend_tokenizer, roles["bos"], roles["eos"])
     return tokenizer
+
+
+def _begin_with(tokenizer: Tokenizer, bos: str, eos: str) -> None:
+    """Makes encoding put BOS in front of a text, and EOS between two."""
+    ids = [(token, tokenizer.token_to_id(token)) for token in (bos, eos)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {eos} $B:1", special_tokens=ids
+    )
 
 
 @command
@@ -113,22 +114,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", default="runs/tokenizer", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer made from something else")
     args = parser.parse_args(argv)
+    made_by = {"format": FORMAT}
     if args.adapt:
-        made_by = {"adapted_from": args.adapt, **QWEN3_ROLES}
+        made_by |= {"adapted_from": args.adapt, **QWEN3_ROLES}
     else:
-        made_by = {"dataset_digest": dataset_digest(args.dataset), "vocab_size": args.vocab_size}
-    made_by["versions"] = versions("tokenizers")
-    existing = Path(args.output) / MADE_BY
-    if existing.is_file():
-        if json.loads(existing.read_text(encoding="utf-8")) == made_by:
-            print(f"tokenizer: {args.output} is already there, made from the same things and settings; reused")
+        made_by |= {"dataset_digest": dataset_digest(args.dataset), "vocab_size": args.vocab_size}
+    output = Path(args.output)
+    if found := read_json(output / MADE_BY):
+        if made_by == {name: found.get(name, 1) for name in made_by}:
+            print(f"tokenizer: {output} is already there, made from the same things and settings; reused")
             return
         if not args.overwrite:
-            raise InputError(f"{args.output} holds a tokenizer made otherwise; pass --overwrite or another --output")
-    elif Path(args.output).exists() and any(Path(args.output).iterdir()):
-        raise InputError(f"{args.output} exists and is not a tokenizer made by this command; pass another --output")
+            raise InputError(f"{output} holds a tokenizer made otherwise; pass --overwrite or another --output")
+    elif output.exists() and not is_empty(output):
+        raise InputError(f"{output} exists and is not a tokenizer made by this command; pass another --output")
     tokenizer = adapt_tokenizer(args.adapt) if args.adapt else train_tokenizer(args.dataset, args.vocab_size)
-    with atomic_write(args.output) as folder:
+    with atomic_write(output) as folder:
         tokenizer.save_pretrained(folder)
-        write_json(folder / MADE_BY, made_by)
-    print(f"tokenizer: {args.output} ({len(tokenizer)} tokens)")
+        write_json(folder / MADE_BY, made_by | {"versions": versions("tokenizers")})
+    print(f"tokenizer: {output} ({len(tokenizer)} tokens)")

@@ -31,7 +31,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from flexqwen import loading
 from flexqwen.cli import InputError
-from flexqwen.data import overlap
+from flexqwen.data import passages
 
 Item = TypeVar("Item")
 Row = dict[str, Any]
@@ -136,11 +136,11 @@ def unseen(test: list[Item], texts: list[str], settings: Settings) -> tuple[list
     """
     if settings.dataset is None:
         return test, {}
-    shares = overlap.seen_shares(texts, settings.dataset)
+    shares = passages.find_seen_shares(texts, settings.dataset)
     kept = np.flatnonzero(~(shares > 0)) if settings.exclude_seen else np.arange(len(test))
     if not len(kept):
         raise InputError("a 13-gram of every test item was trained on; leave the task or --exclude_seen out")
-    return [test[number] for number in kept], overlap.details(shares[kept], len(test) - len(kept))
+    return [test[number] for number in kept], passages.describe_seen(shares[kept], len(test) - len(kept))
 
 
 def load_tokenizer(model_folder: str, settings: Settings):

@@ -26,7 +26,7 @@ import yaml
 
 from configuration_flexqwen import FlexQwenConfig
 from flexqwen.cli import InputError
-from flexqwen.data import overlap
+from flexqwen.data import passages
 from flexqwen.data.texts import dataset_digest, parquet_files
 from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.results import Result, check_finite, check_unchanged, model_digests
@@ -226,7 +226,7 @@ def find_overlap(study: Study) -> None:
     if not items or (path.is_file() and any((study.results / "cells").glob("*.json"))):
         return
     shares = iter(
-        overlap.seen_shares([item.text for task in items.values() for item in task], study.training["dataset"])
+        passages.find_seen_shares([item.text for task in items.values() for item in task], study.training["dataset"])
     )
     found = {}
     for task, loaded in items.items():

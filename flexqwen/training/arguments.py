@@ -43,6 +43,12 @@ class DataArguments:
     dataset_config: str = field(default="gold", metadata={"help": "the config whose train split is trained on"})
     tokenizer: str = field(default="runs/tokenizer", metadata={"help": "folder made by python -m flexqwen tokenizer"})
     token_stores: str = field(default="runs/tokens", metadata={"help": "folder where tokenized, packed rows are kept"})
+    token_store: str | None = field(
+        default=None,
+        metadata={
+            "help": "a folder in token_stores to train from instead of a dataset; the rows of phases lie beside it"
+        },
+    )
     sequence_length: int = field(default=512, metadata={"help": "tokens of a row"})
     phases: list[str] | None = field(
         default=None,

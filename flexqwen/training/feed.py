@@ -1,9 +1,10 @@
 """What a run trains on, and what it is measured on."""
 
 import math
+from pathlib import Path
 
 from flexqwen.cli import InputError
-from flexqwen.data.packing import token_store
+from flexqwen.data.packing import make_token_store
 from flexqwen.evaluation.heldout import HeldOut
 from flexqwen.training.arguments import Arguments
 from flexqwen.training.schedule import Phase, parse_phases, plan_phases
@@ -22,9 +23,16 @@ def load_data(args: Arguments, dataset: str, dataset_digest: str, tokenizer) -> 
     """
     data, training = args.data, args.training
     settings = parse_phases(data.phases, data.sequence_length)
+    root = str(Path(data.token_store).parent) if data.token_store else data.token_stores
     rows = {
-        length: token_store(
-            dataset, dataset_digest, data.dataset_config, tokenizer, data.tokenizer, length, data.token_stores
+        length: make_token_store(
+            None if data.token_store else dataset,
+            dataset_digest,
+            data.dataset_config,
+            tokenizer,
+            data.tokenizer,
+            length,
+            root,
         )
         for length in dict.fromkeys(phase.sequence_length for phase in settings)
     }

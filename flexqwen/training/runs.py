@@ -25,8 +25,8 @@ import torch
 import yaml
 
 from flexqwen.cli import InputError, redact
-from flexqwen.data.packing import stored_digest
-from flexqwen.data.texts import summary
+from flexqwen.data.packing import open_token_store
+from flexqwen.data.texts import dataset_digest, summarize
 from flexqwen.files import atomic_write, digest, file_digest, remove_path, versions, write_json
 from flexqwen.training.arguments import Arguments, TrainingArguments, as_dict
 from flexqwen.training.checkpoints import find_defect, last_checkpoint, list_checkpoints, step_of
@@ -35,7 +35,7 @@ from flexqwen.training.model import save_code
 
 # Settings that say where and how a run happens, not what comes out of it.
 CIRCUMSTANCES = re.compile(
-    r"output_dir|overwrite|resume_changed|dataset|tokenizer|token_stores|disable_tqdm|report_to|run_name|log_level.*|logging_.*|"
+    r"output_dir|overwrite|resume_changed|dataset|tokenizer|token_stores?|disable_tqdm|report_to|run_name|log_level.*|logging_.*|"
     r"dataloader_.*|save_.*|push_to_hub|hub_.*|resume_from_checkpoint|use_cpu|ddp_.*|.*local_rank|project|trackio_.*|per_device_eval_batch_size"
 )
 
@@ -57,9 +57,11 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
     """
     data = args.data
     digests = {"tokenizer": file_digest(Path(data.tokenizer) / "tokenizer.json")}
-    digests["dataset"] = stored_digest(
-        dataset, data.dataset_config, digests["tokenizer"], data.sequence_length, data.token_stores
-    )
+    if data.token_store:
+        store = open_token_store(data.token_store, data.dataset_config, digests["tokenizer"], data.sequence_length)
+        digests["dataset"] = store.info["dataset_digest"]
+    else:
+        digests["dataset"] = dataset_digest(dataset)
     if checkpoint := args.model.model_name_or_path:
         weights = sorted(Path(checkpoint).glob("*.safetensors"))
         digests["model"] = digest([file_digest(file) for file in weights] or checkpoint)
@@ -70,7 +72,7 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
         "digests": digests,
         "versions": versions("torch", "transformers", "accelerate", "tokenizers", "numpy"),
         "command": redact(["train.py", *argv]),
-        "data": summary(dataset, data.dataset_config),
+        "data": summarize(dataset, data.dataset_config),
         "dataset_is_of_the_hub": dataset != data.dataset,  # the name alone does not tell it from a folder
         "hardware": describe_hardware(args.training.world_size),
     }

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from flexqwen.cli import InputError
-from flexqwen.data import passages, splits
+from flexqwen.data import splits
 
 
 def columns(documents: int, seed: int, longest: int = 400):
@@ -145,21 +145,3 @@ def test_limits_are_told():
 def test_nothing_to_pair_is_an_error():
     with pytest.raises(InputError, match=r"only 0 pairs .* give more shards"):
         splits.propose(np.full(500, 30), np.full(500, 100.0), np.zeros(500, int), 0)
-
-
-# Contamination
-
-SENTENCE = "o rio corre lento entre as pedras e ninguém da aldeia sabe de onde vem tanta água fria"
-WORDS = SENTENCE.split()
-
-
-@pytest.mark.parametrize(("common", "share"), [(18, 1.0), (15, 0.5), (12, 0.0), (0, 0.0)])
-def test_share_of_13_grams(common, share):
-    heldout = np.unique(passages.passages(["antes " + " ".join(WORDS[:common]) + " depois"]))
-    text = " ".join(WORDS[:common] + [f"x{i}" for i in range(18 - common)])
-    assert passages.Passages(heldout).shares(["curto", text, ""]).tolist() == [0, share, 0]
-
-
-def test_nothing_held_out():
-    nothing = passages.Passages(np.empty(0, np.uint64))
-    assert nothing.shares([" ".join(WORDS)]).tolist() == [0]

@@ -10,7 +10,6 @@ from datasets import Dataset
 
 import eval as evaluation
 from flexqwen.cli import InputError
-from flexqwen.data import overlap
 from flexqwen.data.texts import read_texts
 from flexqwen.evaluation import sources, tasks
 from flexqwen.evaluation.likelihood import Request
@@ -265,17 +264,6 @@ def test_a_limit_takes_always_the_same_items():
     items = [Item(f"{n}", "") for n in range(50)]
     assert [item.id for item in some(items, 7)] == sorted((item.id for item in some(items[::-1], 7)), key=int)
     assert some(items, 100) == items and len(some(items, 7)) == 7
-
-
-def test_seen_shares_finds_planted_passages(built):
-    trained = [text for _, text in read_texts(built, "gold", "train")]
-    whole = next(text for text in trained if len(text.split()) > 60)
-    half = " ".join([*whole.split()[:30], *(f"palavra{n}" for n in range(30))])
-    new = " ".join(f"nova{n}" for n in range(40))
-    shares = overlap.seen_shares([whole, new, "Curto demais.", half], built, progress=False)
-    assert shares[0] == 1 and shares[1] == 0 and np.isnan(shares[2]) and 0.3 < shares[3] < 0.5
-    heldout = [text for _, text in read_texts(built, "heldout", "test")]
-    assert np.nanmean(overlap.seen_shares(heldout, built, progress=False)) < 0.5
 
 
 def test_mpararel_requests_point_at_the_object():

@@ -136,7 +136,7 @@ def test_test_items_that_were_trained_on_are_counted_and_can_be_left_out(monkeyp
         texts.append(asked)
         return np.array([0.5, *[0.0] * (len(asked) - 2), np.nan])
 
-    monkeypatch.setattr("flexqwen.data.overlap.seen_shares", seen_shares)
+    monkeypatch.setattr("flexqwen.data.passages.find_seen_shares", seen_shares)
     WRITERS[task](tmp_path)
     everything, without = (
         module.run(checkpoints["flexqwen"], tmp_path, replace(WHOLE, dataset="built", exclude_seen=exclude))

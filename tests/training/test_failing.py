@@ -155,21 +155,25 @@ def test_two_processes_do_not_train_in_one_folder(whole, built, tokenizer_folder
         process.join()
 
 
-def test_a_machine_with_the_token_store_alone_trains_the_same_run(whole, built, tokenizer_folder, place, tmp_path):
+def test_a_machine_with_the_token_store_alone_trains_the_same_run_where_it_is_named(
+    whole, built, tokenizer_folder, place, tmp_path
+):
     shutil.copytree(place / "tokens", tmp_path / "tokens")
     arguments = options("no_such_dataset", tokenizer_folder, tmp_path / "runs")
 
-    def train_there():
+    def train_there(*more):
         return subprocess.run(
-            [sys.executable, "-c", BARE, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+            [sys.executable, "-c", BARE, *arguments, *more], cwd=ROOT, capture_output=True, text=True, timeout=300
         )
 
+    (store,) = (tmp_path / "tokens").glob("gold-64-*")
     done = train_there()
-    assert done.returncode == 0 and "note: no dataset in no_such_dataset" in done.stdout, done.stderr
+    assert done.returncode == 2 and "no dataset in no_such_dataset" in done.stderr and done.stderr.count("\n") == 1
+    done = train_there("--token_store", str(store))
+    assert done.returncode == 0, done.stderr
     assert same_weights(tmp_path / "runs" / "hybrid-shift-64" / "step_000012", whole / "step_000012")
-    shutil.rmtree(tmp_path / "tokens")
-    done = train_there()
-    assert done.returncode == 2 and "no token stores of gold" in done.stderr and done.stderr.count("\n") == 1
+    done = train_there("--token_store", str(store), "--dataset_config", "matched", "--output_dir", str(tmp_path / "m"))
+    assert done.returncode == 2 and "has dataset_config gold, and this run needs matched" in done.stderr
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,6 +1,6 @@
 """A sample corpus in Corpus Carolina's exact layout and TEI format, whose true originality is known.
 
-The texts are made by the grammar of `portuguese.py`. Half of the documents are new from the first word to the last; the
+The texts are made by the grammar of `grammar.py`. Half of the documents are new from the first word to the last; the
 other half hold passages copied from a stock that no document owns, in a share drawn for each document. The headers then
 state what is true of the finished corpus, counted by brute force: the percentage of a document's word 7-grams
 (white-space-separated words, one 7-gram a position) that no other document holds, and 0 for documents under 21 tokens,
@@ -15,12 +15,22 @@ from random import Random
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
+import yaml
 from tqdm import tqdm
 
+from flexqwen.cli import InputError
 from flexqwen.data.corpus import CHECKSUMS, GENERATED, MIN_TOKENS
+from flexqwen.data.ngrams import NGRAM
 from flexqwen.data.sample.grammar import Writer
+from flexqwen.files import atomic_write, is_empty, read_json, write_json
 
-NGRAM = 7
+FORMAT = 1
+"""Of the sample: raise it where the same number of documents and seed give other bytes."""
+
+STAMP = "sample.json"
+_SHARD = Path(__file__).with_name("shard.xml").read_text(encoding="utf-8")  # of one document, with names to fill in
+_START, _END = _SHARD.index("\t<TEI>"), _SHARD.index("</teiCorpus>")
+_HEAD, _DOCUMENT, _TAIL = _SHARD[:_START], _SHARD[_START:_END], _SHARD[_END:]
 
 
 class Genre(NamedTuple):
@@ -38,32 +48,10 @@ class Genre(NamedTuple):
     license: str
 
 
-_BY, _BY_SA = "https://creativecommons.org/licenses/by/4.0/", "https://creativecommons.org/licenses/by-sa/4.0/"
-_BY_NC_SA = "https://creativecommons.org/licenses/by-nc-sa/4.0/"
-_LICENSE_NAMES = {_BY: "CC BY 4.0", _BY_SA: "CC BY-SA 4.0", _BY_NC_SA: "CC BY-NC-SA 4.0"}
-
-# fmt: off
-GENRES = (
-    Genre("tweet", ("datasets_and_other_corpora/pt/DATa",), "pt", "TWEET_VIR_W", "Virtual Forum",
-          .16, (7, 48), 9, "https://example.org/tweets.csv", _BY_NC_SA),
-    Genre("review", ("datasets_and_other_corpora/pt-BR/DATb",), "pt-BR", "PRODUCT_REVIEW_COM_W", "Commercial",
-          .18, (9, 90), 9, "https://example.org/reviews.csv", _BY_NC_SA),
-    Genre("encyclopedia", ("wikis/pt/WIKb", "wikis/pt/WIKc"), "pt", "VOCABULARY_ENTRY_INS_W", "Instructional",
-          .26, (30, 400), 4, "https://example.org/wiki?curid={}", _BY_SA),
-    Genre("encyclopedia", ("wikis/pt-BR/WIKa",), "pt-BR", "VOCABULARY_ENTRY_INS_W", "Instructional",
-          .06, (30, 300), 4, "https://example.org/wiki?curid={}", _BY_SA),
-    Genre("news", ("university_domains/UNIa",), "pt-BR", "SECTION_JOU_W", "Journalistic",
-          .14, (60, 500), 3, "https://example.org/jornal/{}/", _BY),
-    Genre("law", ("legislative_branch/LEGa",), "pt-BR", "LEGISLATIVE_W", "Legislative",
-          .07, (50, 500), 1, "https://example.org/leis/{}", _BY),
-    Genre("ruling", ("judicial_branch/JUDa",), "pt-BR", "APPELLATE_DECISION_RECORDS_JUR_W", "Juridical",
-          .06, (60, 600), 3, "https://example.org/acordaos/{}", _BY),
-    Genre("prose", ("public_domain_works/PUBa",), "pt-BR", "NOVEL_LIT_W", "Literary",
-          .03, (200, 1200), 5, "https://example.org/obras/{}.pdf", _BY_SA),
-    Genre("tweet", ("social_media/SOCa",), "pt-BR", "BLOG_POST_VIR_W", "Virtual Forum",
-          .04, (20, 160), 4, "https://example.org/blog/{}", _BY),
+GENRES = tuple(
+    Genre(**{name: tuple(value) if isinstance(value, list) else value for name, value in genre.items()})
+    for genre in yaml.safe_load(Path(__file__).with_name("genres.yaml").read_text(encoding="utf-8"))
 )
-# fmt: on
 
 
 class SampleDocument(NamedTuple):
@@ -150,6 +138,34 @@ def _write(genre: Genre, stock: list[list[str]], random: Random) -> str:
     return "\n".join(" ".join(sentences[start : start + step]) for start in range(0, len(sentences), step))
 
 
+def make_sample(folder: Path, documents: int, seed: int, overwrite: bool = False) -> None:
+    """Writes a sample corpus, unless the same one is there.
+
+    Raises:
+        InputError: the folder holds something else, or another sample corpus and `overwrite` is not set.
+    """
+    if documents < 1:
+        raise InputError(f"--documents {documents}: give 1 or more")
+    made = {"documents": documents, "seed": seed, "format": FORMAT}
+    if folder.exists() and not is_empty(folder):
+        found = read_json(folder / STAMP)
+        if not (isinstance(found, dict) and {"documents", "seed"} <= found.keys()):
+            raise InputError(f"{folder}: holds no sample corpus; name another folder, or remove it yourself")
+        if made == {name: found.get(name, 1) for name in made}:
+            print(f"{folder}: already there, reused")
+            return
+        if not overwrite:
+            raise InputError(f"{folder}: is a sample corpus made otherwise; remove it, or give --overwrite")
+    try:
+        with atomic_write(folder) as aside:
+            aside.mkdir()
+            write_sample(aside, documents, seed)
+            write_json(aside / STAMP, made)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    print(f"{folder}: a sample corpus of {documents:,} documents")
+
+
 def write_sample(folder: Path, documents: int = 3000, seed: int = 0) -> None:
     """Writes `<folder>/corpus/`. The bytes depend on nothing but the arguments."""
     shards: dict[str, list[SampleDocument]] = {}
@@ -171,7 +187,7 @@ def write_sample(folder: Path, documents: int = 3000, seed: int = 0) -> None:
 
 def shard_xml(documents: list[SampleDocument]) -> str:
     """The TEI of a shard."""
-    return _HEAD.format(categories=_categories()) + "".join(map(_document_xml, documents)) + "</teiCorpus>\n"
+    return _HEAD.format(categories=_categories()) + "".join(map(_document_xml, documents)) + _TAIL
 
 
 def _categories() -> str:
@@ -191,7 +207,7 @@ def _document_xml(document: SampleDocument) -> str:
         tokens=document.tokens,
         originality=document.originality,
         license=genre.license,
-        license_name=_LICENSE_NAMES[genre.license],
+        license_name=f"CC {genre.license.split('/')[-3].upper()} 4.0",
         source=genre.source.format(document.number),
         bytes=len(document.text.encode()),
         domain=genre.domain,
@@ -200,137 +216,3 @@ def _document_xml(document: SampleDocument) -> str:
         taxonomy=document.shard.split("/")[0].upper(),
         paragraphs="".join(f"\t\t\t\t<p>{escape(line)}</p>\n" for line in document.text.split("\n")),
     )
-
-
-_HEAD = """\
-<?xml version='1.0' encoding='utf-8'?>
-<teiCorpus xmlns="http://www.tei-c.org/ns/1.0">
-	<teiHeader>
-		<fileDesc>
-			<titleStmt>
-				<title type="main">Carolina</title>
-				<title type="sub">Sample, generated by FlexQwen</title>
-			</titleStmt>
-			<publicationStmt>
-				<authority>FlexQwen</authority>
-			</publicationStmt>
-			<sourceDesc>
-				<p>A generated sample in the format of Carolina: General Corpus of Contemporary Brazilian Portuguese \
-with Provenance and Typology Information.</p>
-			</sourceDesc>
-		</fileDesc>
-		<encodingDesc>
-			<projectDesc>
-				<p>Every text of this file was generated; none was written by a person.</p>
-			</projectDesc>
-			<classDecl>
-				<taxonomy xml:id="Source_typology">
-{categories}\
-				</taxonomy>
-			</classDecl>
-		</encodingDesc>
-	</teiHeader>
-"""
-
-_DOCUMENT = """\
-	<TEI>
-		<teiHeader>
-			<fileDesc>
-				<titleStmt>
-					<title>{id}</title>
-					<respStmt>
-						<resp>Download</resp>
-						<name>FlexQwen</name>
-					</respStmt>
-					<respStmt>
-						<resp>Metadata</resp>
-						<name>FlexQwen</name>
-					</respStmt>
-					<respStmt>
-						<resp>Extraction</resp>
-						<name>FlexQwen</name>
-					</respStmt>
-				</titleStmt>
-				<extent>
-					<measure unit="tokens" quantity="{tokens}" />
-					<measure type="originality" unit="percent" quantity="{originality}" />
-				</extent>
-				<publicationStmt>
-					<authority>FlexQwen</authority>
-					<date type="Download">2026-01-01</date>
-					<date type="Extraction">2026-01-01</date>
-					<availability status="free">
-						<license target="{license}">{license_name}</license>
-					</availability>
-				</publicationStmt>
-				<sourceDesc>
-					<biblFull>
-						<fileDesc>
-							<titleStmt>
-								<title>
-									<name />
-									<media mimeType="text/plain" url="{source}" source="sample.txt" />
-								</title>
-								<author />
-								<editor role="translator" />
-								<sponsor>Unknown</sponsor>
-							</titleStmt>
-							<extent>
-								<measure unit="bytes" quantity="{bytes}" />
-								<measure unit="tokens" quantity="{tokens}" />
-								<measure unit="pages" quantity="-1" />
-							</extent>
-							<publicationStmt>
-								<publisher />
-								<authority>FlexQwen</authority>
-								<date>2026-01-01</date>
-								<availability status="free">
-									<license target="{license}">{license_name}</license>
-								</availability>
-								<address>
-									<region />
-								</address>
-							</publicationStmt>
-							<seriesStmt>
-								<title />
-								<biblScope />
-							</seriesStmt>
-							<sourceDesc>
-								<p>Born digital</p>
-							</sourceDesc>
-						</fileDesc>
-						<profileDesc>
-							<creation resp="user" />
-							<textDesc>
-								<channel mode="w" />
-								<constitution type="single" />
-								<derivation />
-								<domain>{domain}</domain>
-								<factuality />
-								<interaction />
-								<preparedness type="spontaneous" />
-								<purpose />
-							</textDesc>
-							<textClass>
-								<catRef scheme="#Source_typology" target="#{typology}" />
-							</textClass>
-							<langUsage>
-								<language ident="{language}" />
-							</langUsage>
-						</profileDesc>
-					</biblFull>
-				</sourceDesc>
-			</fileDesc>
-			<profileDesc>
-				<textClass>
-					<catRef scheme="#Carolina_typology" target="#{taxonomy}" />
-				</textClass>
-			</profileDesc>
-		</teiHeader>
-		<text>
-			<body>
-{paragraphs}\
-			</body>
-		</text>
-	</TEI>
-"""

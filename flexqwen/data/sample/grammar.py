@@ -5,8 +5,11 @@ that a small model has real regularities to learn, and the lexicon is wide enoug
 words in a row.
 """
 
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
+
+import yaml
 
 
 class Noun(NamedTuple):
@@ -17,161 +20,32 @@ class Noun(NamedTuple):
     plural: bool = False
 
 
-def _list(words: str) -> list[str]:
-    return words.split()
-
-
-def _nouns(words: str) -> list[Noun]:
+def _nouns(group: str) -> list[Noun]:
     """Reads `livro/m revista/f`; `_` stands for a space inside a compound."""
-    return [Noun(word.replace("_", " "), gender) for word, gender in (item.split("/") for item in words.split())]
+    items = (item.replace("_", " ").split("/") for item in _LEXICON["nouns"][group].split())
+    return [Noun(word, gender) for word, gender in items]
 
 
-PEOPLE = _nouns(
-    "professor/m professora/f pesquisador/m pesquisadora/f médico/m médica/f engenheiro/m engenheira/f estudante/m "
-    "estudante/f jornalista/m jornalista/f artista/f músico/m cantora/f escritor/m escritora/f poeta/m agricultor/m "
-    "agricultora/f pescador/m enfermeira/f advogado/m advogada/f vereador/m prefeita/f deputado/m deputada/f "
-    "senador/m ministro/m juíza/f diretor/m diretora/f secretário/m secretária/f bibliotecária/f arquiteto/m "
-    "historiadora/f geógrafo/m biólogo/m bióloga/f químico/m física/f fotógrafo/m pintora/f ator/m atriz/f "
-    "cozinheiro/m motorista/m comerciante/m vizinha/f operário/m costureira/f carpinteiro/m "
-    "treinadora/f atleta/m"
-)
-INSTITUTIONS = _nouns(
-    "universidade/f prefeitura/f escola/f empresa/f museu/m hospital/m biblioteca/f associação/f cooperativa/f "
-    "orquestra/f comissão/f instituto/m sindicato/m tribunal/m governo/m conselho/m câmara/f editora/f fundação/f "
-    "faculdade/f laboratório/m ministério/m secretaria/f clube/m federação/f academia/f agência/f companhia/f "
-    "jornal/m emissora/f assembleia/f paróquia/f galeria/f departamento/m consórcio/m colégio/m comitê/m"
-)
-PLACES = _nouns(
-    "praça/f mercado/m igreja/f ponte/f parque/m porto/m bairro/m estação/f praia/f fazenda/f vila/f teatro/m rua/f "
-    "avenida/f ilha/f vale/m serra/f lagoa/f floresta/f fronteira/f aldeia/f fábrica/f oficina/f estádio/m "
-    "cemitério/m rodovia/f ferrovia/f barragem/f usina/f mina/f cachoeira/f reserva/f capela/f palácio/m sítio/m "
-    "farol/m mirante/m feira/f padaria/f auditório/m ginásio/m jardim/m cais/m beco/m sertão/m litoral/m planalto/m "
-    "pomar/m"
-)
-WORKS = _nouns(
-    "livro/m romance/m artigo/m relatório/m poema/m filme/m peça/f canção/f mapa/m catálogo/m estudo/m revista/f "
-    "manual/m diário/m exposição/f documentário/m ensaio/m conto/m retrato/m mural/m disco/m arquivo/m dicionário/m "
-    "inventário/m coleção/f tese/f carta/f crônica/f partitura/f gravura/f escultura/f roteiro/m almanaque/m "
-    "folheto/m atlas/m"
-)
-PLANS = _nouns(
-    "projeto/m programa/m plano/m acordo/m contrato/m pedido/m proposta/f decisão/f medida/f reforma/f campanha/f "
-    "pesquisa/f parceria/f obra/f licença/f eleição/f investigação/f auditoria/f consulta/f curso/m seminário/m "
-    "concurso/m edital/m orçamento/m cronograma/m calendário/m regulamento/m convênio/m tratado/m serviço/m "
-    "sistema/m método/m experimento/m"
-)
-THEMES = _nouns(
-    "educação/f saúde/f clima/m história/f economia/f cultura/f transporte/m moradia/f segurança/f ciência/f "
-    "agricultura/f memória/f linguagem/f música/f turismo/m energia/f água/f saneamento/m trabalho/m comércio/m "
-    "pesca/f indústria/f literatura/f arquitetura/f mineração/f biodiversidade/f alfabetização/f migração/f "
-    "inflação/f tecnologia/f ética/f"
-)
-PRODUCTS = _nouns(
-    "celular/m fogão/m geladeira/f mochila/f relógio/m perfume/m colchão/m cafeteira/f ventilador/m panela/f "
-    "boneca/f câmera/f teclado/m fone/m cadeira/f mesa/f televisão/f liquidificador/m travesseiro/m tapete/m "
-    "bicicleta/f sapato/m jaqueta/f bolsa/f lanterna/f impressora/f roteador/m aspirador/m churrasqueira/f "
-    "batedeira/f chaleira/f cortina/f luminária/f mouse/m notebook/m tablet/m berço/m carrinho/m violão/m barraca/f "
-    "garrafa/f faca/f frigideira/f"
-)
-PARTS = _nouns(
-    "tela/f bateria/f cabo/m tampa/f embalagem/f costura/f acabamento/m motor/m manual/m tecido/m zíper/m botão/m "
-    "cor/f tamanho/m peso/m som/m cheiro/m preço/m prazo/m encaixe/m parafuso/m material/m design/m suporte/m "
-    "alça/f"
-)
-SPECIES = _nouns(
-    "ave/f peixe/m mamífero/m réptil/m anfíbio/m inseto/m aranha/f borboleta/f árvore/f orquídea/f palmeira/f "
-    "bromélia/f trepadeira/f samambaia/f cacto/m arbusto/m besouro/m morcego/m roedor/m molusco/m"
-)
-MATTERS = _nouns(
-    "madeira/f pedra/f chuva/f poeira/f lua/f vento/m silêncio/m sombra/f janela/f estrada/f noite/f manhã/f "
-    "saudade/f mar/m rio/m fogo/m porta/f espelho/m barco/m pássaro/m sino/m relva/f nuvem/f tempestade/f caminho/m "
-    "lembrança/f sonho/m voz/f olhar/m mão/f coração/m inverno/m verão/m tarde/f areia/f lâmpada/f corredor/m "
-    "quintal/m telhado/m"
-)
-ADJECTIVES = _list(
-    "público municipal estadual federal regional histórico moderno amplo raro simples complexo importante recente "
-    "tradicional popular científico técnico urbano rural costeiro industrial agrícola cultural religioso artístico "
-    "econômico político social ambiental digital experimental anual mensal provisório permanente gratuito coletivo "
-    "internacional brasileiro paulista mineiro baiano nordestino amazônico gaúcho francês português japonês inglês "
-    "colonial imperial republicano inédito célebre modesto enorme elegante sólido frágil notável discreto curioso "
-    "severo generoso rigoroso cuidadoso independente voluntário noturno distante vizinho central lateral interno "
-    "externo inteiro completo parcial definitivo"
-)
-QUALITIES = _list(
-    "resistente bonito prático leve confortável silencioso frágil durável potente compacto macio barato útil fraco "
-    "péssimo excelente ótimo razoável moderno delicado áspero firme eficiente simples perfeito"
-)
-TRAITS = _list(
-    "experiente famoso antigo respeitado brasileiro mineiro baiano gaúcho português voluntário aposentado discreto "
-    "generoso severo curioso cuidadoso independente célebre modesto paulista nordestino local premiado convidado"
-)
-FIRST = {
-    "m": _list(
-        "Antônio Bernardo Caetano Daniel Eduardo Felipe Gustavo Henrique Ivan João Luís Marcelo Nelson Otávio Paulo "
-        "Rafael Sérgio Tiago Vicente Álvaro Joaquim Raimundo Sebastião Francisco Augusto Leonardo Miguel Renato "
-        "Damião Benedito"
-    ),
-    "f": _list(
-        "Ana Beatriz Cecília Débora Elisa Fernanda Gabriela Helena Inês Joana Letícia Marina Natália Olívia "
-        "Patrícia Regina Sofia Teresa Vitória Adriana Conceição Iracema Lúcia Marta Rosa Sílvia Aparecida Luzia "
-        "Bárbara Clarice"
-    ),
-}
-LAST = _list(
-    "Almeida Barbosa Cardoso Duarte Esteves Ferreira Gomes Lacerda Machado Nogueira Oliveira Pereira Queiroz "
-    "Ribeiro Siqueira Teixeira Vasconcelos Xavier Zanetti Araújo Brandão Campos Dantas Evangelista Fonseca "
-    "Guimarães Moura Prado Rocha Sampaio Tavares Viana Azevedo Bittencourt Coutinho Figueiredo Lobato Medeiros "
-    "Pacheco Rezende Toledo Werneck Assunção Borges"
-)
-CITIES = dict(
-    pair.replace("_", " ").split("/")
-    for pair in _list(
-        "Recife/Pernambuco Olinda/Pernambuco Caruaru/Pernambuco Campinas/São_Paulo Santos/São_Paulo "
-        "Sorocaba/São_Paulo Bauru/São_Paulo Ouro_Preto/Minas_Gerais Mariana/Minas_Gerais Uberaba/Minas_Gerais "
-        "Diamantina/Minas_Gerais Salvador/Bahia Ilhéus/Bahia Cachoeira/Bahia Juazeiro/Bahia Fortaleza/Ceará "
-        "Sobral/Ceará Quixadá/Ceará Crato/Ceará Curitiba/Paraná Londrina/Paraná Maringá/Paraná Paranaguá/Paraná "
-        "Pelotas/Rio_Grande_do_Sul Santa_Maria/Rio_Grande_do_Sul Caxias/Rio_Grande_do_Sul Belém/Pará Santarém/Pará "
-        "Marabá/Pará Manaus/Amazonas Parintins/Amazonas Tefé/Amazonas Goiânia/Goiás Anápolis/Goiás "
-        "Pirenópolis/Goiás Cuiabá/Mato_Grosso Cáceres/Mato_Grosso Natal/Rio_Grande_do_Norte "
-        "Mossoró/Rio_Grande_do_Norte Caicó/Rio_Grande_do_Norte Maceió/Alagoas Penedo/Alagoas Aracaju/Sergipe "
-        "Laranjeiras/Sergipe Teresina/Piauí Oeiras/Piauí Parnaíba/Piauí Niterói/Rio_de_Janeiro "
-        "Petrópolis/Rio_de_Janeiro Paraty/Rio_de_Janeiro Blumenau/Santa_Catarina Joinville/Santa_Catarina "
-        "Lages/Santa_Catarina Vitória/Espírito_Santo Colatina/Espírito_Santo"
-    )
-)
+_LEXICON = yaml.safe_load(Path(__file__).with_name("lexicon.yaml").read_text(encoding="utf-8"))
+PEOPLE = _nouns("people")
+INSTITUTIONS = _nouns("institutions")
+PLACES = _nouns("places")
+WORKS = _nouns("works")
+PLANS = _nouns("plans")
+THEMES = _nouns("themes")
+PRODUCTS = _nouns("products")
+PARTS = _nouns("parts")
+SPECIES = _nouns("species")
+MATTERS = _nouns("matters")
+ADJECTIVES, QUALITIES, TRAITS = (_LEXICON[name].split() for name in ("adjectives", "qualities", "traits"))
+FIRST = {gender: names.split() for gender, names in _LEXICON["first_names"].items()}
+LAST = _LEXICON["last_names"].split()
+CITIES = dict(pair.replace("_", " ").split("/") for pair in _LEXICON["cities"].split())
 _STATE_ARTICLE = {"Pernambuco": "", "São Paulo": "", "Minas Gerais": "", "Bahia": "a", "Alagoas": "", "Sergipe": "",
                   "Goiás": "", "Santa Catarina": "", "Mato Grosso": ""}  # fmt: skip
-MONTHS = _list("janeiro fevereiro março abril maio junho julho agosto setembro outubro novembro dezembro")
-WEEKDAYS = ["segunda-feira", "terça-feira", "quarta-feira", "quinta-feira", "sexta-feira", "sábado", "domingo"]
-
-# Transitive verbs, all regular in the third person, by what they take.
-_EVENTS = [
-    (verb, objects)
-    for objects, verbs in (
-        (
-            WORKS,
-            "publicar divulgar escrever revisar ilustrar comentar editar catalogar restaurar guardar vender doar "
-            "emprestar apresentar recolher comparar copiar analisar procurar encontrar perder resumir",
-        ),
-        (
-            PLACES,
-            "visitar percorrer reformar ampliar fotografar limpar ocupar descrever abandonar vigiar proteger "
-            "atravessar conhecer inaugurar fechar abrir pintar desenhar cercar defender celebrar habitar",
-        ),
-        (
-            PLANS,
-            "aprovar discutir financiar coordenar suspender anunciar defender criticar avaliar encerrar adiar "
-            "acompanhar rejeitar organizar iniciar assinar retomar fiscalizar patrocinar elogiar questionar renovar",
-        ),
-        (
-            PEOPLE,
-            "contratar convidar receber ouvir apoiar entrevistar ajudar procurar convencer orientar surpreender "
-            "esperar observar lembrar acusar absolver chamar encontrar escolher",
-        ),
-        (THEMES, "estudar pesquisar debater ensinar investigar valorizar discutir compreender explicar regular"),
-    )
-    for verb in verbs.split()
-]
+MONTHS, WEEKDAYS = _LEXICON["months"].split(), _LEXICON["weekdays"].split()
+_TAKEN = {"works": WORKS, "places": PLACES, "plans": PLANS, "people": PEOPLE, "themes": THEMES}
+_EVENTS = [(verb, _TAKEN[group]) for group, verbs in _LEXICON["verbs"].items() for verb in verbs.split()]
 _PARTICIPLES = {"escrever": "escrito", "descrever": "descrito", "abrir": "aberto", "suspender": "suspenso"}
 _ENDINGS = {  # tense -> conjugation -> (singular, plural), third person
     "past": {"a": ("ou", "aram"), "e": ("eu", "eram"), "i": ("iu", "iram")},
