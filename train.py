@@ -21,8 +21,8 @@ from flexqwen.data.packing import stored_digest, token_store
 from flexqwen.data.texts import summary
 from flexqwen.evaluation.heldout import HeldOut
 from flexqwen.files import digest, file_digest, versions, write_json
-from flexqwen.hub.publisher import Publisher
-from flexqwen.hub.repository import Repository, fetched
+from flexqwen.hub.publisher import make_publisher, publishing
+from flexqwen.remote import fetch_snapshot
 from flexqwen.training import arguments as settings
 from flexqwen.training import runs
 from flexqwen.training.curves import draw_loss_curves
@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     model_args, data, objective, training = args.model, args.data, args.objective, args.training
     folder = runs.run_folder(args)
     with training.main_process_first(local=False):
-        publisher = publisher_of(args, folder)
+        publisher = make_publisher(args, folder)
         files = ["manifest.json", f"data/{data.dataset_config}/*", "data/heldout/*"]
-        dataset = fetched(data.dataset, "dataset", files, training.hub_token)
+        dataset = fetch_snapshot(data.dataset, "dataset", files, training.hub_token)
     check(args)
     phases = parse_phases(data.phases, data.sequence_length)
     tokenizer_digest = file_digest(Path(data.tokenizer) / "tokenizer.json")
@@ -61,14 +61,12 @@ def main(argv: list[str] | None = None) -> None:
     with training.main_process_first(local=False):
         # First what lies here: where it is something else this raises, and nothing is fetched over it.
         state = runs.state_of(folder, description, training.overwrite, training.resume_changed)
-        if publisher and publisher.take_up(description, state, training.overwrite, training.resume_changed):
+        if publisher and publisher.restore(description, state):
             state = runs.state_of(folder, description, training.overwrite, training.resume_changed)
     if state == "finished":
         print(f"run: {folder} is already finished, with the same settings and data; reused")
-        if publisher:
-            with publisher.publishing():
-                return
-        return
+        with publishing(publisher):
+            return
 
     tokenizer = AutoTokenizer.from_pretrained(data.tokenizer, model_max_length=data.sequence_length)
     if missing := [name for name in ("bos", "eos", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]:
@@ -145,11 +143,7 @@ def main(argv: list[str] | None = None) -> None:
             f"run: {folder}, {parameters:,} parameters, {training.max_steps:,} steps of up to "
             f"{run_phases[-1].tokens_per_step:,} tokens" + (f", going on from {checkpoint.name}" if checkpoint else "")
         )
-    if publisher is None:
-        complete(trainer, folder, checkpoint)
-        return
-    trainer.add_callback(publisher)
-    with publisher.publishing():
+    with publishing(publisher, trainer):
         complete(trainer, folder, checkpoint)
 
 
@@ -180,26 +174,6 @@ def complete(trainer: FlexQwenTrainer, folder: Path, checkpoint: Path | None) ->
     write_json(folder / "finished.json", {"step": trainer.state.global_step, "best_loss": trainer.state.best_metric})
     print(f"checkpoint: {folder / 'best'}\nlogs:       {folder / 'logs'}, {folder / 'metrics.jsonl'}")
     print(f"figure:     {folder / 'loss.png'}")
-
-
-def publisher_of(args: settings.Arguments, folder: Path) -> Publisher | None:
-    """What publishes the run, where that is asked for; a tokenizer that only the repository has is fetched from it."""
-    training = args.training
-    if not training.push_to_hub or training.process_index:
-        return None
-    if not training.hub_model_id:
-        raise InputError("push_to_hub needs --hub_model_id <user or organisation>/<name>")
-    if training.hub_strategy != "every_save":
-        raise InputError(f"hub_strategy is {training.hub_strategy.value}; only every_save is supported")
-    repository = Repository(
-        training.hub_model_id,
-        token=training.hub_token,
-        private=training.hub_private_repo,
-        revision=training.hub_revision,
-    )
-    publisher = Publisher(repository, folder, Path(args.data.tokenizer))
-    publisher.look()
-    return publisher
 
 
 def check(args: settings.Arguments) -> None:
