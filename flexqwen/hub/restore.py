@@ -10,7 +10,7 @@ from flexqwen.cli import InputError
 from flexqwen.files import file_digest, read_json, remove_path, replace_path
 from flexqwen.hub.repository import Repository
 from flexqwen.remote import reason
-from flexqwen.training.runs import differences, last_checkpoint
+from flexqwen.training.runs import defect, differences, last_checkpoint
 
 CODE = "configuration_flexqwen.py"  # what tells our repositories from others
 RECORDS = ("run.json", "config.yaml", "metrics.jsonl", "loss.png")
@@ -76,7 +76,7 @@ def restore(repository: Repository, run: Path, description: dict, state: str, if
         Whether something was fetched.
 
     Raises:
-        InputError: as `compare`; or the checkpoint could not be fetched.
+        InputError: as `compare`; or the checkpoint could not be fetched, or is damaged there.
     """
     there, changes = compare(repository, run, description, if_changed)
     steps = {file.split("/")[0] for file in there if file.startswith("step_")}
@@ -90,6 +90,11 @@ def restore(repository: Repository, run: Path, description: dict, state: str, if
             return False
     wanted = [*RECORDS, LAST, "logs/*", "best/*", f"{last}/*"]
     with fetch_beside(run, repository, [f"{run.name}/{pattern}" for pattern in wanted]) as fetched:
+        if not is_finished and (problem := defect(fetched / run.name / last)):
+            raise InputError(
+                f"{repository.url} holds a {run.name}/{last} that no run can resume from ({problem}); delete that "
+                "folder there, and the same command restores the one before it"
+            )
         if state == "new":
             replace_path(fetched / run.name, run)
         else:  # the checkpoint after what goes with it, so that after a kill all of it is fetched again

@@ -25,6 +25,7 @@ from flexqwen.hub import publisher as publishing
 from flexqwen.hub.repository import Repository
 from flexqwen.hub.restore import compare, restore, restore_tokenizer
 from flexqwen.remote import fetch_snapshot
+from flexqwen.training.runs import last_checkpoint
 from tests.helpers.hub_server import READ, WRITE, HubServer
 from tests.helpers.runs import connect, logged, options, run, same_weights, start, wait_for_step
 from tests.helpers.tiny import CLASSES
@@ -504,6 +505,31 @@ def test_what_the_repository_has_not_stays_where_its_checkpoint_is_fetched(
     assert same_weights(folder / "step_000012", whole / "step_000012") and (folder / "finished.json").is_file()
     assert contents(folder / "step_000009") | contents(folder / "eval-mine") == mine
     assert used.exists() and not left.exists()
+
+
+def test_a_damaged_checkpoint_is_not_restored(hub, client, whole, tmp_path):
+    files = {name: (whole / name).read_bytes() for name in ("run.json", "metrics.jsonl")}
+    for step in ("step_000003", "step_000006"):
+        files |= {f"{step}/{file.name}": file.read_bytes() for file in (whole / step).iterdir()}
+        del files[f"{step}/training_args.bin"]
+    code = {file.name: file.read_bytes() for file in publishing.CODE}
+    hub.new("model", "org/damaged", code | {f"{RUN}/{name}": content for name, content in files.items()})
+    description, repository = read_json(whole / "run.json"), Repository("org/damaged")
+    for state in ("new", "resume"):
+        folder = tmp_path / state / RUN
+        if state == "resume":
+            shutil.copytree(whole, folder)
+            for file in ("step_000012", "step_000009", "finished.json"):
+                publishing.remove_path(folder / file)
+            os.truncate(folder / "step_000006" / "optimizer.pt", 10)  # the repository's is whole
+        assert restore(repository, folder, description, state)
+        assert same_weights(folder / "step_000006", whole / "step_000006")
+        assert last_checkpoint(folder) == folder / "step_000006"
+    files["step_000006/optimizer.pt"] = b"PK"
+    hub.new("model", "org/damaged", code | {f"{RUN}/{name}": content for name, content in files.items()})
+    with pytest.raises(publishing.InputError, match=r"optimizer\.pt has 2 bytes .* delete that folder there"):
+        restore(repository, tmp_path / RUN, description, "new")
+    assert not (tmp_path / RUN).exists()
 
 
 def test_a_branch_that_is_not_there_yet_is_looked_at_as_main(hub, client, resumed, whole, tokenizer_folder, tmp_path):
