@@ -12,12 +12,12 @@ import sys
 
 import torch
 from accelerate.utils import broadcast_object_list
-from flexqwen.remote import fetch_snapshot
 from transformers import set_seed
 from transformers.utils import logging
 
 from flexqwen.cli import command
 from flexqwen.hub.publisher import make_publisher, publishing
+from flexqwen.remote import fetch_snapshot
 from flexqwen.training.arguments import check, parse
 from flexqwen.training.checkpoints import last_checkpoint
 from flexqwen.training.feed import load_data

@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig, Qwen3Config
 import modeling_flexqwen
 from configuration_flexqwen import AUTO_MAP, FlexQwenConfig
 from flexqwen.cli import InputError
+from flexqwen.remote import reason
 
 AutoConfig.register(FlexQwenConfig.model_type, FlexQwenConfig, exist_ok=True)
 for _auto_class, _place in AUTO_MAP.items():
@@ -40,13 +41,12 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
             trust_remote_code = PreTrainedConfig.get_config_dict(path)[0].get("model_type") != FlexQwenConfig.model_type
         return cls.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # damaged files and foreign code raise anything
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise InputError(
                 f"{path} needs code of its own; read that first, and then eval.py --trust_remote_code runs it "
                 "(never that of a FlexQwen)"
             ) from error
-        raise InputError(f"{path} does not load as {cls.__name__}: {lines[0]}") from error
+        raise InputError(f"{path} does not load as {cls.__name__}: {reason(error)}") from error
     finally:
         if any(name.startswith("transformers_modules.") for name in set(sys.modules) - before):
             _say_once(f"note: code of {path} is run (--trust_remote_code)")

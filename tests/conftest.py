@@ -1,8 +1,21 @@
 """Shared fixtures: the sample corpus and its dataset, made once, and the folders of real data where they are given."""
 
+# ruff: noqa: E402
+import os
+import re
+import tempfile
+
+# Before a library of Hugging Face is imported, which reads them then: the tests, and the processes that they start,
+# have a home and a cache of their own, and none of the user's settings.
+_home = tempfile.TemporaryDirectory(prefix="flexqwen-tests-")
+for _name in list(os.environ):
+    if re.match(r"(HF|HUGGING_?FACE|HUGGINGFACE|TRANSFORMERS|DATASETS)_", _name):
+        del os.environ[_name]
+os.environ["HF_HOME"] = _home.name
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # which the Hub on localhost does not speak
+
 import gzip
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -168,8 +168,8 @@ def make_token_store(
         return PackedRows(folder)
     if dataset is None or not Path(dataset).exists():
         raise InputError(
-            f"no dataset in {dataset}, and no token store {folder}; make the dataset with carolina_originality.py build, "
-            "or bring the store"
+            f"no dataset in {dataset}, and no token store {folder}; make the dataset with "
+            "carolina_originality.py build, or bring the store"
         )
     check_whole(dataset, config, "train")
     check_whole(dataset, "heldout", "validation")

@@ -7,7 +7,8 @@ from flexqwen.cli import InputError
 from flexqwen.data.build import NAME, read_manifest
 from flexqwen.data.texts import count_texts
 from flexqwen.files import file_digest
-from flexqwen.hub.repository import Repository, reason, with_retries
+from flexqwen.hub.repository import Repository
+from flexqwen.remote import reason
 
 PATTERNS = ("README.md", "manifest.json", "figures/*.png", "data/*/*.parquet")  # nothing else is uploaded
 
@@ -17,8 +18,8 @@ def publish(folder: Path, repository: Repository, tag: str | None = None) -> tup
 
     The two differ where the tag was there and only the card has changed since: the tag stays at the text it was given.
 
-    Files of an earlier build that this one has not are deleted, and so is a `carolina_originality.py`: datasets takes a
-    script of the repository's name for a loader, and refuses to load.
+    Files that only an earlier build had are deleted, and so is a `carolina_originality.py`: datasets takes a script of
+    the repository's name for a loader, and refuses to load.
 
     Args:
         tag: the version; by default `v<version of FlexQwen>-<digest of the build's inputs>`.
@@ -37,7 +38,7 @@ def publish(folder: Path, repository: Repository, tag: str | None = None) -> tup
         raise
     except Exception as error:
         raise InputError(
-            f"{folder} is not wholly on {repository.url} ({reason(error)}); the same command uploads what is missing"
+            f"not all of {folder} is on {repository.url} ({reason(error)}); the same command uploads what is missing"
         ) from error
 
 
@@ -52,22 +53,19 @@ def built_files(folder: Path) -> dict[str, Path]:
         raise InputError(f"{folder}: holds no finished dataset; make it with carolina_originality.py build")
     for name, split in manifest["splits"].items():
         if split["documents"] and count_texts(folder, *name.split("/")) != split["documents"]:
-            raise InputError(
-                f"{folder}: {name} has not the {split['documents']:,} documents of its manifest; build again"
-            )
+            raise InputError(f"{folder}: {name} does not hold {split['documents']:,} documents; build again")
     return {file.relative_to(folder).as_posix(): file for pattern in PATTERNS for file in sorted(folder.glob(pattern))}
 
 
 def _publish(files: dict[str, Path], repository: Repository, tag: str, temporary: Path) -> tuple[str, str, str]:
-    there = with_retries(repository.files)
-    if there - {".gitattributes"}:
-        with_retries(lambda: repository.fetch(["manifest.json"], temporary / "there"))
+    there = repository.list_files()
+    if there:
+        repository.fetch(["manifest.json"], temporary / "there")
         if read_manifest(temporary / "there").get("dataset") != NAME:
             raise InputError(f"{repository.url} holds something else, which is not overwritten; give another --repo")
-    tags = with_retries(repository.tags) if there else {}
+    tags = repository.list_tags() if there else {}
     if tag in tags:
-        tagged = Repository(repository.repo_id, "dataset", revision=tag)
-        with_retries(lambda: tagged.fetch(["manifest.json"], temporary / "tagged"))
+        repository.fetch(["manifest.json"], temporary / "tagged", revision=tag)
         if file_digest(temporary / "tagged" / "manifest.json") != file_digest(files["manifest.json"]):
             raise InputError(f"the tag {tag} of {repository.url} is of another build; give another --tag")
     card = temporary / "README.md"
@@ -76,9 +74,8 @@ def _publish(files: dict[str, Path], repository: Repository, tag: str, temporary
     stale = {
         file for file in there - files.keys() if file.startswith(("data/", "figures/")) or file.endswith(f"{NAME}.py")
     }
-    with_retries(repository.create)
-    message = f"Carolina Originality {tag}"
-    commit = with_retries(lambda: repository.commit(files | {"README.md": card}, message, stale))
+    repository.create()
+    commit = repository.commit(files | {"README.md": card}, f"Carolina Originality {tag}", stale)
     if tag not in tags:
-        with_retries(lambda: repository.tag(tag, commit))
+        repository.tag(tag, commit)
     return tag, commit, tags.get(tag, commit)

@@ -83,12 +83,12 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer)
             auto_map=dict(AUTO_MAP),  # nor the code that it names: what is trained here may be published
             **ids,
         )
-    if model.num_attention_heads % model.num_key_value_heads:
+    if model.num_key_value_heads < 1 or model.num_attention_heads % model.num_key_value_heads:
         raise InputError(
             f"num_attention_heads ({model.num_attention_heads}) must be a multiple of num_key_value_heads "
             f"({model.num_key_value_heads})"
         )
-    config = FlexQwenConfig(
+    shape = dict(
         vocab_size=len(tokenizer),
         hidden_size=model.hidden_size,
         intermediate_size=model.intermediate_size,
@@ -103,7 +103,10 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer)
         attn_implementation=model.attn_implementation,
         **ids,
     )
-    return FlexQwenForCausalLM(config)
+    try:
+        return FlexQwenForCausalLM(FlexQwenConfig(**shape))
+    except (ValueError, ImportError, RuntimeError, ZeroDivisionError) as error:
+        raise InputError(f"the model cannot be made: {' '.join(str(error).split())}") from error
 
 
 def save_code(folder: Path) -> None:

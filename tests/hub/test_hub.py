@@ -18,15 +18,17 @@ from safetensors.torch import load_file
 
 import carolina_originality
 import eval as evaluation
+from flexqwen import remote
 from flexqwen.files import file_digest, read_json
 from flexqwen.hub import model_card
 from flexqwen.hub import publisher as publishing
-from flexqwen.hub.repository import fetched
-from flexqwen.training.runs import last_checkpoint
+from flexqwen.hub.repository import Repository
+from flexqwen.hub.restore import compare, restore, restore_tokenizer
+from flexqwen.remote import fetch_snapshot
+from flexqwen.training.checkpoints import last_checkpoint
 from tests.helpers.hub_server import READ, WRITE, HubServer
-from tests.helpers.runs import connect, logged, options, run, same_weights, start
-from tests.model.test_loading import CLASSES
-from tests.training.test_resume import wait_for_step
+from tests.helpers.runs import connect, logged, options, run, same_weights, start, wait_for_step
+from tests.helpers.tiny import CLASSES
 
 DATASET, MODEL, RUN = "org/carolina_originality", "org/flexqwen", "hybrid-shift-64"
 
@@ -301,7 +303,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_said_and_nothing_is_begun
     where = (hub.url, str(place / "one-home"), WRITE)
     assert run(arguments, place / "small-disk-log", largest_file=60_000, hub=where) == 2
     (error,) = (line for line in (place / "small-disk-log").read_text().splitlines() if line.startswith("error"))
-    assert "holds files of this run that cannot be fetched" in error and "File too large" in error
+    assert "holds files that could not be fetched to" in error and "File too large" in error
     assert not (place / "small-disk" / RUN).exists()
 
 
@@ -310,7 +312,7 @@ def test_a_dataset_gets_there_through_a_bad_network_and_a_bad_token_is_said(buil
         connect(hub.url, str(place / "home"), "hf_wrongToken", patch)
         with pytest.raises(SystemExit):
             carolina_originality.main(["push", str(built), "--repo", DATASET])
-        assert "is not wholly on" in (error := capsys.readouterr().err) and "401: there is no token" in error
+        assert f"not all of {built} is on" in (error := capsys.readouterr().err) and "401: there is no token" in error
         connect(hub.url, str(place / "home"), WRITE, patch)
         hub.fail("PUT", "/large/", "cut", times=2)
         hub.fail("POST", "/commit/", 500, times=2)
@@ -323,9 +325,16 @@ def test_a_dataset_gets_there_through_a_bad_network_and_a_bad_token_is_said(buil
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Tries again at once."""
+    """Tries again at once, and however busy the machine is."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(publishing, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(remote, "PATIENCE", 600)
+
+
+class Saving:
+    """As much of a Trainer as saves."""
+
+    def add_callback(self, callback):
+        self.save = callback.on_save
 
 
 def contents(folder):
@@ -346,23 +355,24 @@ def test_what_fails_for_a_while_is_tried_again(whole, tokenizer_folder, place, i
     with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
         connect(hub.url, str(place / "home"), WRITE, patch)
         fault = hub.fail(method, path, how, times=3)
-        publisher = publishing.Publisher(publishing.Repository(MODEL), whole, tokenizer_folder)
-        with publisher.publishing():
-            publisher.on_save(None, None, None)
+        with publishing.publishing(
+            publishing.Publisher(Repository(MODEL), whole, tokenizer_folder), trainer := Saving()
+        ):
+            trainer.save()
         published = hub.repos["model", MODEL].files
     assert fault.times == 0 and f"{RUN}/finished.json" in published
     for file in whole.glob("*/*.safetensors"):
         assert published[f"{RUN}/{file.relative_to(whole)}"] == file.read_bytes()
 
 
-def test_a_private_dataset_is_fetched_with_the_token_that_is_given_and_more_than_once_tried(
+def test_a_private_dataset_is_fetched_with_the_token_that_is_given_and_tried_again(
     hub, dataset, client, impatient, tmp_path, monkeypatch
 ):
     no_token(hub, monkeypatch, tmp_path)
     monkeypatch.setattr(dataset, "private", True)
-    assert fetched(DATASET, "dataset", ["manifest.json"]) == DATASET
+    assert fetch_snapshot(DATASET, "dataset", ["manifest.json"]) == DATASET
     hub.fail("GET", "/api/datasets", 500, times=2)
-    assert read_json(f"{fetched(DATASET, 'dataset', ['manifest.json'], READ)}/manifest.json")["dataset"]
+    assert read_json(f"{fetch_snapshot(DATASET, 'dataset', ['manifest.json'], READ)}/manifest.json")["dataset"]
     hub.faults.clear()
 
 
@@ -406,11 +416,11 @@ def test_what_does_not_get_there_is_named_with_the_command_that_finishes_it(
     repo_id, folder = f"org/{trouble.__name__}", tmp_path / "my runs" / RUN
     shutil.copytree(whole, folder)
     before = contents(folder)
-    publisher = publishing.Publisher(publishing.Repository(repo_id, private=True), folder, tokenizer_folder)
+    publisher = publishing.Publisher(Repository(repo_id, private=True), folder, tokenizer_folder)
     with pytest.MonkeyPatch.context() as patch:
         trouble(hub, patch, tmp_path)
-        with pytest.raises(publishing.InputError) as caught, publisher.publishing():
-            publisher.on_save(None, None, None)  # training goes on
+        with pytest.raises(publishing.InputError) as caught, publishing.publishing(publisher, trainer := Saving()):
+            trainer.save()  # training goes on
     hub.faults.clear()
     message = str(caught.value)
     assert "\n" not in message and reason in message and "step_000012, best" in message
@@ -489,58 +499,53 @@ def test_what_the_repository_has_not_stays_where_its_checkpoint_is_fetched(
     left.mkdir()
     used.mkdir()
     mine = contents(folder / "step_000009") | contents(folder / "eval-mine")
-    publisher = publishing.Publisher(publishing.Repository(MODEL), folder, tokenizer_folder)
-    publisher.look()
-    assert publisher.take_up(read_json(whole / "run.json"), "resume", False, False)
+    publisher = publishing.Publisher(Repository(MODEL), folder, tokenizer_folder)
+    publisher.prepare()
+    assert publisher.restore(read_json(whole / "run.json"), "resume")
     assert same_weights(folder / "step_000012", whole / "step_000012") and (folder / "finished.json").is_file()
     assert contents(folder / "step_000009") | contents(folder / "eval-mine") == mine
     assert used.exists() and not left.exists()
 
 
-def test_a_damaged_checkpoint_is_not_taken_up(hub, client, whole, tokenizer_folder, tmp_path):
+def test_a_damaged_checkpoint_is_not_restored(hub, client, whole, tmp_path):
     files = {name: (whole / name).read_bytes() for name in ("run.json", "metrics.jsonl")}
     for step in ("step_000003", "step_000006"):
         files |= {f"{step}/{file.name}": file.read_bytes() for file in (whole / step).iterdir()}
         del files[f"{step}/training_args.bin"]
     code = {file.name: file.read_bytes() for file in publishing.CODE}
     hub.new("model", "org/damaged", code | {f"{RUN}/{name}": content for name, content in files.items()})
-    description, repository = read_json(whole / "run.json"), publishing.Repository("org/damaged")
+    description, repository = read_json(whole / "run.json"), Repository("org/damaged")
     for state in ("new", "resume"):
         folder = tmp_path / state / RUN
         if state == "resume":
             shutil.copytree(whole, folder)
             for file in ("step_000012", "step_000009", "finished.json"):
-                publishing.remove(folder / file)
+                publishing.remove_path(folder / file)
             os.truncate(folder / "step_000006" / "optimizer.pt", 10)  # the repository's is whole
-        publisher = publishing.Publisher(repository, folder, tokenizer_folder)
-        publisher.look()
-        assert publisher.take_up(description, state, False, False)
+        assert restore(repository, folder, description, state)
         assert same_weights(folder / "step_000006", whole / "step_000006")
         assert last_checkpoint(folder) == folder / "step_000006"
     files["step_000006/optimizer.pt"] = b"PK"
     hub.new("model", "org/damaged", code | {f"{RUN}/{name}": content for name, content in files.items()})
-    publisher = publishing.Publisher(repository, tmp_path / RUN, tokenizer_folder)
-    publisher.look()
     with pytest.raises(publishing.InputError, match=r"optimizer\.pt has 2 bytes .* delete that folder there"):
-        publisher.take_up(description, "new", False, False)
+        restore(repository, tmp_path / RUN, description, "new")
     assert not (tmp_path / RUN).exists()
 
 
 def test_a_branch_that_is_not_there_yet_is_looked_at_as_main(hub, client, resumed, whole, tokenizer_folder, tmp_path):
     description = read_json(whole / "run.json")
     other = description | {"settings": description["settings"] | {"learning_rate": 0.5}}
-    repository = publishing.Repository(MODEL, revision="branch")
-    publisher = publishing.Publisher(repository, tmp_path / RUN, tokenizer_folder)
-    publisher.look()
+    repository = Repository(MODEL, revision="branch")
+    restore_tokenizer(repository, tokenizer_folder)
     with pytest.raises(publishing.InputError, match="with other settings"):
-        publisher.compare(other)
-    assert publisher.take_up(description, "new", False, False)
+        compare(repository, tmp_path / RUN, other, "")
+    assert restore(repository, tmp_path / RUN, description, "new")
     assert same_weights(tmp_path / RUN / "step_000012", whole / "step_000012")
     assert "branch" not in hub.repos["model", MODEL].branches
     if ("model", "org/someone") not in hub.repos:
         hub.new("model", "org/someone", {"notes.txt": b"mine"})
     with pytest.raises(publishing.InputError, match="holds something else"):
-        publishing.Publisher(publishing.Repository("org/someone", revision="new"), whole, tokenizer_folder).look()
+        restore_tokenizer(Repository("org/someone", revision="new"), tokenizer_folder)
 
 
 def test_no_token_is_written_anywhere(hub, resumed, place):

@@ -11,8 +11,7 @@ import torch
 import train
 from flexqwen.data.packing import PackedRows
 from flexqwen.training import trainer
-from tests.helpers.runs import ROOT, logged, options, run, same_weights, start
-from tests.training.test_resume import wait_for_step
+from tests.helpers.runs import ROOT, logged, options, run, same_weights, start, wait_for_step
 
 
 @pytest.fixture(scope="module")

@@ -14,16 +14,7 @@ import train
 from flexqwen.training.checkpoints import find_defect
 from flexqwen.training.objectives import STRATEGIES
 from flexqwen.training.runs import differences
-from tests.helpers.runs import logged, options, run, same_weights, start
-
-
-def wait_for_step(folder, step, process):
-    """Until `metrics.jsonl` tells of a step."""
-    file = folder / "metrics.jsonl"
-    while process.is_alive():
-        if file.is_file() and any(f'"step": {number},' in file.read_text() for number in range(step, 13)):
-            return
-        time.sleep(0.01)
+from tests.helpers.runs import logged, options, run, same_weights, start, wait_for_step
 
 
 @pytest.fixture(scope="module")
