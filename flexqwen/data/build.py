@@ -87,7 +87,7 @@ def build(
     corpus = open_corpus(corpus_folder)
     inputs = digest(
         {
-            "shards": {shard.name: [shard.sha256, shard.path.stat().st_size] for shard in corpus.shards},
+            "shards": {shard.name: [shard.sha256, shard.size] for shard in corpus.shards},
             "absent": corpus.absent,
             "strays": corpus.strays,
             "generated": corpus.generated,
