@@ -87,7 +87,7 @@ def build(
     corpus = open_corpus(corpus_folder)
     inputs = digest(
         {
-            "shards": {shard.name: [shard.sha256, shard.path.stat().st_size] for shard in corpus.shards},
+            "shards": {shard.name: [shard.sha256, shard.size] for shard in corpus.shards},
             "absent": corpus.absent,
             "strays": corpus.strays,
             "generated": corpus.generated,
@@ -176,8 +176,8 @@ def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameter
     for report in reports:
         dropped.update(report["dropped"])
     among_long = score_documents(in_use, folder / "grams", memory, pool)
-    chosen = choose_splits(in_use, parameters, folder / "heldout.npy", pool)
-    shares, bytes_ = write_splits(folder / "dataset", in_use, chosen, folder / "heldout.npy", pool)
+    chosen, shares = choose_splits(in_use, parameters, folder / "heldout.npy", pool)
+    bytes_ = write_splits(folder / "dataset", in_use, chosen, pool)
 
     read = list(zip(corpus.shards, reports, strict=True))
     manifest = {
@@ -193,7 +193,7 @@ def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameter
         },
         "splits": describe_splits(in_use, chosen, bytes_),
         "agreement": measure_agreement(in_use, among_long),
-        "checks": check_splits(in_use, chosen, shares, parameters),
+        "checks": check_splits(in_use, chosen, shares, parameters.measure),
         "shards": {
             "used": {s.name: {"sha256": s.sha256, "documents": r["read"]} for s, r in read if not r["bad"]},
             "bad": {s.name: r["bad"] for s, r in read if r["bad"]},
@@ -208,20 +208,24 @@ def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameter
 # Scores -> splits
 
 
-def choose_splits(scored: Documents, parameters: Parameters, heldout_file: Path, pool: Pool) -> splits.Splits:
-    """The splits. Leaves the hashes of the held-out documents' 13-grams in `heldout_file` (uint64, ascending)."""
-    tokens, score = scored.tokens, scored.score(parameters.measure)
-    proposed = splits.propose(tokens, score, scored.typology, parameters.seed)
+def choose_splits(
+    scored: Documents, parameters: Parameters, heldout_file: Path, pool: Pool
+) -> tuple[splits.Splits, np.ndarray]:
+    """The splits, and the share of each document's 13-grams that held-out documents hold (0 where it was not asked).
+
+    Leaves the hashes of the held-out documents' 13-grams in `heldout_file` (uint64, ascending).
+    """
+    tokens = scored.tokens
+    proposed = splits.propose(tokens, scored.score(parameters.measure), scored.typology, parameters.seed)
     heldout = np.unique(np.concatenate(list(proposed.heldout.values())))
     hashes = pool.map(hash_stored_passages, scored.group_by_shard(heldout), "Held-out passages")
     np.save(heldout_file, np.unique(np.concatenate(hashes)))
 
     training = np.unique(np.concatenate(list(proposed.training.values())))
     tasks = [(*shard, heldout_file) for shard in scored.group_by_shard(training)]
-    shares = np.concatenate(pool.map(find_heldout_shares, tasks, "Decontaminating"))
-    contaminated = np.zeros(len(tokens), bool)
-    contaminated[training[shares >= LIMIT]] = True
-    return splits.decontaminate(proposed, contaminated, tokens, parameters.seed)
+    shares = np.zeros(len(tokens))
+    shares[training] = np.nan_to_num(np.concatenate(pool.map(find_heldout_shares, tasks, "Decontaminating")))
+    return splits.decontaminate(proposed, shares >= LIMIT, tokens, parameters.seed), shares
 
 
 def hash_stored_passages(file: Path, rows: np.ndarray) -> np.ndarray:
@@ -260,16 +264,17 @@ def describe_splits(scored: Documents, chosen: splits.Splits, bytes_: dict[str, 
 
 
 def check_splits(
-    scored: Documents, chosen: splits.Splits, shares: dict[str, float], parameters: Parameters
+    scored: Documents, chosen: splits.Splits, shares: np.ndarray, measure: str
 ) -> dict[str, dict[str, Any]]:
     """What must hold of the splits, with the figures.
 
     Raises:
         InputError: it does not.
     """
-    checks = splits.check(chosen, scored.tokens, scored.score(parameters.measure), scored.typology)
-    for name, share in shares.items():
-        checks[f"{name}: largest share of a document's 13-grams that held-out documents hold"] = {
+    checks = splits.check(chosen, scored.tokens, scored.score(measure), scored.typology)
+    for config in splits.TRAINING:
+        share = float(shares[chosen.training[config]].max(initial=0))
+        checks[f"{config}/train: largest share of a document's 13-grams that held-out documents hold"] = {
             "value": round(share, 6),
             "below": LIMIT,
             "passed": share < LIMIT,

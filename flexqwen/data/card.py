@@ -145,25 +145,18 @@ def _tabulate_agreement(manifest: dict[str, Any]) -> str:
     agreement = manifest["agreement"]
     if not {"column", "among_long"} <= agreement.keys():
         return "There are too few documents to compare the two."
-    what = {
-        "column": "what any document shares, as in the column",
-        "among_long": f"what documents of at least {MIN_TOKENS} tokens share, as the header seems to",
-    }
-    rows = [
-        (
-            text,
-            f"{agreement[name]['pearson']:.3f}",
-            f"{agreement[name]['spearman']:.3f}",
-            agreement[name]["mean_absolute_difference"],
-        )
-        for name, text in what.items()
-    ]
-    whole = "The header was computed over the whole corpus, this over the shards at hand."
-    return (
-        f"Over the {agreement['documents']:,} documents of at least {MIN_TOKENS} tokens:\n\n"
-        + markdown_table(("what counts as a copy", "Pearson", "Spearman", "mean absolute difference"), rows)
-        + ("\n" if manifest["generated"] else f"\n\n{whole}")
+    among = f"what documents of at least {MIN_TOKENS} tokens share, as the header seems to"
+    rows = []
+    for text, name in (("what any document shares, as in the column", "column"), (among, "among_long")):
+        found = agreement[name]
+        rows.append((text, f"{found['pearson']:.3f}", f"{found['spearman']:.3f}", found["mean_absolute_difference"]))
+    table = markdown_table(("what counts as a copy", "Pearson", "Spearman", "mean absolute difference"), rows)
+    whole = (
+        ""
+        if manifest["generated"]
+        else "\nThe header was computed over the whole corpus, this over the shards at hand."
     )
+    return f"Over the {agreement['documents']:,} documents of at least {MIN_TOKENS} tokens:\n\n{table}\n{whole}"
 
 
 def _write_body(manifest: dict[str, Any], index: pa.Table, pairs: dict[str, pa.Table]) -> str:

@@ -81,6 +81,11 @@ class Shard:
     def taxonomy(self) -> str:
         return self.name.split("/")[0]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
+
 
 @dataclass(frozen=True, slots=True)
 class Corpus:

@@ -21,19 +21,8 @@ from flexqwen.subsampling import subsample
 FORMAT = 1
 """Of what is read of a shard: raise it where the same shard gives another file, and every shard is read again."""
 
-STORED = pa.schema(
-    [
-        ("id", pa.string()),
-        ("text", pa.string()),
-        ("taxonomy", pa.string()),
-        ("typology", pa.string()),
-        ("language", pa.string()),
-        ("license", pa.string()),
-        ("source", pa.string()),
-        ("tokens", pa.int32()),
-        ("originality", pa.int32()),
-    ]
-)
+_NUMBERS = ("tokens", "originality")
+STORED = pa.schema([(name, pa.int32() if name in _NUMBERS else pa.string()) for name in Document._fields])
 _REPEATED = ("taxonomy", "typology", "language", "license", "source")
 _BATCH_CHARACTERS = 1 << 23  # of text in one batch of an Arrow file
 
@@ -92,15 +81,11 @@ def store_shards(
 
     Returns the files, and of each shard how many documents were `read` and `dropped` by reason, and why it is `bad`.
     """
-    sizes = [shard.path.stat().st_size for shard in shards]
-    keys = [
-        digest([FORMAT, shard.name, shard.sha256, size, need_originality])[:16]
-        for shard, size in zip(shards, sizes, strict=True)
-    ]
+    keys = [digest([FORMAT, shard.name, shard.sha256, shard.size, need_originality])[:16] for shard in shards]
     keep_only(folder, set(keys))
     files = [folder / f"{key}.arrow" for key in keys]
     tasks = [(shard, file, need_originality, skip_bad) for shard, file in zip(shards, files, strict=True)]
-    return files, pool.map(store_shard, tasks, "Reading shards", sizes)
+    return files, pool.map(store_shard, tasks, "Reading shards", [shard.size for shard in shards])
 
 
 def keep_only(folder: Path, names: set[str]) -> None:

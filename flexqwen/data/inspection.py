@@ -50,11 +50,11 @@ def describe_dataset(manifest: dict[str, Any]) -> str:
     rows = [(name, *(split[column] for column in columns)) for name, split in manifest["splits"].items()]
     lines.append(plain_table([header, *rows]))
     for name, against in (("column", "all documents"), ("among_long", "each other only")):
-        if name in agreement:
+        if found := agreement.get(name):
             lines.append(
                 f"header and recomputed originality agree, {agreement['documents']:,} documents of {MIN_TOKENS} tokens "
-                f"or more, against {against}: Pearson {agreement[name]['pearson']:.3f}, Spearman "
-                f"{agreement[name]['spearman']:.3f}, mean difference {agreement[name]['mean_absolute_difference']:.1f}"
+                f"or more, against {against}: Pearson {found['pearson']:.3f}, Spearman {found['spearman']:.3f}, "
+                f"mean difference {found['mean_absolute_difference']:.1f}"
             )
     passed = sum(check["passed"] for check in manifest["checks"].values())
     lines.append(f"checks passed: {passed} of {len(manifest['checks'])}")
@@ -64,7 +64,7 @@ def describe_dataset(manifest: dict[str, Any]) -> str:
 def describe_corpus(folder: Path, pool: Pool) -> str:
     """Reads every shard, and says what the corpus holds, by taxonomy, and what is wrong with it."""
     corpus = open_corpus(folder)
-    sizes = [shard.path.stat().st_size for shard in corpus.shards]
+    sizes = [shard.size for shard in corpus.shards]
     found = pool.map(count_shard, [(shard,) for shard in corpus.shards], "Reading shards", sizes)
     absent = Counter(name.split("/")[0] for name in corpus.absent)
     counts: dict[str, Counter] = {taxonomy: Counter() for taxonomy in absent}

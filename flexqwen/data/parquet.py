@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flexqwen.data.documents import STORED, Documents, gather_rows
-from flexqwen.data.passages import Passages
 from flexqwen.data.splits import Splits
 from flexqwen.parallel import Pool
 
@@ -21,14 +20,8 @@ _INDEX_ROW_GROUP = 100_000
 _ROW_GROUP, _ROW_GROUP_BYTES = 10_000, 16 << 20
 
 
-def write_splits(
-    folder: Path, documents: Documents, chosen: Splits, heldout_file: Path, pool: Pool
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Writes the files of all splits and of the index.
-
-    Returns by `<config>/<split>` the largest share of its 13-grams that any training document has in common with the
-    held-out ones, and the bytes of the columns.
-    """
+def write_splits(folder: Path, documents: Documents, chosen: Splits, pool: Pool) -> dict[str, int]:
+    """Writes the files of all splits and of the index; returns the bytes of their columns by `<config>/<split>`."""
     length = documents.tokens * 6  # bytes of a document's text, roughly
     tasks, costs, names = [], [], []
     for name, numbers in chosen.parts().items():
@@ -38,47 +31,33 @@ def write_splits(
             path = folder / "data" / config / f"{split}-{number:05}-of-{pieces:05}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             places = (documents.files, documents.shard[piece], documents.row[piece])
-            scores = (length[piece], documents.ngram[piece])
-            tasks.append((path, *places, *scores, None if config == "heldout" else heldout_file))
+            tasks.append((path, *places, length[piece], documents.ngram[piece]))
             costs.append(int(length[piece].sum()))
             names.append(name)
-    shares, bytes_ = {}, Counter()
-    for name, (share, size) in zip(names, pool.map(write_rows, tasks, "Writing", costs), strict=True):
-        if share is not None:
-            shares[name] = max(share, shares.get(name, 0.0))
+    bytes_: Counter[str] = Counter()
+    for name, size in zip(names, pool.map(write_rows, tasks, "Writing", costs), strict=True):
         bytes_[name] += size
     (folder / "data" / "index").mkdir()
     bytes_["index/train"] = write_index(folder / "data" / "index" / "train-00000-of-00001.parquet", documents)
-    return shares, bytes_
+    return bytes_
 
 
 def write_rows(
-    path: Path,
-    files: list[Path],
-    shard: np.ndarray,
-    row: np.ndarray,
-    length: np.ndarray,
-    ngram: np.ndarray,
-    heldout_file: Path | None,
-) -> tuple[float | None, int]:
+    path: Path, files: list[Path], shard: np.ndarray, row: np.ndarray, length: np.ndarray, ngram: np.ndarray
+) -> int:
     """Writes a Parquet file of the documents at (shard, row), in that order, `length` bytes of text each.
 
-    Returns the largest share of a document's 13-grams that is in `heldout_file` (None without one), and the bytes of
-    the columns.
+    Returns the bytes of the columns.
     """
-    heldout = Passages(np.load(heldout_file)) if heldout_file else None
-    share, size = 0.0, 0
+    size = 0
     ends = np.flatnonzero(np.diff(np.cumsum(length) // _ROW_GROUP_BYTES)) + 1
     edges = np.unique([0, *ends, *range(0, len(shard), _ROW_GROUP), len(shard)])
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as out:
         for start, end in pairwise(edges):
-            table = gather_rows(files, shard[start:end], row[start:end])
-            if heldout:
-                share = max(share, float(np.nan_to_num(heldout.find_shares(table["text"].to_pylist())).max()))
-            table = _add_score(table, ngram[start:end])
+            table = _add_score(gather_rows(files, shard[start:end], row[start:end]), ngram[start:end])
             out.write_table(table)
             size += table.nbytes
-    return share if heldout else None, size
+    return size
 
 
 def write_index(path: Path, documents: Documents) -> int:
