@@ -5,7 +5,6 @@ python eval.py --compare <results of A> <results of B>
 """
 
 import functools
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from flexqwen.evaluation import figures, likelihood, results, sources
 from flexqwen.evaluation.finetuning import Settings
 from flexqwen.evaluation.likelihood import MODES, Scorer
 from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.tasks import FINE_TUNED, ON_THE_HUB, TASKS
-from flexqwen.evaluation.tasks.item import Context, Item
+from flexqwen.evaluation.tasks import FINE_TUNED, NAMES, ZERO_SHOT, Context, Item, load_task
 from flexqwen.files import atomic_write, file_digest, read_json, remove_path, versions, write_json
 
 
@@ -28,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="eval.py", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a checkpoint: FlexQwen, or a causal or masked model of transformers")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="folders of two results (or of checkpoints)")
-    names = ", ".join([*TASKS, *FINE_TUNED])
+    names = ", ".join(NAMES)
     parser.add_argument("--tasks", default="bits_per_byte", help=f"comma-separated, or all: {names}")
     parser.add_argument("--modes", help=f"comma-separated, of {', '.join(MODES)}; by default all that the model has")
     parser.add_argument(
@@ -64,9 +62,9 @@ def run(args) -> None:
     for name in ("documents", "limit"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} is {getattr(args, name)}; it must be at least 1")
-    tasks = [*TASKS, *FINE_TUNED] if args.tasks == "all" else args.tasks.split(",")
-    if unknown := set(tasks) - set(TASKS) - set(FINE_TUNED):
-        raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join([*TASKS, *FINE_TUNED])}")
+    tasks = NAMES if args.tasks == "all" else args.tasks.split(",")
+    if unknown := set(tasks) - set(NAMES):
+        raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(NAMES)}")
     if args.modes and (unknown := set(args.modes.split(",")) - set(MODES)):
         raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(MODES)}")
     scorer = likelihood.load(args.model)
@@ -80,7 +78,7 @@ def run(args) -> None:
     made_by = {
         "model": model_digest(args.model, scorer),
         "dataset_digest": dataset_digest(args.dataset) if has_dataset else None,
-        "tasks": {name: (TASKS.get(name) or importlib.import_module(FINE_TUNED[name])).VERSION for name in tasks},
+        "tasks": {name: load_task(name).version for name in tasks},
         "modes": modes,
         "exclude_seen": args.exclude_seen,
         **{name: getattr(args, name) for name in ("split", "documents", "within_word", "limit")},
@@ -120,11 +118,11 @@ def evaluate(
 ) -> tuple[list[Result], list[str]]:
     """All results, and notes on what was left out; those of each finished task are kept in `unfinished` meanwhile."""
     notes, items = [], {}
-    for name in (name for name in tasks if name in TASKS):
+    for name in (name for name in tasks if name in ZERO_SHOT):
         try:
-            items[name] = TASKS[name].load(context)
+            items[name] = load_task(name).load_items(context)
         except InputError as error:
-            if name not in ON_THE_HUB or args.tasks != "all":
+            if not load_task(name).needs_hub or args.tasks != "all":
                 raise
             notes.append(f"{name} left out: {error}")
     shares = seen(items, context.dataset) if has_dataset else {}
@@ -139,8 +137,7 @@ def evaluate(
         share = shares[name] if has_dataset else None
         make = functools.partial(score, name, scorer, kept, modes, context, share, len(loaded) - len(kept))
         rows += once(unfinished / name, made_by, make)
-    for name in (name for name in tasks if name in FINE_TUNED):
-        module = importlib.import_module(FINE_TUNED[name])
+    for task in (load_task(name) for name in tasks if name in FINE_TUNED):
         settings = Settings(
             seeds=tuple(range(args.seeds)),
             learning_rates=tuple(args.learning_rates),
@@ -149,8 +146,8 @@ def evaluate(
             dataset=args.dataset if has_dataset else None,
             exclude_seen=args.exclude_seen,
         )
-        data = sources.folder(getattr(module, "FOLDER", name))
-        rows += once(unfinished / name, made_by, functools.partial(module.run, args.model, data, settings))
+        data = sources.folder(task.folder or task.name)
+        rows += once(unfinished / task.name, made_by, functools.partial(task.fine_tune, args.model, data, settings))
     for note in notes:
         print(f"note: {note}")
     return rows, notes
@@ -166,7 +163,7 @@ def score(
     excluded: int,
 ) -> list[Result]:
     """A task's results in every mode, with what the training splits hold of its items where that is known."""
-    found = [result for mode in modes for result in TASKS[name].evaluate(scorer, items, mode, context)]
+    found = [result for mode in modes for result in load_task(name).evaluate(scorer, items, mode, context)]
     for result in found if shares is not None else ():
         seen_of = np.array([shares[item] for item in result.item_ids])
         result.details |= overlap.details(seen_of, excluded)

@@ -30,8 +30,7 @@ from flexqwen.data import overlap
 from flexqwen.data.texts import dataset_digest, parquet_files
 from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.tasks import TASKS
-from flexqwen.evaluation.tasks.item import Context
+from flexqwen.evaluation.tasks import ZERO_SHOT, Context, load_task
 from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
 from flexqwen.training import arguments
 from flexqwen.training.flops import model_flops
@@ -144,8 +143,8 @@ def read(path: str) -> Study:
         raise InputError(
             f"config {path}: {type(error).__name__}: {error}; configs/study-cpu.yaml is one to follow"
         ) from None
-    if unknown := set(study.tasks) - set(TASKS):
-        raise InputError(f"config {path}: unknown task {unknown.pop()!r}; there are: {', '.join(TASKS)}")
+    if unknown := set(study.tasks) - set(ZERO_SHOT):
+        raise InputError(f"config {path}: unknown task {unknown.pop()!r}; there are: {', '.join(ZERO_SHOT)}")
     for cell in study.cells:
         _ = cell.objective
     if taken := {"strategy", "causal_fraction", "dataset_config", "seed", "output_dir"} & set(study.training):
@@ -222,7 +221,9 @@ def run(study: Study, part: str | None, workers: int) -> None:
 def find_overlap(study: Study) -> None:
     """Says once how many of the tasks' items have a 13-gram in common with what is trained on."""
     path = study.results / OVERLAP
-    items = {task: TASKS[task].load(Context(study.training["dataset"], limit=study.limit)) for task in study.tasks}
+    items = {
+        task: load_task(task).load_items(Context(study.training["dataset"], limit=study.limit)) for task in study.tasks
+    }
     if not items or (path.is_file() and any((study.results / "cells").glob("*.json"))):
         return
     shares = iter(
@@ -319,9 +320,9 @@ def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], in
     results = []
     for task, split in [("bits_per_byte", split) for split in study.heldout] + [(task, "") for task in study.tasks]:
         context = Context(study.training["dataset"], split, study.documents, limit=study.limit)
-        items = TASKS[task].load(context)
+        items = load_task(task).load_items(context)
         for mode in cell.modes:
-            results += TASKS[task].evaluate(scorer, items, mode, context)
+            results += load_task(task).evaluate(scorer, items, mode, context)
     return results, scorer.model.num_parameters()
 
 

@@ -11,11 +11,11 @@ import eval as evaluation
 from flexqwen.cli import InputError
 from flexqwen.data import overlap
 from flexqwen.data.texts import read_texts
-from flexqwen.evaluation import sources, tasks
+from flexqwen.evaluation import sources
 from flexqwen.evaluation.likelihood import Request
 from flexqwen.evaluation.results import read_results
-from flexqwen.evaluation.tasks import hub
-from flexqwen.evaluation.tasks.item import Context, Item, credit, some
+from flexqwen.evaluation.tasks import Context, Item, Task, hub, load_task, subsample
+from flexqwen.evaluation.tasks.choices import credit
 from flexqwen.training.model import save_code
 from tests.helpers.tiny import make_model, make_qwen3
 
@@ -107,18 +107,24 @@ def test_results_table_and_figures(checkpoints, built, data, tmp_path, capsys):
 def test_an_interrupted_evaluation_goes_on_after_the_last_finished_task(
     checkpoints, built, data, tmp_path, monkeypatch
 ):
-    def interrupt(*args):
-        raise KeyboardInterrupt
+    def interrupt_at(name):
+        def evaluate(task, *args):
+            if task.name == name:
+                raise KeyboardInterrupt
+            return whole(task, *args)
+
+        whole = Task.evaluate
+        return evaluate
 
     options = ["--model", checkpoints[0], "--dataset", str(built), "--tasks", "wsc_pt,arc_pt", "--modes", "causal"]
     evaluation.main([*options, "--output", str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.arc_pt, "evaluate", interrupt)
+        patch.setattr(Task, "evaluate", interrupt_at("arc_pt"))
         with pytest.raises(SystemExit):
             evaluation.main([*options, "--output", str(tmp_path / "twice")])
     assert not (tmp_path / "twice" / "results.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.wsc_pt, "evaluate", interrupt)  # it was finished: it is not scored again
+        patch.setattr(Task, "evaluate", interrupt_at("wsc_pt"))  # it was finished: it is not scored again
         evaluation.main([*options, "--output", str(tmp_path / "twice")])
     for name in ("results.json", "items.json"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -213,16 +219,16 @@ def test_hub_tasks(checkpoints, monkeypatch, tmp_path):
     }
     assert {row.details["commit"] for row in results} == {"c0ffee"}
     assert results[0].task == "multiblimp_por" and results[0].clusters == [0, 0, 1, 1, 2]  # pairs of one sentence
-    (item, *_) = tasks.calame_pt.load(Context())
-    assert item.text == "A casa 0 é muito bonita" and item.text[item.data["start"] :] == " bonita"
+    (item, *_) = load_task("calame_pt").load_items(Context())
+    assert item.text == "A casa 0 é muito bonita" and item.text[item.questions[0][0].start :] == " bonita"
 
 
 def test_hub_data_are_read_as_datasets_reads_them(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"sen": "Eu vi.", "wrong_sen": "Eu viu."}\n')
-    found, commit = hub.rows(str(tmp_path), "default", "train", ("sen", "wrong_sen"))
+    found, commit = hub.read_rows(str(tmp_path), "default", "train", ("sen", "wrong_sen"))
     assert found == [{"sen": "Eu vi.", "wrong_sen": "Eu viu."}] and commit
     with pytest.raises(InputError, match="has no column 'x' any more"):
-        hub.rows(str(tmp_path), "default", "train", ("x",))
+        hub.read_rows(str(tmp_path), "default", "train", ("x",))
 
 
 def test_ties_share_the_point():
@@ -236,8 +242,8 @@ def test_ties_share_the_point():
 
 def test_a_limit_takes_always_the_same_items():
     items = [Item(f"{n}", "") for n in range(50)]
-    assert [item.id for item in some(items, 7)] == sorted((item.id for item in some(items[::-1], 7)), key=int)
-    assert some(items, 100) == items and len(some(items, 7)) == 7
+    assert [item.id for item in subsample(items, 7)] == sorted((item.id for item in subsample(items[::-1], 7)), key=int)
+    assert subsample(items, 100) == items and len(subsample(items, 7)) == 7
 
 
 def test_seen_shares_finds_planted_passages(built):
@@ -252,9 +258,9 @@ def test_seen_shares_finds_planted_passages(built):
 
 
 def test_mpararel_requests_point_at_the_object():
-    from flexqwen.evaluation.tasks.mpararel_pt import _request
+    from flexqwen.evaluation.tasks.mpararel_pt import make_request
 
-    request = _request("[Y] é a terra de [X].", "Ana", "São Paulo")
+    request = make_request("[Y] é a terra de [X].", "Ana", "São Paulo")
     assert request == Request("São Paulo é a terra de Ana.", 0, 9)
 
 

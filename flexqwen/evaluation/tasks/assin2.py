@@ -21,6 +21,7 @@ from flexqwen.cli import InputError
 from flexqwen.evaluation.finetuning import Settings, fine_tune, load_tokenizer, regression, sample, unseen
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.statistics import over_seeds
+from flexqwen.evaluation.tasks import Task
 from flexqwen.evaluation.tasks.data_files import data_file
 from flexqwen.evaluation.tasks.text_classification import Example, classify, encode
 
@@ -163,3 +164,6 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
         name="rte",
     )
     return entailment + similarity(model_folder, splits["sts"], settings)
+
+
+TASK = Task("assin2", VERSION, fine_tune=run)

@@ -20,11 +20,11 @@ from flexqwen.cli import InputError
 from flexqwen.evaluation.finetuning import Settings, sample, unseen
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.statistics import over_seeds
+from flexqwen.evaluation.tasks import Task
 from flexqwen.evaluation.tasks.data_files import data_file
 from flexqwen.evaluation.tasks.tagging import Tagged, tag
 
 VERSION = 2
-FOLDER = "ud_bosque"  # of the evaluation data
 NUM_TRAIN_EPOCHS = 5
 FILES = {
     "train": "pt_bosque-ud-train.from-documents.conllu.gz",
@@ -166,3 +166,6 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
             clusters=np.repeat(np.arange(len(gold)), lengths).tolist(),
         )
     ]
+
+
+TASK = Task("bosque_pos", VERSION, fine_tune=run, folder="ud_bosque")

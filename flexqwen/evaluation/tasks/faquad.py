@@ -39,6 +39,7 @@ from flexqwen.evaluation.finetuning import (
 )
 from flexqwen.evaluation.results import Result, numbered
 from flexqwen.evaluation.statistics import over_seeds
+from flexqwen.evaluation.tasks import Task
 from flexqwen.evaluation.tasks.data_files import data_file
 
 VERSION = 2
@@ -293,3 +294,6 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
                 )
             )
     return results
+
+
+TASK = Task("faquad", VERSION, fine_tune=run)

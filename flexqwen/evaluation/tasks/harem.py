@@ -23,6 +23,7 @@ from flexqwen.cli import InputError
 from flexqwen.evaluation.finetuning import Settings, sample, unseen
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.statistics import over_seeds
+from flexqwen.evaluation.tasks import Task
 from flexqwen.evaluation.tasks.data_files import data_file
 from flexqwen.evaluation.tasks.tagging import Tagged, tag
 
@@ -178,3 +179,6 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
             )
         )
     return results
+
+
+TASK = Task("harem", VERSION, fine_tune=run)

@@ -10,6 +10,7 @@ from pathlib import Path
 from flexqwen.cli import InputError
 from flexqwen.evaluation.finetuning import Settings
 from flexqwen.evaluation.results import Result
+from flexqwen.evaluation.tasks import Task
 from flexqwen.evaluation.tasks.data_files import data_file, read_csv
 from flexqwen.evaluation.tasks.text_classification import Example, classify
 
@@ -45,3 +46,6 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     return classify(
         "toldbr", VERSION, model_folder, **splits, classes=2, settings=settings, num_train_epochs=NUM_TRAIN_EPOCHS
     )
+
+
+TASK = Task("toldbr", VERSION, fine_tune=run)
