@@ -9,7 +9,7 @@ import pytest
 
 from flexqwen.evaluation import lexicon, pair_generation, sources
 from flexqwen.evaluation.lexicon import Lexicon
-from flexqwen.evaluation.pair_generation import Generator, Pair, chosen, load, read_sentences
+from flexqwen.evaluation.pair_generation import Generator, Pair, choose_pairs, load, read_sentences
 
 NOUNS = """menino menino+N+M+SG
 meninos menino+N+M+PL
@@ -174,8 +174,8 @@ def test_choice_is_balanced_and_the_same_in_any_order(monkeypatch):
         for phenomenon in pair_generation.PHENOMENA[:2]
         for n in range(20)
     ]
-    taken = chosen(many)
-    assert taken == chosen(many[::-1])
+    taken = choose_pairs(many)
+    assert taken == choose_pairs(many[::-1])
     assert Counter(pair.phenomenon for pair in taken) == {name: 3 for name in pair_generation.PHENOMENA[:2]}
     assert len({(pair.phenomenon, pair.good) for pair in taken}) == 6
     assert sum(pair.attractors for pair in taken) == 2  # those with attractors come first
