@@ -5,19 +5,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score
+from transformers import AutoModelForSequenceClassification
 
 from flexqwen.evaluation.finetuning import (
+    Head,
     Row,
     Settings,
-    classification,
+    encode_splits,
     fine_tune,
     load_tokenizer,
-    sample,
-    separated,
-    unseen,
+    prepare_splits,
+    seeds_result,
+    separate_pairs,
 )
 from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.statistics import over_seeds
+from flexqwen.evaluation.tasks import Task
 
 DRAWS = 100
 
@@ -36,25 +38,25 @@ def encode(tokenizer, examples: list[Example]) -> tuple[list[Row], int]:
     """Rows without labels, and how many of them were cut to the model's length."""
     columns = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
     if len(columns) == 2:
-        columns[0] = separated(tokenizer, columns[0])
+        columns[0] = separate_pairs(tokenizer, columns[0])
     encoded = tokenizer(*columns, truncation=True)
     cut = sum(len(ids) > tokenizer.model_max_length for ids in tokenizer(*columns, verbose=False)["input_ids"])
     return [{key: encoded[key][number] for key in encoded} for number in range(len(examples))], cut
 
 
-def macro_f1(gold, predicted, classes: int) -> float:
+def compute_macro_f1(gold, predicted, classes: int) -> float:
     """Mean F1 of all classes; a class that is neither there nor predicted counts as 0."""
     return f1_score(gold, predicted, labels=range(classes), average="macro", zero_division=0)
 
 
-def baselines(train: list[int], test: list[int], classes: int) -> dict[str, tuple[float, str]]:
+def score_baselines(train: list[int], test: list[int], classes: int) -> dict[str, tuple[float, str]]:
     """What can be had without reading: accuracy of training's most frequent class, macro F1 of random labels.
 
     A constant answer has a low macro F1 (1/3 of two even classes); random labels are the harder level to pass.
     """
     frequent = Counter(train).most_common(1)[0][0]
     random = np.random.default_rng(0)
-    drawn = [macro_f1(test, random.choice(train, len(test)), classes) for _ in range(DRAWS)]
+    drawn = [compute_macro_f1(test, random.choice(train, len(test)), classes) for _ in range(DRAWS)]
     return {
         "accuracy": (accuracy_score(test, [frequent] * len(test)), "majority class of train"),
         "macro_f1": (float(np.mean(drawn)), "random labels in train's proportions"),
@@ -62,12 +64,9 @@ def baselines(train: list[int], test: list[int], classes: int) -> dict[str, tupl
 
 
 def classify(
-    task: str,
-    version: int,
+    task: Task,
     model_folder: str,
-    train: list[Example],
-    dev: list[Example],
-    test: list[Example],
+    splits: dict[str, list[Example]],
     classes: int,
     settings: Settings,
     num_train_epochs: float,
@@ -76,58 +75,55 @@ def classify(
     """Accuracy and macro F1 on the test examples, and on each of their subsets; macro F1 decides on dev.
 
     Args:
+        splits: the examples of `train`, `dev` and `test`.
         name: what `Result.subset` says of all test examples.
     """
-    train, dev, test = (sample(examples, settings.limit) for examples in (train, dev, test))
-    test, overlap = unseen(test, [" ".join(example.texts) for example in test], settings)
+    splits, overlap = prepare_splits(splits, lambda example: " ".join(example.texts), settings)
     tokenizer = load_tokenizer(model_folder, settings)
-    (train_rows, cut), (dev_rows, _), (test_rows, test_cut) = (encode(tokenizer, e) for e in (train, dev, test))
-    for row, example in zip(train_rows, train, strict=True):
-        row["labels"] = int(example.label)
-    dev_labels = [int(example.label) for example in dev]
+    rows, cut = encode_splits(encode, tokenizer, splits)
+    labels = {split: [int(example.label) for example in examples] for split, examples in splits.items()}
+    for row, label in zip(rows["train"], labels["train"], strict=True):
+        row["labels"] = label
     tuned = fine_tune(
-        task,
+        task.name,
         model_folder,
-        classification(classes),
+        Head(AutoModelForSequenceClassification, {"num_labels": classes}),
         tokenizer,
-        train_rows,
-        dev_rows,
-        test_rows,
-        lambda outputs: macro_f1(dev_labels, [output.argmax() for output in outputs], classes),
+        rows,
+        lambda outputs: compute_macro_f1(labels["dev"], [output.argmax() for output in outputs], classes),
         "macro_f1",
         settings,
         num_train_epochs,
     )
-    gold = np.array([int(example.label) for example in test])
+    test, gold = splits["test"], np.array(labels["test"])
     predicted = np.array([[output.argmax() for output in outputs] for outputs in tuned.outputs])
-    details = {**tuned.details, **overlap, "cut_texts": {"train": cut, "test": test_cut}}
-    train_labels = [row["labels"] for row in train_rows]
+    details = {**tuned.details, **overlap, "cut_texts": {"train": cut["train"], "test": cut["test"]}}
     results = []
     for subset in [name, *sorted(set().union(*(example.subsets for example in test)))]:
         part = np.array([number for number, e in enumerate(test) if subset == name or subset in e.subsets])
-        levels = baselines(train_labels, gold[part].tolist(), classes)
-        metrics = {
-            "accuracy": lambda seed, drawn, part=part: np.mean(gold[part[drawn]] == predicted[seed, part[drawn]]),
-            "macro_f1": lambda seed, drawn, part=part: macro_f1(
-                gold[part[drawn]], predicted[seed, part[drawn]], classes
+        true, said = gold[part], predicted[:, part]
+        baselines = score_baselines(labels["train"], true.tolist(), classes)
+        items = {"items": (true == said).mean(0).tolist(), "item_ids": [test[number].id for number in part]}
+        for metric, score in {
+            "accuracy": lambda seed, drawn, true=true, said=said: np.mean(true[drawn] == said[seed, drawn]),
+            "macro_f1": lambda seed, drawn, true=true, said=said: compute_macro_f1(
+                true[drawn], said[seed, drawn], classes
             ),
-        }
-        for metric, function in metrics.items():
-            values, interval = over_seeds(function, len(predicted), len(part))
-            result = Result(
-                task,
-                version,
-                "finetuned",
-                metric,
-                float(np.mean(values)),
-                interval,
-                len(part),
-                *levels[metric],
-                subset,
-                {**details, "per_seed": values},
+        }.items():
+            results.append(
+                seeds_result(
+                    score,
+                    len(said),
+                    len(part),
+                    task=task.name,
+                    version=task.version,
+                    metric=metric,
+                    n=len(part),
+                    baseline=baselines[metric][0],
+                    baseline_name=baselines[metric][1],
+                    subset=subset,
+                    details=details,
+                    **(items if metric == "accuracy" else {}),
+                )
             )
-            if metric == "accuracy":
-                result.items = (gold == predicted).mean(0)[part].tolist()
-                result.item_ids = [test[number].id for number in part]
-            results.append(result)
     return results
