@@ -9,12 +9,11 @@ Same checkpoint, data and settings: same bits on CPU.
 
 import tempfile
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-import transformers
 from transformers import (
     AutoConfig,
     AutoModelForTokenClassification,
@@ -27,10 +26,12 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
+from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.data import overlap
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.statistics import Metric, over_seeds
+from flexqwen.evaluation.tasks import Task
 from flexqwen.subsampling import subsample
 
 Item = TypeVar("Item")
@@ -50,6 +51,7 @@ class Settings:
         limit: for quick runs: at most so many items of each split, chosen at random, always the same.
         dataset: what the checkpoint was pre-trained on, a folder made by carolina_originality.py; None if not known.
         exclude_seen: leave out test items of which a 13-gram stands there.
+        trust_remote_code: run the code that a checkpoint brings along, if it is no FlexQwen.
 
     Raises:
         InputError: a value that cannot be.
@@ -63,6 +65,7 @@ class Settings:
     limit: int | None = None
     dataset: str | None = None
     exclude_seen: bool = False
+    trust_remote_code: bool = False
 
     def __post_init__(self):
         for name in ("seeds", "learning_rates"):
@@ -79,26 +82,11 @@ class Settings:
             raise InputError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0")
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(NamedTuple):
     """A kind of task: the Auto class of the model, and what its config needs to know, such as `num_labels`."""
 
     auto_class: type
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class FineTuned:
-    """What a fine-tuned checkpoint predicts.
-
-    Attributes:
-        outputs: for each seed, for each test row, its float32 logits: `(labels,)` of a classified row, `(length,
-            labels)` of classified tokens, `(length, 2)` for start and end of an answer. Padding is cut off.
-        details: how it was trained, for `Result.details`.
-    """
-
-    outputs: list[list[np.ndarray]]
-    details: dict[str, Any]
+    options: dict[str, Any] = {}  # noqa: RUF012
 
 
 def prepare_splits(
@@ -131,13 +119,10 @@ def load_tokenizer(model_folder: str, settings: Settings):
     """The checkpoint's tokenizer: padding on the right, `model_max_length` the tokens that an input may have.
 
     Raises:
-        InputError: no tokenizer there, or one that cannot say which word a token comes from.
+        InputError: no model with a tokenizer there, or a tokenizer that cannot say which word a token comes from.
     """
-    try:
-        config = AutoConfig.from_pretrained(model_folder, trust_remote_code=True)
-        tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no model with a tokenizer in {model_folder}: {str(error).splitlines()[0]}") from error
+    config = loading.load(AutoConfig, model_folder, settings.trust_remote_code)
+    tokenizer = loading.load(AutoTokenizer, model_folder, settings.trust_remote_code)
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer of {model_folder} has no tokenizer.json; save it as a fast tokenizer")
     tokenizer.padding_side = tokenizer.truncation_side = "right"
@@ -157,29 +142,15 @@ def separate_pairs(tokenizer, first: list[str]) -> list[str]:
     return [text + "\n" for text in first]
 
 
-def load_model(model_folder: str, head: Head, tokenizer):
+def load_model(model_folder: str, head: Head, tokenizer, trust_remote_code: bool = False):
     """The checkpoint under a new head, in float32. The head's weights depend on torch's seed.
 
     Raises:
         InputError: the architecture has no such head, or the weights are not those of its base model.
     """
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # that the head is new is no news
-    try:
-        model, loading = head.auto_class.from_pretrained(
-            model_folder, trust_remote_code=True, dtype=torch.float32, output_loading_info=True, **head.options
-        )
-    except (OSError, ValueError) as error:
-        message = str(error).splitlines()[0]
-        raise InputError(f"{model_folder} does not load as {head.auto_class.__name__}: {message}") from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-    base = model.base_model_prefix + "."
-    missing = sorted(name for name in loading["missing_keys"] if name.startswith(base) and ".pooler." not in name)
-    if missing:
-        raise InputError(
-            f"{model_folder} lacks weights of {type(model).__name__}: {missing[0]} and {len(missing) - 1} more"
-        )
+    model = loading.load_model(
+        head.auto_class, model_folder, new_head=True, trust_remote_code=trust_remote_code, **head.options
+    )
     model.config.pad_token_id = tokenizer.pad_token_id
     return model
 
@@ -198,13 +169,6 @@ class _Progress(ProgressCallback):
         pass
 
 
-class _Trainer(Trainer):
-    """Predicts in the order of the rows: with batches grouped by length, the Trainer would shuffle these too."""
-
-    def _get_eval_sampler(self, eval_dataset):
-        return torch.utils.data.SequentialSampler(eval_dataset)
-
-
 def train(
     name: str,
     model_folder: str,
@@ -218,7 +182,7 @@ def train(
 ) -> Trainer:
     """One run: AdamW, 10 % of the steps to warm up, then linear decay to 0; bfloat16 where CUDA has it."""
     set_seed(seed)
-    model = load_model(model_folder, head, tokenizer)
+    model = load_model(model_folder, head, tokenizer, settings.trust_remote_code)
     is_token_task = head.auto_class is AutoModelForTokenClassification
     collator = (DataCollatorForTokenClassification if is_token_task else DataCollatorWithPadding)(tokenizer)
     with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one; nothing is saved
@@ -238,17 +202,18 @@ def train(
             logging_strategy="no",
             report_to="none",
         )
-        trainer = _Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
         trainer.pop_callback(ProgressCallback)
         progress = _Progress()
         progress.name = f"{name}, learning rate {learning_rate:g}, seed {seed}"
         trainer.add_callback(progress)
         trainer.train()
+    arguments.train_sampling_strategy = "sequential"  # grouped by length, predictions would be shuffled too
     return trainer
 
 
 def predict(trainer: Trainer, rows: list[Row]) -> list[np.ndarray]:
-    """Logits of rows without labels, as in `FineTuned.outputs`; NaN, of a run that diverged, is 0: no preference."""
+    """Logits of rows without labels, as `fine_tune` gives them; NaN, of a run that diverged, is 0: no preference."""
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number]["input_ids"]))  # less padding
     logits = trainer.predict([rows[number] for number in order]).predictions
     if isinstance(logits, tuple):  # start and end of an answer
@@ -269,7 +234,7 @@ def fine_tune(
     dev_metric: str,
     settings: Settings,
     num_train_epochs: float,
-) -> FineTuned:
+) -> tuple[list[list[np.ndarray]], dict[str, Any]]:
     """Chooses the learning rate and predicts the test rows with each seed.
 
     Args:
@@ -277,6 +242,11 @@ def fine_tune(
         rows: of `train`, with labels; of `dev` and `test`, without.
         dev_score: from the logits of the development rows to a number, higher is better; `dev_metric` is its name.
         num_train_epochs: the task's own; `settings.num_train_epochs` goes before it.
+
+    Returns:
+        outputs: for each seed, for each test row, its float32 logits: `(labels,)` of a classified row, `(length,
+            labels)` of classified tokens, `(length, 2)` for start and end of an answer. Padding is cut off.
+        details: how it was trained, for `Result.details`.
     """
     epochs = settings.num_train_epochs or num_train_epochs
 
@@ -303,13 +273,20 @@ def fine_tune(
         "limit": settings.limit,
         "rows": {split: len(rows[split]) for split in ("train", "dev", "test")},
     }
-    return FineTuned(outputs, details)
+    return outputs, details
 
 
 def seeds_result(
-    score: Metric, seeds: int, units: int, drawn_together: Sequence[Hashable] | None = None, **fields
+    task: Task,
+    score: Metric,
+    seeds: int,
+    units: int,
+    drawn_together: Sequence[Hashable] | None = None,
+    *,
+    details: dict[str, Any],
+    **fields,
 ) -> Result:
-    """The `Result` of a metric over seeds; its interval draws units, or those that are `drawn_together`."""
+    """The `Result` of a metric over seeds; its interval draws units, or whole groups that are `drawn_together`."""
     values, interval = over_seeds(score, seeds, units, drawn_together)
-    fields["details"] = {**fields["details"], "per_seed": values}
-    return Result(mode="finetuned", value=float(np.mean(values)), interval=interval, **fields)
+    mean, details = float(np.mean(values)), {**details, "per_seed": values}
+    return Result(task.name, task.version, "finetuned", value=mean, interval=interval, details=details, **fields)

@@ -8,13 +8,13 @@ each word belongs to the one window where it stands farthest from a cut.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import AutoModelForTokenClassification
 
 from flexqwen.data.packing import IGNORE
-from flexqwen.evaluation.finetuning import FineTuned, Head, Row, Settings, encode_splits, fine_tune, load_tokenizer
+from flexqwen.evaluation.finetuning import Head, Row, Settings, encode_splits, fine_tune, load_tokenizer
 
 OVERLAP = 1 / 4
 
@@ -115,7 +115,7 @@ def tag(
     dev_metric: str,
     settings: Settings,
     num_train_epochs: float,
-) -> FineTuned:
+) -> tuple[list[list[np.ndarray]], dict[str, Any]]:
     """Fine-tunes and predicts.
 
     Args:
@@ -124,7 +124,7 @@ def tag(
         dev_score: from a list with the logits of each development text's words to a number, higher is better.
 
     Returns:
-        `FineTuned` with, for each seed and test text, logits of shape `(words, labels)`.
+        For each seed and test text, logits of shape `(words, labels)`; details as of `fine_tune`.
     """
     tokenizer = load_tokenizer(model_folder, settings)
     numbers = {label: number for number, label in enumerate(labels)}
@@ -133,17 +133,13 @@ def tag(
         row["labels"] = [IGNORE] * len(row["input_ids"])
     for text, word, row, position in places["train"]:
         rows["train"][row]["labels"][position] = numbers[splits["train"][text].labels[word]]
-    tuned = fine_tune(
-        name,
-        model_folder,
-        Head(AutoModelForTokenClassification, {"num_labels": len(labels)}),
-        tokenizer,
-        rows,
-        lambda outputs: dev_score(gather(outputs, places["dev"], splits["dev"])),
-        dev_metric,
-        settings,
-        num_train_epochs,
+    head = Head(AutoModelForTokenClassification, {"num_labels": len(labels)})
+
+    def score_words(outputs: list[np.ndarray]) -> float:
+        return dev_score(gather(outputs, places["dev"], splits["dev"]))
+
+    outputs, details = fine_tune(
+        name, model_folder, head, tokenizer, rows, score_words, dev_metric, settings, num_train_epochs
     )
-    without = sum(len(text.words) for text in splits["test"]) - len(places["test"])
-    outputs = [gather(outputs, places["test"], splits["test"]) for outputs in tuned.outputs]
-    return FineTuned(outputs, {**tuned.details, "test_words_without_tokens": without})
+    details["test_words_without_tokens"] = sum(len(text.words) for text in splits["test"]) - len(places["test"])
+    return [gather(seed, places["test"], splits["test"]) for seed in outputs], details

@@ -49,7 +49,7 @@ def compute_macro_f1(gold, predicted, classes: int) -> float:
     return f1_score(gold, predicted, labels=range(classes), average="macro", zero_division=0)
 
 
-def score_baselines(train: list[int], test: list[int], classes: int) -> dict[str, tuple[float, str]]:
+def score_baselines(train: list[int], test: list[int], classes: int) -> dict[str, dict]:
     """What can be had without reading: accuracy of training's most frequent class, macro F1 of random labels.
 
     A constant answer has a low macro F1 (1/3 of two even classes); random labels are the harder level to pass.
@@ -57,9 +57,10 @@ def score_baselines(train: list[int], test: list[int], classes: int) -> dict[str
     frequent = Counter(train).most_common(1)[0][0]
     random = np.random.default_rng(0)
     drawn = [compute_macro_f1(test, random.choice(train, len(test)), classes) for _ in range(DRAWS)]
+    accuracy = accuracy_score(test, [frequent] * len(test))
     return {
-        "accuracy": (accuracy_score(test, [frequent] * len(test)), "majority class of train"),
-        "macro_f1": (float(np.mean(drawn)), "random labels in train's proportions"),
+        "accuracy": {"baseline": accuracy, "baseline_name": "majority class of train"},
+        "macro_f1": {"baseline": float(np.mean(drawn)), "baseline_name": "random labels in train's proportions"},
     }
 
 
@@ -84,46 +85,44 @@ def classify(
     labels = {split: [int(example.label) for example in examples] for split, examples in splits.items()}
     for row, label in zip(rows["train"], labels["train"], strict=True):
         row["labels"] = label
-    tuned = fine_tune(
-        task.name,
-        model_folder,
-        Head(AutoModelForSequenceClassification, {"num_labels": classes}),
-        tokenizer,
-        rows,
-        lambda outputs: compute_macro_f1(labels["dev"], [output.argmax() for output in outputs], classes),
-        "macro_f1",
-        settings,
-        num_train_epochs,
+
+    def score_dev(outputs: list[np.ndarray]) -> float:
+        return compute_macro_f1(labels["dev"], [output.argmax() for output in outputs], classes)
+
+    head = Head(AutoModelForSequenceClassification, {"num_labels": classes})
+    outputs, details = fine_tune(
+        task.name, model_folder, head, tokenizer, rows, score_dev, "macro_f1", settings, num_train_epochs
     )
+    details = {**details, **overlap, "cut_texts": {"train": cut["train"], "test": cut["test"]}}
     test, gold = splits["test"], np.array(labels["test"])
-    predicted = np.array([[output.argmax() for output in outputs] for outputs in tuned.outputs])
-    details = {**tuned.details, **overlap, "cut_texts": {"train": cut["train"], "test": cut["test"]}}
+    predicted = np.array([[output.argmax() for output in seed] for seed in outputs])
     results = []
     for subset in [name, *sorted(set().union(*(example.subsets for example in test)))]:
         part = np.array([number for number, e in enumerate(test) if subset == name or subset in e.subsets])
         true, said = gold[part], predicted[:, part]
         baselines = score_baselines(labels["train"], true.tolist(), classes)
         items = {"items": (true == said).mean(0).tolist(), "item_ids": [test[number].id for number in part]}
-        for metric, score in {
-            "accuracy": lambda seed, drawn, true=true, said=said: np.mean(true[drawn] == said[seed, drawn]),
-            "macro_f1": lambda seed, drawn, true=true, said=said: compute_macro_f1(
-                true[drawn], said[seed, drawn], classes
+
+        def score_accuracy(seed: int, drawn: np.ndarray, true=true, said=said) -> float:
+            return np.mean(true[drawn] == said[seed, drawn])
+
+        def score_macro_f1(seed: int, drawn: np.ndarray, true=true, said=said) -> float:
+            return compute_macro_f1(true[drawn], said[seed, drawn], classes)
+
+        shared = {"n": len(part), "subset": subset, "details": details}
+        results += [
+            seeds_result(
+                task,
+                score_accuracy,
+                len(said),
+                len(part),
+                metric="accuracy",
+                **baselines["accuracy"],
+                **items,
+                **shared,
             ),
-        }.items():
-            results.append(
-                seeds_result(
-                    score,
-                    len(said),
-                    len(part),
-                    task=task.name,
-                    version=task.version,
-                    metric=metric,
-                    n=len(part),
-                    baseline=baselines[metric][0],
-                    baseline_name=baselines[metric][1],
-                    subset=subset,
-                    details=details,
-                    **(items if metric == "accuracy" else {}),
-                )
-            )
+            seeds_result(
+                task, score_macro_f1, len(said), len(part), metric="macro_f1", **baselines["macro_f1"], **shared
+            ),
+        ]
     return results
