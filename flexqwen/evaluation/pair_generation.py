@@ -30,17 +30,10 @@ TREEBANKS = (
     "ud_porttinari/pt_porttinari-ud-test.conllu",
     "ud_pud/pt_pud-ud-test.conllu",
 )
+_AGREEING = ("determiner_noun", "noun_adjective", "predicative_adjective", "participle")
 PHENOMENA = (
-    "subject_verb_number",
-    "subject_verb_person",
-    "determiner_noun_number",
-    "determiner_noun_gender",
-    "noun_adjective_number",
-    "noun_adjective_gender",
-    "predicative_adjective_number",
-    "predicative_adjective_gender",
-    "participle_number",
-    "participle_gender",
+    *("subject_verb_number", "subject_verb_person"),
+    *(f"{kind}_{value}" for kind in _AGREEING for value in ("number", "gender")),
 )
 MOST = 300  # pairs of one phenomenon
 WORDS = (4, 45)  # of a sentence
@@ -99,22 +92,21 @@ INTRANSITIVE = _words(
 # Person, and gender and number.
 PERSONAL = {"eu": ("1", (None, "SG")), "ele": ("3", ("M", "SG")), "ela": ("3", ("F", "SG"))}
 PERSONAL |= {"nós": ("1", (None, "PL")), "eles": ("3", ("M", "PL")), "elas": ("3", ("F", "PL"))}
+# Each masculine and feminine singular, masculine and feminine plural.
 DETERMINERS = (
-    # masculine singular, feminine singular, masculine plural, feminine plural
-    ("o", "a", "os", "as"),
-    ("um", "uma", "uns", "umas"),
-    ("este", "esta", "estes", "estas"),
-    ("esse", "essa", "esses", "essas"),
-    ("aquele", "aquela", "aqueles", "aquelas"),
-    ("meu", "minha", "meus", "minhas"),
-    ("seu", "sua", "seus", "suas"),
-    ("nosso", "nossa", "nossos", "nossas"),
-    ("outro", "outra", "outros", "outras"),
-    ("algum", "alguma", "alguns", "algumas"),
-    ("nenhum", "nenhuma", "nenhuns", "nenhumas"),
+    *(
+        "o a os as",
+        "um uma uns umas",
+        "este esta estes estas",
+        "esse essa esses essas",
+        "aquele aquela aqueles aquelas",
+    ),
+    *("meu minha meus minhas", "seu sua seus suas", "nosso nossa nossos nossas", "outro outra outros outras"),
+    *("algum alguma alguns algumas", "nenhum nenhuma nenhuns nenhumas"),
 )
 _CELLS = (("M", "SG"), ("F", "SG"), ("M", "PL"), ("F", "PL"))
-_DETERMINER = {form: (row, cell) for row in DETERMINERS for form, cell in zip(row, _CELLS, strict=True)}
+_ROWS = [row.split() for row in DETERMINERS]
+_DETERMINER = {form: (row, cell) for row in _ROWS for form, cell in zip(row, _CELLS, strict=True)}
 _ENDINGS = {"ar": "o as a am e es em ei ou", "er": "o es e em a as am i eu", "ir": "o es e em a as am i iu"}
 
 
@@ -378,16 +370,14 @@ class Generator:
         for other in sentence.tokens.values():
             if other is noun or other is adjective or other["id"] > adjective["id"] + 3:
                 continue
-            if other["upos"] in NOMINALS or (other["upos"] in ("DET", "ADJ", "VERB") and other["deprel"] != "det"):
-                theirs = agreement(other)
-                if other["upos"] in ("ADJ", "DET") and other["head"] in (noun["id"], other["id"]):
-                    continue
-                if other["upos"] == "VERB":
-                    is_silent = feature(other, "Mood") and not sentence.below(other, "nsubj")
-                    if is_silent and theirs[1] in (None, values[1]):
-                        return True
-                elif could_agree(theirs, values):
+            kind, theirs = other["upos"], agreement(other)
+            is_free = kind in ("DET", "ADJ") and other["deprel"] != "det" and other["head"] != noun["id"]
+            if kind == "VERB" and other["deprel"] != "det":
+                is_silent = feature(other, "Mood") and not sentence.below(other, "nsubj")
+                if is_silent and theirs[1] in (None, values[1]):
                     return True
+            elif (is_free or kind in NOMINALS) and could_agree(theirs, values):
+                return True
         return False
 
     def subject(self, sentence: Sentence, predicate: dict, word: dict) -> tuple[dict, tuple[str, str]] | None:
@@ -437,9 +427,8 @@ class Generator:
         head = token
         if token["deprel"] == "xcomp":
             head = sentence.tokens.get(token["head"])
-            if head is None or head["lemma"].lower() not in COPULAS or not feature(head, "Mood"):
-                return
-            if token["lemma"].lower() in ADVERBIAL:
+            is_copula = head is not None and head["lemma"].lower() in COPULAS and feature(head, "Mood")
+            if not is_copula or token["lemma"].lower() in ADVERBIAL:
                 return
         elif not any(child["lemma"].lower() in COPULAS for child in sentence.below(token, "cop")):
             return
@@ -472,20 +461,16 @@ class Generator:
         found = self.subject(sentence, token, token)
         if found is None:
             return
-        subject, (_, number) = found
+        (subject, (_, number)), objects = found, sentence.below(token, "obj")
         is_relative = subject["id"] == token["head"]
-        objects = sentence.below(token, "obj")
         if is_relative and not any(child["upos"] == "NOUN" for child in objects):  # "a mata que vejo", "a que fico"
             return
         if not (objects or sentence.below(token, "ccomp", "xcomp") or token["lemma"].lower() in INTRANSITIVE):
             return
         form = token["form"].lower()
         person = PERSONAL.get(subject["form"].lower(), "3")[0]
-        readings = [
-            reading
-            for reading in self.lexicon.readings(form, "V")
-            if {person, number} <= reading.features and reading.features & TENSES
-        ]
+        verbs = self.lexicon.readings(form, "V")
+        readings = [verb for verb in verbs if {person, number} <= verb.features and verb.features & TENSES]
         if not readings or feature(token, "Person") not in (None, person) or agreement(token)[1] != number:
             return
         wanted = []

@@ -14,7 +14,8 @@ import numpy as np
 from transformers import AutoModelForTokenClassification
 
 from flexqwen.data.packing import IGNORE
-from flexqwen.evaluation.finetuning import Head, Row, Settings, encode_splits, fine_tune, load_tokenizer
+from flexqwen.evaluation import finetuning
+from flexqwen.evaluation.finetuning import Settings
 
 OVERLAP = 1 / 4
 
@@ -73,7 +74,7 @@ def choose_windows(stretches: list[range]) -> list[int]:
     return [best[word][1] for word in sorted(best)]
 
 
-def encode(tokenizer, texts: list[Tagged]) -> tuple[list[Row], list[Place]]:
+def encode(tokenizer, texts: list[Tagged]) -> tuple[list[finetuning.Row], list[Place]]:
     """Rows without labels, and the place of every word that has a token (a tokenizer may drop odd characters)."""
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
     rows, places = [], []
@@ -126,19 +127,19 @@ def tag(
     Returns:
         For each seed and test text, logits of shape `(words, labels)`; details as of `fine_tune`.
     """
-    tokenizer = load_tokenizer(model_folder, settings)
+    tokenizer = finetuning.load_tokenizer(model_folder, settings)
     numbers = {label: number for number, label in enumerate(labels)}
-    rows, places = encode_splits(encode, tokenizer, splits)
+    rows, places = finetuning.encode_splits(encode, tokenizer, splits)
     for row in rows["train"]:
         row["labels"] = [IGNORE] * len(row["input_ids"])
     for text, word, row, position in places["train"]:
         rows["train"][row]["labels"][position] = numbers[splits["train"][text].labels[word]]
-    head = Head(AutoModelForTokenClassification, {"num_labels": len(labels)})
+    head = finetuning.Head(AutoModelForTokenClassification, {"num_labels": len(labels)})
 
     def score_words(outputs: list[np.ndarray]) -> float:
         return dev_score(gather(outputs, places["dev"], splits["dev"]))
 
-    outputs, details = fine_tune(
+    outputs, details = finetuning.fine_tune(
         name, model_folder, head, tokenizer, rows, score_words, dev_metric, settings, num_train_epochs
     )
     details["test_words_without_tokens"] = sum(len(text.words) for text in splits["test"]) - len(places["test"])

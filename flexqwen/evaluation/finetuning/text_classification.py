@@ -7,17 +7,8 @@ import numpy as np
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification
 
-from flexqwen.evaluation.finetuning import (
-    Head,
-    Row,
-    Settings,
-    encode_splits,
-    fine_tune,
-    load_tokenizer,
-    prepare_splits,
-    seeds_result,
-    separate_pairs,
-)
+from flexqwen.evaluation import finetuning
+from flexqwen.evaluation.finetuning import Settings
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.tasks import Task
 
@@ -34,11 +25,11 @@ class Example:
     subsets: frozenset[str] = field(default_factory=frozenset)
 
 
-def encode(tokenizer, examples: list[Example]) -> tuple[list[Row], int]:
+def encode(tokenizer, examples: list[Example]) -> tuple[list[finetuning.Row], int]:
     """Rows without labels, and how many of them were cut to the model's length."""
     columns = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
     if len(columns) == 2:
-        columns[0] = separate_pairs(tokenizer, columns[0])
+        columns[0] = finetuning.separate_pairs(tokenizer, columns[0])
     encoded = tokenizer(*columns, truncation=True)
     cut = sum(len(ids) > tokenizer.model_max_length for ids in tokenizer(*columns, verbose=False)["input_ids"])
     return [{key: encoded[key][number] for key in encoded} for number in range(len(examples))], cut
@@ -79,9 +70,9 @@ def classify(
         splits: the examples of `train`, `dev` and `test`.
         name: what `Result.subset` says of all test examples.
     """
-    splits, overlap = prepare_splits(splits, lambda example: " ".join(example.texts), settings)
-    tokenizer = load_tokenizer(model_folder, settings)
-    rows, cut = encode_splits(encode, tokenizer, splits)
+    splits, overlap = finetuning.prepare_splits(splits, lambda example: " ".join(example.texts), settings)
+    tokenizer = finetuning.load_tokenizer(model_folder, settings)
+    rows, cut = finetuning.encode_splits(encode, tokenizer, splits)
     labels = {split: [int(example.label) for example in examples] for split, examples in splits.items()}
     for row, label in zip(rows["train"], labels["train"], strict=True):
         row["labels"] = label
@@ -89,8 +80,8 @@ def classify(
     def score_dev(outputs: list[np.ndarray]) -> float:
         return compute_macro_f1(labels["dev"], [output.argmax() for output in outputs], classes)
 
-    head = Head(AutoModelForSequenceClassification, {"num_labels": classes})
-    outputs, details = fine_tune(
+    head = finetuning.Head(AutoModelForSequenceClassification, {"num_labels": classes})
+    outputs, details = finetuning.fine_tune(
         task.name, model_folder, head, tokenizer, rows, score_dev, "macro_f1", settings, num_train_epochs
     )
     details = {**details, **overlap, "cut_texts": {"train": cut["train"], "test": cut["test"]}}
@@ -111,7 +102,7 @@ def classify(
 
         shared = {"n": len(part), "subset": subset, "details": details}
         results += [
-            seeds_result(
+            finetuning.seeds_result(
                 task,
                 score_accuracy,
                 len(said),
@@ -121,7 +112,7 @@ def classify(
                 **items,
                 **shared,
             ),
-            seeds_result(
+            finetuning.seeds_result(
                 task, score_macro_f1, len(said), len(part), metric="macro_f1", **baselines["macro_f1"], **shared
             ),
         ]

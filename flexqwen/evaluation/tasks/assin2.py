@@ -19,15 +19,8 @@ from sklearn.metrics import mean_squared_error
 from transformers import AutoModelForSequenceClassification
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.finetuning import (
-    Head,
-    Settings,
-    encode_splits,
-    fine_tune,
-    load_tokenizer,
-    prepare_splits,
-    seeds_result,
-)
+from flexqwen.evaluation import finetuning
+from flexqwen.evaluation.finetuning import Settings
 from flexqwen.evaluation.finetuning.text_classification import Example, classify, encode
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.tasks import Task
@@ -99,9 +92,9 @@ def predict_by_overlap(train: list[Example], test: list[Example]) -> np.ndarray:
 
 def fine_tune_similarity(model_folder: str, splits: dict[str, list[Example]], settings: Settings) -> list[Result]:
     """Pearson's correlation and mean squared error of predicted similarities, kept within 1 to 5."""
-    splits, seen = prepare_splits(splits, lambda example: " ".join(example.texts), settings)
-    tokenizer = load_tokenizer(model_folder, settings)
-    rows, _ = encode_splits(encode, tokenizer, splits)
+    splits, seen = finetuning.prepare_splits(splits, lambda example: " ".join(example.texts), settings)
+    tokenizer = finetuning.load_tokenizer(model_folder, settings)
+    rows, _ = finetuning.encode_splits(encode, tokenizer, splits)
     gold = {split: np.array([example.label for example in examples]) for split, examples in splits.items()}
     mean, spread = gold["train"].mean(), gold["train"].std() or 1.0  # the head learns standard scores: its own scale
     for row, level in zip(rows["train"], gold["train"], strict=True):
@@ -114,8 +107,8 @@ def fine_tune_similarity(model_folder: str, splits: dict[str, list[Example]], se
     def score_dev(outputs: list[np.ndarray]) -> float:
         return compute_pearson(gold["dev"], rescale(outputs))
 
-    head = Head(AutoModelForSequenceClassification, {"num_labels": 1, "problem_type": "regression"})
-    outputs, details = fine_tune(
+    head = finetuning.Head(AutoModelForSequenceClassification, {"num_labels": 1, "problem_type": "regression"})
+    outputs, details = finetuning.fine_tune(
         "assin2, STS", model_folder, head, tokenizer, rows, score_dev, "pearson", settings, NUM_TRAIN_EPOCHS
     )
     true, predicted = gold["test"], np.array([rescale(seed) for seed in outputs])
@@ -123,7 +116,7 @@ def fine_tune_similarity(model_folder: str, splits: dict[str, list[Example]], se
     constant = {"pearson": 0.0, "mse": mean_squared_error(true, np.full_like(true, mean))}
     items = {"items": ((predicted - true) ** 2).mean(0).tolist(), "item_ids": [e.id for e in splits["test"]]}
     return [
-        seeds_result(
+        finetuning.seeds_result(
             TASK,
             lambda seed, drawn, compute=compute: compute(true[drawn], predicted[seed, drawn]),
             len(predicted),

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.finetuning import Settings, prepare_splits, seeds_result
+from flexqwen.evaluation import finetuning
+from flexqwen.evaluation.finetuning import Settings
 from flexqwen.evaluation.finetuning.tagging import Tagged, tag
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.tasks import Task
@@ -125,7 +126,7 @@ def compare_tags(gold: list[list[str]], predicted: list[list[str]]) -> list[np.n
 def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     """Accuracy over syntactic words; the interval draws sentences, `items` are words, `clusters` their sentences."""
     splits = {split: read_conllu(data_file(folder, name)) for split, name in FILES.items()}
-    splits, seen = prepare_splits(splits, lambda text: "".join(text.words), settings)
+    splits, seen = finetuning.prepare_splits(splits, lambda text: "".join(text.words), settings)
     test = splits["test"]
     labels = [label for label, _ in Counter(label for text in splits["train"] for label in text.labels).most_common()]
     gold = {split: split_tags(splits[split]) for split in ("dev", "test")}
@@ -142,7 +143,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     items = np.mean([np.concatenate(seed) for seed in right], axis=0)
     baseline = compare_tags(gold["test"], predict_frequent_tags(splits["train"], test, labels))
     return [
-        seeds_result(
+        finetuning.seeds_result(
             TASK,
             lambda seed, drawn: sums[seed, drawn].sum() / lengths[drawn].sum(),
             len(sums),

@@ -21,17 +21,8 @@ import numpy as np
 from transformers import AutoModelForQuestionAnswering
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.finetuning import (
-    Head,
-    Row,
-    Settings,
-    encode_splits,
-    fine_tune,
-    load_tokenizer,
-    prepare_splits,
-    seeds_result,
-    separate_pairs,
-)
+from flexqwen.evaluation import finetuning
+from flexqwen.evaluation.finetuning import Settings
 from flexqwen.evaluation.metrics.squad_pt.squad_pt import METRICS, normalize_answer, score_answers
 from flexqwen.evaluation.results import Result, numbered
 from flexqwen.evaluation.tasks import Task
@@ -44,6 +35,11 @@ SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
 SEEN_WORDS = 13
 MAX_ANSWER_TOKENS = 160
 """Only spans up to this length are considered. The longest answer has 98 words; 95 % have at most 37."""
+
+
+Places = list[tuple[int, int] | None]
+"""For each token of a window, its characters `[start, end)` in the context, without white space at the ends; None for
+a token that is not of the context."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +94,11 @@ def _question(paragraph: dict, asked: dict) -> Question:
     return Question(asked["id"], asked["question"].lower(), context, texts, spans[0] if spans else None)
 
 
-def encode(tokenizer, questions: list[Question]) -> tuple[list[Row], list[tuple[int, list[tuple[int, int] | None]]]]:
+def encode(tokenizer, questions: list[Question]) -> tuple[list[finetuning.Row], list[tuple[int, Places]]]:
     """Windows of question and context, without labels; they overlap by a third of their length.
 
     Returns:
-        rows: one or more a question.
-        windows: of each row, its question's number and, for each token of the context, its characters `[start, end)`
-            without white space at the ends; None for any other token.
+        Rows, one or more a question; of each row, its question's number and its places.
 
     Raises:
         InputError: a question that takes more than a third of the window.
@@ -112,22 +106,16 @@ def encode(tokenizer, questions: list[Question]) -> tuple[list[Row], list[tuple[
     third = tokenizer.model_max_length // 3
     rows, windows = [], []
     for number, question in enumerate(questions):
-        asked = separate_pairs(tokenizer, [question.question])[0]
+        asked = finetuning.separate_pairs(tokenizer, [question.question])[0]
         if len(tokenizer(asked, verbose=False)["input_ids"]) > third:
             raise InputError(
                 f"question {question.id} takes more than a third of an input of {tokenizer.model_max_length} tokens; "
                 "raise max_length, or use a model that takes longer inputs"
             )
-        encoded = tokenizer(
-            asked,
-            question.context,
-            truncation="only_second",
-            stride=third,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
+        overlapping = {"stride": third, "return_overflowing_tokens": True, "return_offsets_mapping": True}
+        encoded = tokenizer(asked, question.context, truncation="only_second", **overlapping)
         for window, offsets in enumerate(encoded["offset_mapping"]):
-            places: list[tuple[int, int] | None] = []
+            places: Places = []
             for side, (start, end) in zip(encoded.sequence_ids(window), offsets, strict=True):
                 inside = question.context[start:end] if side == 1 else ""
                 start += len(inside) - len(inside.lstrip())  # byte-level tokens hold the space before a word
@@ -138,7 +126,7 @@ def encode(tokenizer, questions: list[Question]) -> tuple[list[Row], list[tuple[
     return rows, windows
 
 
-def find_span(places: list[tuple[int, int] | None], span: tuple[int, int]) -> tuple[int, int] | None:
+def find_span(places: Places, span: tuple[int, int]) -> tuple[int, int] | None:
     """First and last token of the characters `[start, end)`, or None where the window does not hold all of them."""
     inside = [n for n, place in enumerate(places) if place and place[0] < span[1] and place[1] > span[0]]
     if not inside or places[inside[0]][0] > span[0] or places[inside[-1]][1] < span[1]:
@@ -150,8 +138,7 @@ def count_unreachable(questions: list[Question], windows) -> int:
     """How many questions have an answer that no window holds whole, or that is longer than what is considered."""
     reached = set()
     for number, places in windows:
-        span = questions[number].span
-        found = find_span(places, span) if span else None
+        found = find_span(places, questions[number].span or (0, 0))
         if found and found[1] - found[0] < MAX_ANSWER_TOKENS:
             reached.add(number)
     return len(questions) - len(reached)
@@ -165,8 +152,8 @@ def extract_answers(outputs: list[np.ndarray], windows, questions: list[Question
         if not len(tokens):
             continue
         sums = logits[tokens, 0][:, None] + logits[tokens, 1][None, :]
-        possible = np.triu(np.ones_like(sums, dtype=bool)) & ~np.triu(np.ones_like(sums, dtype=bool), MAX_ANSWER_TOKENS)
-        sums = np.where(possible, sums, -np.inf)
+        lengths = np.arange(len(tokens))[None, :] - np.arange(len(tokens))[:, None]
+        sums[(lengths < 0) | (lengths >= MAX_ANSWER_TOKENS)] = -np.inf
         start, end = np.unravel_index(sums.argmax(), sums.shape)
         if number not in best or sums[start, end] > best[number][0]:
             text = questions[number].context[places[tokens[start]][0] : places[tokens[end]][1]]
@@ -176,12 +163,11 @@ def extract_answers(outputs: list[np.ndarray], windows, questions: list[Question
 
 def find_nearest_sentences(questions: list[Question]) -> list[str]:
     """The baseline's answers."""
-    found = []
-    for question in questions:
-        asked = set(normalize_answer(question.question).split())
-        sentences = SENTENCE_END.split(question.context)
-        found.append(max(sentences, key=lambda sentence: len(asked & set(normalize_answer(sentence).split()))))
-    return found
+
+    def find(asked: set[str], context: str) -> str:
+        return max(SENTENCE_END.split(context), key=lambda text: len(asked & set(normalize_answer(text).split())))
+
+    return [find(set(normalize_answer(question.question).split()), question.context) for question in questions]
 
 
 def cut_grams(text: str) -> set[tuple[str, ...]]:
@@ -193,10 +179,12 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     """Exact match and F1, of all questions and of those on paragraphs that train does not hold; F1 decides on dev."""
     splits = read(folder)
     known = set().union(*(cut_grams(q.context) for q in splits["train"] + splits["dev"]))
-    splits, seen = prepare_splits(splits, lambda question: f"{question.context} {question.question}", settings)
+    splits, seen = finetuning.prepare_splits(
+        splits, lambda question: f"{question.context} {question.question}", settings
+    )
     splits["train"] = [question for question in splits["train"] if question.span]
-    tokenizer = load_tokenizer(model_folder, settings)
-    rows, windows = encode_splits(encode, tokenizer, splits)
+    tokenizer = finetuning.load_tokenizer(model_folder, settings)
+    rows, windows = finetuning.encode_splits(encode, tokenizer, splits)
     for row, (number, places) in zip(rows["train"], windows["train"], strict=True):
         # A window without the answer points at its first token, as BERT's SQuAD script has it.
         row["start_positions"], row["end_positions"] = find_span(places, splits["train"][number].span) or (0, 0)
@@ -205,8 +193,8 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     def score_dev(outputs: list[np.ndarray]) -> float:
         return score_answers("f1", answers["dev"], extract_answers(outputs, windows["dev"], splits["dev"])).mean()
 
-    head = Head(AutoModelForQuestionAnswering)
-    outputs, details = fine_tune(
+    head = finetuning.Head(AutoModelForQuestionAnswering)
+    outputs, details = finetuning.fine_tune(
         "faquad", model_folder, head, tokenizer, rows, score_dev, "f1", settings, NUM_TRAIN_EPOCHS
     )
     test = splits["test"]
@@ -223,7 +211,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
         for metric in METRICS if part else ():
             scores = np.array([score_answers(metric, answers["test"], texts)[part] for texts in predicted])
             results.append(
-                seeds_result(
+                finetuning.seeds_result(
                     TASK,
                     lambda seed, drawn, scores=scores: scores[seed, drawn].mean(),
                     len(scores),

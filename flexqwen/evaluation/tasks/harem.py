@@ -18,7 +18,8 @@ import numpy as np
 from seqeval.metrics.sequence_labeling import get_entities
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.finetuning import Settings, prepare_splits, seeds_result
+from flexqwen.evaluation import finetuning
+from flexqwen.evaluation.finetuning import Settings
 from flexqwen.evaluation.finetuning.tagging import Tagged, tag
 from flexqwen.evaluation.metrics.entity_f1.entity_f1 import count_entities, entity_f1
 from flexqwen.evaluation.results import Result
@@ -107,7 +108,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
 
 def fine_tune_scenario(scenario: str, model_folder: str, folder: Path, settings: Settings) -> Result:
     """Entity F1; the interval draws documents."""
-    splits, seen = prepare_splits(read(folder, scenario), lambda text: "".join(text.words), settings)
+    splits, seen = finetuning.prepare_splits(read(folder, scenario), lambda text: "".join(text.words), settings)
     labels = ["O", *sorted({label for text in splits["train"] for label in text.labels} - {"O"})]
     gold = {split: [text.labels for text in texts] for split, texts in splits.items()}
 
@@ -126,7 +127,7 @@ def fine_tune_scenario(scenario: str, model_folder: str, folder: Path, settings:
         "recall": (right / true.clip(min=1)).tolist(),
         "documents": len(gold["test"]),
     }
-    return seeds_result(
+    return finetuning.seeds_result(
         TASK,
         lambda seed, drawn: entity_f1(counts[seed, drawn]),
         len(counts),
