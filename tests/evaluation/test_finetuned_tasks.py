@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score as class_f1
 from transformers import AutoModelForSequenceClassification
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation import statistics
+from flexqwen.evaluation import finetuning, statistics
 from flexqwen.evaluation.finetuning import Settings, load_tokenizer, tagging, text_classification
 from flexqwen.evaluation.finetuning.tagging import Tagged
 from flexqwen.evaluation.metrics.entity_f1.entity_f1 import count_entities
@@ -38,12 +38,12 @@ from tests.helpers.finetuned import (
 WINDOW = Settings(max_length=48)  # smaller than the tests' documents and paragraphs
 WHOLE = Settings(max_length=512)
 MODULES = {
-    "assin2": (assin2, [text_classification, assin2]),
-    "bosque_pos": (bosque_pos, [tagging]),
-    "faquad": (faquad, [faquad]),
-    "harem": (harem, [tagging]),
-    "hatebr": (hatebr, [text_classification]),
-    "toldbr": (toldbr, [text_classification]),
+    "assin2": assin2,
+    "bosque_pos": bosque_pos,
+    "faquad": faquad,
+    "harem": harem,
+    "hatebr": hatebr,
+    "toldbr": toldbr,
 }
 HATEBR_TEST = ["7", "10", "13", "20", "21", "25", "27", "31"]
 BEST = {"mse": 0.0}  # of every other metric it is 1
@@ -65,9 +65,8 @@ def checkpoints(tokenizer, tmp_path_factory):
 
 def answered(monkeypatch, task, model_folder, folder, settings, shuffled):
     """The task's results where the oracle answers in the place of a model."""
-    module, where = MODULES[task]
-    for place in where:
-        monkeypatch.setattr(place, "fine_tune", oracle(shuffled))
+    module = MODULES[task]
+    monkeypatch.setattr(finetuning, "fine_tune", oracle(shuffled))
     if task in ("hatebr", "toldbr"):  # whose files cannot hold the same data in every split
         test = module.read(folder)["test"]
         monkeypatch.setattr(module, "read", lambda folder: {"train": test, "dev": test, "test": test})
@@ -127,9 +126,8 @@ def test_test_items_that_were_trained_on_are_counted_and_can_be_left_out(monkeyp
         whole = head.auto_class is AutoModelForSequenceClassification
         return [[np.zeros(shape if whole else (len(row["input_ids"]), *shape)) for row in rows["test"]]], {}
 
-    module, where = MODULES[task]
-    for place in where:
-        monkeypatch.setattr(place, "fine_tune", fine_tune)
+    module = MODULES[task]
+    monkeypatch.setattr(finetuning, "fine_tune", fine_tune)
     texts = []
 
     def seen_shares(asked, dataset):
@@ -351,7 +349,7 @@ def test_toldbr_is_scored_with_and_without_the_leaked_texts(monkeypatch, tmp_pat
         labels = [known.get(tuple(row["input_ids"]), 0) for row in rows["test"]]
         return [[np.eye(2)[label] for label in labels]], {}
 
-    monkeypatch.setattr(text_classification, "fine_tune", fine_tune)
+    monkeypatch.setattr(finetuning, "fine_tune", fine_tune)
     results = toldbr.run(checkpoints["flexqwen"], tmp_path, WHOLE)
     found = {(result.subset, result.metric): result for result in results}
     everything, clean = found["all", "accuracy"], found["without the 3 leaked texts", "accuracy"]
@@ -453,7 +451,7 @@ def test_faquad_says_which_questions_have_a_paragraph_of_train(monkeypatch, tmp_
     def fine_tune(name, model_folder, head, tokenizer, rows, *args):
         return [[np.zeros((len(row["input_ids"]), 2)) for row in rows["test"]]], {}
 
-    monkeypatch.setattr(faquad, "fine_tune", fine_tune)
+    monkeypatch.setattr(finetuning, "fine_tune", fine_tune)
     results = faquad.run(checkpoints["flexqwen"], tmp_path, WHOLE)
     assert [(result.subset, result.n) for result in results] == [("all", 7)] * 2 + [("paragraphs not in train", 5)] * 2
     assert results[0].clusters == [0, 1, 2, 3, 4, 5, 5] and results[2].clusters == [0, 1, 2, 3, 3]

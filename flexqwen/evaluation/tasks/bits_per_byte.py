@@ -7,6 +7,7 @@ import numpy as np
 from flexqwen.data.texts import read_texts
 from flexqwen.evaluation.heldout import score, tokenized, unigram
 from flexqwen.evaluation.likelihood import Scorer
+from flexqwen.evaluation.metrics.bpb.bpb import bits_per_byte
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.tasks import Context, Item, Task
 
@@ -40,7 +41,7 @@ def predict_texts(task: Task, scorer: Scorer, items: list[Item], mode: str, cont
     return [
         task.mean_result(items, nats / tokens, weights=tokens, metric="loss", baseline=loss, **shared),
         task.mean_result(
-            items, nats / math.log(2) / sizes, weights=sizes, metric="bits_per_byte", baseline=bits, **shared
+            items, bits_per_byte(nats, sizes), weights=sizes, metric="bits_per_byte", baseline=bits, **shared
         ),
     ]
 

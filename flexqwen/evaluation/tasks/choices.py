@@ -5,22 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from flexqwen.evaluation.likelihood import Request, Scorer
+from flexqwen.evaluation.metrics.minimal_pair_accuracy.minimal_pair_accuracy import credit
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.tasks import Context, Item, Task
-
-TIE = 1e-4
-"""Scores that differ by no more are equal: nats, the precision to which scores are known."""
-
-
-def credit(scores: Sequence[float], right: int = 0) -> tuple[float, bool]:
-    """What choosing the highest score is worth, and whether there was a tie.
-
-    1 if the right one is highest, 0 if not; k equal highest scores share the point, so that a model that cannot tell
-    them apart is at chance.
-    """
-    scores = np.asarray(scores, dtype=np.float64)
-    best = scores >= scores.max() - TIE
-    return float(best[right]) / best.sum(), bool(best.sum() > 1)
 
 
 def make_pair(id: str, good: str, bad: str, groups: Sequence[str] = ("all",), commit: str | None = None) -> Item:

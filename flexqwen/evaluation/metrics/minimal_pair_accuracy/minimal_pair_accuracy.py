@@ -8,7 +8,7 @@ TIE = 1e-4
 """Scores that differ by no more are equal: nats, the precision to which scores are known."""
 
 
-def credit(scores, right: int, tie: float = TIE) -> tuple[float, bool]:
+def credit(scores, right: int = 0, tie: float = TIE) -> tuple[float, bool]:
     """What choosing the highest score is worth, and whether there was a tie.
 
     1 if the right one is highest, 0 if not; k equal highest scores share the point, so that a model that cannot tell
