@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import conllu
+import yaml
 
 from flexqwen.cli import ArgumentParser, command
 from flexqwen.evaluation import lexicon, sources
@@ -45,67 +46,19 @@ TENSES = {"PRS", "PRF", "PQP", "IMPF", "FUT", "COND", "SBJR", "SBJP"}  # not tho
 NOMINALS = ("NOUN", "PROPN", "PRON", "NUM", "SYM")
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Singular nouns that may take a plural (and the other gender): "a maioria dos homens estão cansados".
-COLLECTIVE = _words(
-    """maioria minoria parte metade grupo série conjunto número multidão casal total dezena centena milhar milhão bilhão
-    trilhão par resto restante porção tipo espécie dupla trio turma bando quantidade terço quarto quinto décimo maior
-    porcentagem percentagem percentual por cento gente pessoal povo equipe time família dúzia punhado monte montão
-    infinidade variedade exército rebanho cardume leque lista coleção sorte fração média excesso falta soma nível
-    excelência majestade santidade alteza senhoria eminência meritíssimo forma modo gênero classe rol mar onda bloco
-    governo polícia torcida elenco tribo coro público comunidade associação comissão"""
+_LISTS = yaml.safe_load(Path(__file__).with_name("agreement.yaml").read_text(encoding="utf-8"))
+COLLECTIVE, BOTH_GENDERS, IRREGULAR, ADVERBIAL, INTRANSITIVE = (
+    frozenset(_LISTS[name].split()) for name in ("collective", "both_genders", "irregular", "adverbial", "intransitive")
 )
-# Nouns of both genders, or of another meaning in the other one, whichever of them the lexicon lists.
-BOTH_GENDERS = _words(
-    """capital cabeça caixa rádio guia guarda polícia cura moral grama língua lente câmera corneta sentinela voga
-    nascente laranja vigia testemunha criança pessoa vítima personagem modelo foca segurança ordenança cisma crisma
-    praça banana águia besta cólera coma dó champanhe alface sabiá soprano contralto manequim top avestruz usucapião
-    íris pijama omelete agravante atenuante internet web manga fila rosa violeta cinza estrela músico recruta
-    estepe coral banda bola ministro juiz soldado chefe réu bispo papa presidente membro ídolo gênio anjo alvo
-    líder sujeito indivíduo cônjuge bandeira trompete ponta mascote reserva"""
-)
-# Adjectives that hardly inflect, are determiners too, or whose singular may stand beside a plural subject.
-IRREGULAR = _words(
-    """só meio todo mesmo muito pouco bastante melhor pior maior menor igual possível próprio outro tal vário diverso
-    demais ambos bom mal mau contrário perto suficiente máximo mínimo anexo incluso excluso salvo exceto obrigado quite
-    leso alerta inclusive conforme consoante visto dado posto devido mediano semelhante determinado tanto quanto junto
-    primeiro segundo último necessário preciso proibido bendito responsável"""
-)
-# Adjectives whose forms are adverbs too beside a verb or in a noun phrase ("custar caro").
-ADVERBIAL = IRREGULAR | _words(
-    """alto baixo caro barato claro direto rápido fundo duro firme sério fácil difícil forte fraco certo errado longo
-    próximo exato ligeiro manso grosso fino doce feio bonito gostoso inteiro justo redondo demasiado breve geral inicial
-    final novo seguinte"""
-)
+ADVERBIAL |= IRREGULAR
 # Words within a subject that may make it plural, or singular.
 LINKS = {"e", "ou", "nem", "com", "como", "mais", "menos", "entre", "cerca", "%", "&", "/", "nenhum", "cada"}
 COPULAS = {"ser", "estar", "ficar", "parecer", "permanecer", "continuar"}
-# Verbs that take no object: a noun before them cannot be an object put first ("os livros vendeu").
-INTRANSITIVE = _words(
-    """ficar voltar vir viver nascer funcionar ocorrer surgir girar falecer lutar brilhar fugir variar viajar resultar
-    brigar falhar jazer nadar oscilar voar vigorar votar ocorrer valer haver urgir jogar galopar hesitar insistir
-    florescer fluir vingar vibrar navegar"""
-)
 # Person, and gender and number.
 PERSONAL = {"eu": ("1", (None, "SG")), "ele": ("3", ("M", "SG")), "ela": ("3", ("F", "SG"))}
 PERSONAL |= {"nós": ("1", (None, "PL")), "eles": ("3", ("M", "PL")), "elas": ("3", ("F", "PL"))}
-# Each masculine and feminine singular, masculine and feminine plural.
-DETERMINERS = (
-    *(
-        "o a os as",
-        "um uma uns umas",
-        "este esta estes estas",
-        "esse essa esses essas",
-        "aquele aquela aqueles aquelas",
-    ),
-    *("meu minha meus minhas", "seu sua seus suas", "nosso nossa nossos nossas", "outro outra outros outras"),
-    *("algum alguma alguns algumas", "nenhum nenhuma nenhuns nenhumas"),
-)
 _CELLS = (("M", "SG"), ("F", "SG"), ("M", "PL"), ("F", "PL"))
-_ROWS = [row.split() for row in DETERMINERS]
+_ROWS = [row.split() for row in _LISTS["determiners"]]
 _DETERMINER = {form: (row, cell) for row in _ROWS for form, cell in zip(row, _CELLS, strict=True)}
 _ENDINGS = {"ar": "o as a am e es em ei ou", "er": "o es e em a as am i eu", "ir": "o es e em a as am i iu"}
 

@@ -96,7 +96,7 @@ def test_what_is_not_there_is_one_line(server):
 
 
 def test_a_broken_archive_is_one_line(server, monkeypatch):
-    monkeypatch.setitem(sources.SOURCES, "t/z", Source((server.url("a"),), "0" * 64, sources._unzip("z")))
+    monkeypatch.setitem(sources.SOURCES, "t/z", Source((server.url("a"),), "0" * 64, sources.unzip))
     fails("t/z", server.url("a"), "SHA-256")
 
 
