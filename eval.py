@@ -46,6 +46,11 @@ def main(argv: list[str] | None = None) -> None:
         help="fine-tuned tasks: the best on the development set is kept",
     )
     parser.add_argument("--num_train_epochs", type=float, help="fine-tuned tasks: by default the task's own number")
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run the code that a model brings along, if it is no FlexQwen",
+    )
     parser.add_argument("--output", help="folder to write; by default eval-<checkpoint> beside the checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace results made otherwise")
     args = parser.parse_args(argv)
@@ -67,7 +72,7 @@ def run(args) -> None:
         raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(NAMES)}")
     if args.modes and (unknown := set(args.modes.split(",")) - set(MODES)):
         raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(MODES)}")
-    scorer = likelihood.load(args.model)
+    scorer = likelihood.load(args.model, trust_remote_code=args.trust_remote_code)
     modes = args.modes.split(",") if args.modes else list(scorer.modes)
     if missing := [mode for mode in modes if mode not in scorer.modes]:
         raise InputError(f"{args.model} is not scored in mode {missing[0]!r}; it has: {', '.join(scorer.modes)}")
@@ -84,6 +89,8 @@ def run(args) -> None:
         **{name: getattr(args, name) for name in ("split", "documents", "within_word", "limit")},
         "versions": versions("torch", "transformers", "tokenizers", "numpy", "datasets"),
     }
+    if args.trust_remote_code:  # it may be other code than transformers' own
+        made_by["trust_remote_code"] = True
     if set(tasks) & set(FINE_TUNED):
         made_by |= {name: getattr(args, name) for name in ("seeds", "learning_rates", "num_train_epochs")}
     folder = Path(args.output) if args.output else default_output(args.model)
@@ -145,6 +152,7 @@ def evaluate(
             limit=args.limit,
             dataset=args.dataset if has_dataset else None,
             exclude_seen=args.exclude_seen,
+            trust_remote_code=args.trust_remote_code,
         )
         data = sources.folder(task.folder or task.name)
         rows += once(unfinished / task.name, made_by, functools.partial(task.fine_tune, args.model, data, settings))

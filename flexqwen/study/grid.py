@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from transformers import AutoConfig
 
+from configuration_flexqwen import FlexQwenConfig
 from flexqwen.cli import InputError
 from flexqwen.data import overlap
 from flexqwen.data.texts import dataset_digest, parquet_files
@@ -400,7 +400,7 @@ def cost(run: Path, checkpoint: Path) -> dict[str, float]:
 
 def flops(checkpoint: Path, tokens: float, labels: float) -> float:
     """Of training on so many tokens with so many labels."""
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+    config = FlexQwenConfig.from_pretrained(checkpoint)
     return model_flops(config, tokens, labels, config.max_position_embeddings)
 
 

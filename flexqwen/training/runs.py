@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, redacted
 from flexqwen.files import atomic_write, digest, remove_path, write_json
 from flexqwen.training.arguments import Arguments, as_dict
 
@@ -41,17 +41,13 @@ def run_folder(arguments: Arguments) -> Path:
 
 def describe(arguments: Arguments, digests: dict[str, str], versions: dict[str, str], command: list[str]) -> dict:
     """What `run.json` says of a run that is about to start."""
-    hidden = [
-        re.sub(r"^(--\w*token)=.*", r"\1=<hidden>", word) if not re.fullmatch(r"--\w*token", before) else "<hidden>"
-        for before, word in zip(["", *command], command, strict=False)
-    ]
     return {
         "settings": as_dict(arguments),
         "given": arguments.given,
         "rows_per_step": rows_per_step(arguments),
         "digests": digests,
         "versions": versions,
-        "command": hidden,
+        "command": redacted(command),
     }
 
 
