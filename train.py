@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, set_seed
 from transformers.utils import cached_file, logging
@@ -140,7 +141,8 @@ def main(argv: list[str] | None = None) -> None:
             save_code(folder.parent)
         else:
             runs.go_on(folder, description)
-    checkpoint = runs.last_checkpoint(folder) if state == "resume" else None
+    found = runs.last_checkpoint(folder) if state == "resume" and training.process_index == 0 else None
+    (checkpoint,) = broadcast_object_list([found])  # all processes go on from the one that the first has found
     if training.process_index == 0:
         print(
             f"run: {folder}, {parameters:,} parameters, {training.max_steps:,} steps of up to "

@@ -221,6 +221,13 @@ class Scorer:
         title = progress and f"{progress}, {'masked' if masked else 'causal'}"
         mask = self.tokenizer.mask_token_id
         scores = log_probabilities(self.model, rows, len(distinct), masked, mask, self.batch_tokens, title)
+        if not np.isfinite(scores[0]).all():  # a choice between such scores would look like a figure
+            texts = [request.text for request in distinct]
+            text, number = next(pair for pair in zip(texts, scores[0], strict=True) if not np.isfinite(pair[1]))
+            raise InputError(
+                f"{title or 'scores'}: the log-probability of {text[:60]!r} is {number}, which is not finite; look for "
+                "such numbers in the model's weights"
+            )
         order = [distinct[request] for request in requests]
         self._last[masked] = (asked, tuple(side[order] for side in scores))
         return self._last[masked][1]

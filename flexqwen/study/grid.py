@@ -29,13 +29,13 @@ from flexqwen.cli import InputError
 from flexqwen.data import overlap
 from flexqwen.data.texts import dataset_digest, parquet_files
 from flexqwen.evaluation import likelihood
-from flexqwen.evaluation.results import Result
+from flexqwen.evaluation.results import Result, check_finite, check_unchanged, model_digests
 from flexqwen.evaluation.tasks import ZERO_SHOT, Context, load_task
 from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
 from flexqwen.training import arguments
 from flexqwen.training.flops import model_flops
 from flexqwen.training.objectives import ObjectiveArguments
-from flexqwen.training.runs import last_checkpoint
+from flexqwen.training.runs import checkpoints, defect
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"grid", "seeds", "training", "evaluation"}
@@ -287,7 +287,12 @@ def make(study: Study, cell: Cell, config: Path, digests: dict[str, str]) -> flo
     if status:
         raise InputError(f"{cell.name}: training ended with status {status}; run the same command again to go on")
     run = next(path.parent for path in study.run_folder(cell).glob("*/finished.json"))
-    checkpoint = last_checkpoint(run)
+    checkpoint = checkpoints(run)[-1]
+    if problem := defect(checkpoint):
+        raise InputError(
+            f"{checkpoint} is not as it was saved ({problem}); remove {run / 'finished.json'}, and the same command "
+            "makes it again from the one before it"
+        )
     results, parameters = measure(study, cell, str(checkpoint))
     described = read_json(run / "run.json")
     write_items(study, results)
@@ -316,13 +321,15 @@ def make(study: Study, cell: Cell, config: Path, digests: dict[str, str]) -> flo
 
 def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], int]:
     """Every figure of a checkpoint, and its number of parameters."""
-    scorer = likelihood.load(checkpoint)
+    digests, scorer = model_digests(checkpoint), likelihood.load(checkpoint)
     results = []
     for task, split in [("bits_per_byte", split) for split in study.heldout] + [(task, "") for task in study.tasks]:
         context = Context(study.training["dataset"], split, study.documents, limit=study.limit)
         items = load_task(task).load_items(context)
         for mode in cell.modes:
             results += load_task(task).evaluate(scorer, items, mode, context)
+    check_finite(results)
+    check_unchanged(checkpoint, digests)
     return results, scorer.model.num_parameters()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from scipy import stats
 
 from flexqwen.cli import InputError
+from flexqwen.evaluation.tasks import Task
 from flexqwen.study import commands as command
 from flexqwen.study import grid, report
 from flexqwen.study.cells import Measure, Results, load, verdict
@@ -71,6 +73,39 @@ def test_a_study_is_run_and_reported(ran, monkeypatch, capsys):
     command.main(["report", "tiny.yaml", "--check"])
     command.main(["status", "tiny.yaml"])
     assert "2 of 2 cells finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", ["figure", "model"])
+def test_a_cell_of_a_wrong_figure_or_a_changed_model_is_refused(wrong, ran, tmp_path, monkeypatch):
+    monkeypatch.chdir(ran)
+    read, evaluate = grid.read("tiny.yaml"), Task.evaluate
+    shutil.copytree(next(Path("runs/tiny").glob("*causal*/*/step_000012")), tmp_path / "step")
+
+    def evaluate_wrong(*args):
+        if wrong == "model":
+            (tmp_path / "step" / "model.safetensors").unlink(missing_ok=True)
+            return evaluate(*args)
+        return [replace(result, value=float("nan")) for result in evaluate(*args)]
+
+    monkeypatch.setattr(Task, "evaluate", evaluate_wrong)
+    message = {"figure": "bits_per_byte, causal: .* has value nan", "model": "changed while it was evaluated"}[wrong]
+    with pytest.raises(InputError, match=message):
+        grid.measure(read, read.cells[0], str(tmp_path / "step"))
+
+
+def test_a_cell_whose_last_checkpoint_is_damaged_is_not_measured(ran, tmp_path, monkeypatch, capfd):
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    next(Path("results/tiny/cells").glob("*causal*")).unlink()
+    checkpoint = next(Path("runs/tiny").glob("*causal*/*/step_000012"))
+    (checkpoint / "optimizer.pt").unlink()
+    with pytest.raises(SystemExit):
+        command.main(["run", "tiny.yaml"])
+    finished = checkpoint.with_name("finished.json")
+    assert f"{checkpoint} is not as it was saved" in (error := capfd.readouterr().err) and f"remove {finished}" in error
+    finished.unlink()
+    command.main(["run", "tiny.yaml"])
+    assert "going on from step_000009" in capfd.readouterr().err
 
 
 def test_finished_cells_are_not_made_again_and_other_settings_are_refused(ran, monkeypatch, capsys):
