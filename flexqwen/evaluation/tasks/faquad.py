@@ -37,8 +37,8 @@ from flexqwen.evaluation.finetuning import (
     separated,
     unseen,
 )
-from flexqwen.evaluation.results import Result, numbered
-from flexqwen.evaluation.statistics import over_seeds
+from flexqwen.evaluation.results import Result
+from flexqwen.evaluation.statistics import number_clusters, over_seeds
 from flexqwen.evaluation.tasks import Task
 from flexqwen.evaluation.tasks.data_files import data_file
 
@@ -290,7 +290,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
                     {**details, "per_seed": values},
                     scores.mean(0).tolist(),
                     [test[number].id for number in part],
-                    clusters=numbered(paragraphs).tolist(),
+                    clusters=number_clusters(paragraphs).tolist(),
                 )
             )
     return results
