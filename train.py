@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, set_seed
 from transformers.utils import cached_file, logging
 
-from flexqwen import checkpoints
+from flexqwen import loading
 from flexqwen.cli import InputError, command
 from flexqwen.data.packing import stored_digest, token_store
 from flexqwen.data.texts import summary
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
                 return
         return
 
-    tokenizer = checkpoints.load(AutoTokenizer, data.tokenizer, model_max_length=data.sequence_length)
+    tokenizer = loading.load(AutoTokenizer, data.tokenizer, model_max_length=data.sequence_length)
     if missing := [name for name in ("bos", "eos", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]:
         raise InputError(f"the tokenizer in {data.tokenizer} has no {missing[0]} token; training needs it")
     special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 
-def redacted(words: list[str]) -> list[str]:
+def redact(words: list[str]) -> list[str]:
     """Words of a command, or of a message, without tokens: what looks like one, and the value of any `--...token`."""
     hidden, before = [], ""
     for word in words:
@@ -29,7 +29,7 @@ class InputError(Exception):
     """Bad input from the user. The message is one line that names the thing, the place and the remedy, and no token."""
 
     def __init__(self, message: str):
-        super().__init__(*redacted([message]))
+        super().__init__(*redact([message]))
 
 
 def path(text: str) -> Path:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from flexqwen.checkpoints import check_unchanged, digest_checkpoint
 from flexqwen.cli import InputError
 from flexqwen.data import overlap
 from flexqwen.data.texts import dataset_digest
@@ -21,6 +20,7 @@ from flexqwen.evaluation.likelihood import MODES, Scorer
 from flexqwen.evaluation.results import RESULTS, Result, read_results, write_results
 from flexqwen.evaluation.tasks import FINE_TUNED, NAMES, ZERO_SHOT, Context, Item, Task, load_task
 from flexqwen.files import read_json, remove_path, versions
+from flexqwen.loading import check_unchanged, digest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,6 @@ class Options:
             raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(NAMES)}")
         if self.modes and (unknown := set(self.modes.split(",")) - set(MODES)):
             raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(MODES)}")
-        if not self.has_dataset and ("bits_per_byte" in self.names or self.exclude_seen):
-            dataset_digest(self.dataset)  # raises
 
     @property
     def names(self) -> Sequence[str]:
@@ -94,6 +92,8 @@ def evaluate(options: Options) -> list[Result]:
     modes = options.modes.split(",") if options.modes else list(scorer.modes)
     if missing := [mode for mode in modes if mode not in scorer.modes]:
         raise InputError(f"{options.model} is not scored in mode {missing[0]!r}; it has: {', '.join(scorer.modes)}")
+    if not options.has_dataset and ("bits_per_byte" in options.names or options.exclude_seen):
+        dataset_digest(options.dataset)  # raises
     commit = getattr(scorer.model.config, "_commit_hash", None)
     made_by = {
         "model": digests or {"repository": options.model, "commit": commit},

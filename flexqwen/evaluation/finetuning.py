@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
-from flexqwen import checkpoints
+from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.data import overlap
 
@@ -149,8 +149,8 @@ def load_tokenizer(model_folder: str, settings: Settings):
     Raises:
         InputError: no model with a tokenizer there, or a tokenizer that cannot say which word a token comes from.
     """
-    config = checkpoints.load(AutoConfig, model_folder, settings.trust_remote_code)
-    tokenizer = checkpoints.load(AutoTokenizer, model_folder, settings.trust_remote_code)
+    config = loading.load(AutoConfig, model_folder, settings.trust_remote_code)
+    tokenizer = loading.load(AutoTokenizer, model_folder, settings.trust_remote_code)
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer of {model_folder} has no tokenizer.json; save it as a fast tokenizer")
     tokenizer.padding_side = tokenizer.truncation_side = "right"
@@ -176,7 +176,7 @@ def load_model(model_folder: str, head: Head, tokenizer, trust_remote_code: bool
     Raises:
         InputError: the architecture has no such head, or the weights are not those of its base model.
     """
-    model = checkpoints.load_model(
+    model = loading.load_model(
         head.auto_class, model_folder, new_head=True, trust_remote_code=trust_remote_code, **head.options
     )
     model.config.pad_token_id = tokenizer.pad_token_id

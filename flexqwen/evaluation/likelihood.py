@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from flexqwen import checkpoints
+from flexqwen import loading
 from flexqwen.cli import InputError
 
 MODES = ("causal", "masked", "fused")
@@ -307,7 +307,7 @@ def load(path: str, batch_tokens: int | None = None, trust_remote_code: bool = F
     """
     if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")) and not list(Path(path).glob("*.bin")):
         raise InputError(f"no checkpoint in {path}: model.safetensors is missing")
-    config = checkpoints.load(AutoConfig, path, trust_remote_code)
+    config = loading.load(AutoConfig, path, trust_remote_code)
     architecture = (config.architectures or [""])[0]
     if config.model_type == "flexqwen":
         kind, auto = "flexqwen", AutoModelForCausalLM
@@ -320,6 +320,6 @@ def load(path: str, batch_tokens: int | None = None, trust_remote_code: bool = F
             f"{path} is a {architecture or 'model of unnamed class'}; scoring needs a FlexQwen, a …ForCausalLM or a "
             "…ForMaskedLM"
         )
-    tokenizer = checkpoints.load(AutoTokenizer, path, trust_remote_code)
-    model = checkpoints.load_model(auto, path, trust_remote_code=trust_remote_code)
+    tokenizer = loading.load(AutoTokenizer, path, trust_remote_code)
+    model = loading.load_model(auto, path, trust_remote_code=trust_remote_code)
     return Scorer(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, kind, batch_tokens)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
 from configuration_flexqwen import FlexQwenConfig
-from flexqwen import checkpoints
+from flexqwen import loading
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.files import atomic_write
 
@@ -30,17 +30,17 @@ def export(checkpoint: str | Path, output: str | Path) -> None:
         raise InputError(f"no checkpoint in {checkpoint}: config.json is missing")
     if output.exists():
         raise InputError(f"{output} exists; name a folder that does not")
-    config = checkpoints.load(FlexQwenConfig, checkpoint)
+    config = loading.load(FlexQwenConfig, checkpoint)
     if config.get_config_dict(checkpoint)[0].get("model_type") != FlexQwenConfig.model_type:
         raise InputError(
             f"{checkpoint} is not a FlexQwen checkpoint: its model_type is not {FlexQwenConfig.model_type}"
         )
     plain = Qwen3Config(**{name: value for name, value in config.to_dict().items() if name not in ADDED})
-    model = checkpoints.load_model(Qwen3ForCausalLM, checkpoint, config=plain, dtype="auto")
+    model = loading.load_model(Qwen3ForCausalLM, checkpoint, config=plain, dtype="auto")
     with atomic_write(output) as folder:
         model.save_pretrained(folder)
         if (checkpoint / "tokenizer.json").is_file():
-            checkpoints.load(AutoTokenizer, checkpoint, config=plain).save_pretrained(folder)
+            loading.load(AutoTokenizer, checkpoint, config=plain).save_pretrained(folder)
 
 
 @command

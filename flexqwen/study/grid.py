@@ -25,7 +25,6 @@ import torch
 import yaml
 
 from configuration_flexqwen import FlexQwenConfig
-from flexqwen.checkpoints import check_unchanged, digest_checkpoint
 from flexqwen.cli import InputError
 from flexqwen.data import overlap
 from flexqwen.data.texts import dataset_digest, parquet_files
@@ -33,6 +32,7 @@ from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.results import Result, check_finite
 from flexqwen.evaluation.tasks import ZERO_SHOT, Context, load_task
 from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
+from flexqwen.loading import check_unchanged, digest_checkpoint
 from flexqwen.training import arguments
 from flexqwen.training.flops import model_flops
 from flexqwen.training.objectives import ObjectiveArguments

@@ -10,7 +10,7 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, normalize_option
 from flexqwen.training.objectives import ObjectiveArguments
 
 
@@ -107,7 +107,7 @@ def parse(argv: list[str]) -> Arguments:
         allow_abbrev=False,
     )
     given, options = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
-    options = [_underscored(word) for word in options]
+    options = [normalize_option(word) for word in options]
     known = {action.dest for action in parser._actions} - {"help"}
     from_file = _options_from_yaml(given, known) if given else []
     try:
@@ -126,12 +126,6 @@ def parse(argv: list[str]) -> Arguments:
     words = [option.partition("=")[0] for option in (*from_file, *options)]
     given = [parser._option_string_actions[word].dest for word in words if word in parser._option_string_actions]
     return Arguments(*groups, given=list(dict.fromkeys(given)))
-
-
-def _underscored(word: str) -> str:
-    """An option's name with underscores for dashes, since HfArgumentParser takes both; any other word as it is."""
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value if name.startswith("--") else word
 
 
 class _OneKeyLoader(yaml.SafeLoader):

@@ -8,7 +8,7 @@ import torch
 import configuration_flexqwen
 import modeling_flexqwen
 from configuration_flexqwen import AUTO_MAP, FlexQwenConfig
-from flexqwen import checkpoints
+from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.files import atomic_write
 from flexqwen.training.arguments import ModelArguments
@@ -25,13 +25,13 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer,
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "mask")}
     ids["masked_prediction"] = objective.masked_prediction
     if model.model_name_or_path:
-        config = checkpoints.load(FlexQwenConfig, model.model_name_or_path)
+        config = loading.load(FlexQwenConfig, model.model_name_or_path)
         if config.vocab_size < len(tokenizer):
             raise InputError(
                 f"{model.model_name_or_path} has a vocabulary of {config.vocab_size}, the tokenizer one of "
                 f"{len(tokenizer)}; use the checkpoint's own tokenizer"
             )
-        return checkpoints.load_model(
+        return loading.load_model(
             FlexQwenForCausalLM,
             model.model_name_or_path,
             attn_implementation=model.attn_implementation,

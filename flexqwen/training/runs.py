@@ -24,7 +24,7 @@ import torch
 import yaml
 from transformers import TrainerState
 
-from flexqwen.cli import InputError, redacted
+from flexqwen.cli import InputError, redact
 from flexqwen.files import atomic_write, digest, read_json, remove_path, write_json
 from flexqwen.training.arguments import Arguments, as_dict
 
@@ -52,7 +52,7 @@ def describe(arguments: Arguments, digests: dict[str, str], versions: dict[str, 
         "rows_per_step": rows_per_step(arguments),
         "digests": digests,
         "versions": versions,
-        "command": redacted(command),
+        "command": redact(command),
     }
 
 

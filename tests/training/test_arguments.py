@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flexqwen.cli import InputError, redacted
+from flexqwen.cli import InputError, redact
 from flexqwen.training.arguments import as_dict, parse
 from flexqwen.training.runs import describe, say
 
@@ -78,5 +78,5 @@ def test_no_token_is_recorded(tmp_path, option, token, joined):
     assert arguments.training.hub_token == token
     say(tmp_path, describe(arguments, {}, {}, ["train.py", *command]))
     assert not [path for path in tmp_path.iterdir() if "secret" in path.read_text()]
-    assert redacted(command)[:2] == command[:2] and redacted(command)[-2:] == ["--seed", "3"]
-    assert redacted(["--dataset", "https://hf_secret@hub"]) == ["--dataset", "https://<hidden>@hub"]
+    assert redact(command)[:2] == command[:2] and redact(command)[-2:] == ["--seed", "3"]
+    assert redact(["--dataset", "https://hf_secret@hub"]) == ["--dataset", "https://<hidden>@hub"]

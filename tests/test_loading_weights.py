@@ -12,12 +12,12 @@ from transformers import AutoTokenizer
 
 import eval as evaluation
 from configuration_flexqwen import AUTO_MAP
-from flexqwen import checkpoints
+from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.data.tokenizer import adapt_tokenizer
 from flexqwen.evaluation import finetuning, likelihood
-from flexqwen.hub import export as exporting
 from flexqwen.hub.export import export
+from flexqwen.hub.export import main as export_main
 from flexqwen.study import grid
 from flexqwen.training.arguments import ModelArguments
 from flexqwen.training.model import build_model
@@ -162,7 +162,7 @@ def test_a_tokenizer_with_code_is_refused(checkpoint, marker, monkeypatch):
         tokenizer_class="X",
     )
     monkeypatch.setattr("builtins.input", lambda *args: "y")
-    for load in (scored, fine_tuned, lambda folder: checkpoints.load(AutoTokenizer, folder)):
+    for load in (scored, fine_tuned, lambda folder: loading.load(AutoTokenizer, folder)):
         with pytest.raises(InputError, match="--trust_remote_code"):
             load(checkpoint)
     with pytest.raises(InputError):
@@ -222,7 +222,7 @@ def test_a_damaged_file_is_one_line(checkpoint, load, size):
 def test_a_damaged_config_is_one_line(checkpoint, config, capsys):
     (checkpoint / "config.json").write_text(config)
     commands = [(evaluation.main, ["--model", str(checkpoint)])]
-    commands += [(exporting.main, [str(checkpoint), str(checkpoint.parent / "exported")])]
+    commands += [(export_main, [str(checkpoint), str(checkpoint.parent / "exported")])]
     for main, argv in commands:
         with pytest.raises(SystemExit):
             main(argv)

@@ -119,7 +119,7 @@ def digest_checkpoint(folder: str | Path) -> dict[str, str]:
 
 
 def check_unchanged(folder: str | Path, digests: dict[str, str]) -> None:
-    """Compares a checkpoint's folder with the `digest_checkpoint` of before it was loaded.
+    """Compares a checkpoint's folder with its digests of before it was loaded.
 
     Raises:
         InputError: training, which goes on, has replaced it: figures and digests would be of two models.
