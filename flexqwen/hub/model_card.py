@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from flexqwen.evaluation.results import RESULTS, Result, table
+from flexqwen.evaluation.results import RESULTS, Result, format_results
 from flexqwen.files import read_json
 from flexqwen.training.objectives import ObjectiveArguments
 
@@ -281,7 +281,7 @@ def _section(run: Run) -> str:
     if run.has_curves:
         lines += ["", f"![Loss against tokens]({run.name}/loss.png)"]
     for checkpoint, _, results in run.evaluations:
-        lines += ["", f"Evaluation of `{run.name}/{checkpoint}`, with 95 % intervals:", "", table(results)]
+        lines += ["", f"Evaluation of `{run.name}/{checkpoint}`, with 95 % intervals:", "", format_results(results)]
     if not run.evaluations:
         lines += ["", "No evaluation has been published yet."]
     return "\n".join(lines)

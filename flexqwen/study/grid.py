@@ -29,9 +29,10 @@ from flexqwen.cli import InputError
 from flexqwen.data import overlap
 from flexqwen.data.texts import dataset_digest, parquet_files
 from flexqwen.evaluation import likelihood
-from flexqwen.evaluation.results import Result, check_finite, check_unchanged, model_digests
+from flexqwen.evaluation.results import Result, check_finite
 from flexqwen.evaluation.tasks import ZERO_SHOT, Context, load_task
 from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
+from flexqwen.loading import check_unchanged, digest_checkpoint
 from flexqwen.training import arguments
 from flexqwen.training.flops import model_flops
 from flexqwen.training.objectives import ObjectiveArguments
@@ -321,7 +322,7 @@ def make(study: Study, cell: Cell, config: Path, digests: dict[str, str]) -> flo
 
 def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], int]:
     """Every figure of a checkpoint, and its number of parameters."""
-    digests, scorer = model_digests(checkpoint), likelihood.load(checkpoint)
+    digests, scorer = digest_checkpoint(checkpoint), likelihood.load(checkpoint)
     results = []
     for task, split in [("bits_per_byte", split) for split in study.heldout] + [(task, "") for task in study.tasks]:
         context = Context(study.training["dataset"], split, study.documents, limit=study.limit)

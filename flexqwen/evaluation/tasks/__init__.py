@@ -5,7 +5,6 @@ A new task is a module with a `TASK` and a place in one of the two lists. A like
 (`fine_tune`). Modules are imported when they are asked for, since the libraries of some are many.
 """
 
-import hashlib
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from flexqwen.evaluation.likelihood import MODES, Request, Scorer
 from flexqwen.evaluation.results import Result, mean_result
+from flexqwen.subsampling import subsample
 
 if TYPE_CHECKING:
     from flexqwen.evaluation.finetuning import Settings
@@ -118,12 +118,3 @@ class Task:
 def load_task(name: str) -> Task:
     """The task of that name, one of `NAMES`."""
     return importlib.import_module(f"{__name__}.{name}").TASK
-
-
-def subsample(items: list[Item], limit: int | None) -> list[Item]:
-    """At most `limit` items, always the same, in their order."""
-    if limit is None or len(items) <= limit:
-        return items
-    chosen = sorted(items, key=lambda item: hashlib.sha256(f"some|{item.id}".encode()).digest())[:limit]
-    kept = {item.id for item in chosen}
-    return [item for item in items if item.id in kept]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from flexqwen.data.texts import read_texts
-from flexqwen.evaluation.heldout import score, tokenized, unigram
+from flexqwen.evaluation.heldout import score, score_unigram, tokenize_texts
 from flexqwen.evaluation.likelihood import Scorer
 from flexqwen.evaluation.metrics.bpb.bpb import bits_per_byte
 from flexqwen.evaluation.results import Result
@@ -26,10 +26,10 @@ def predict_texts(task: Task, scorer: Scorer, items: list[Item], mode: str, cont
     """
     texts = [item.text for item in items]
     if scorer.kind == "flexqwen":
-        text = tokenized(texts, scorer.tokenizer, scorer.length)
+        text = tokenize_texts(texts, scorer.tokenizer, scorer.length)
         nats = score(scorer.model, text, mode, scorer.batch_tokens, progress=True)
         tokens, sizes = text.tokens, text.bytes
-        baseline, name = unigram(context.dataset, scorer.tokenizer, text), "unigram"
+        baseline, name = score_unigram(context.dataset, scorer.tokenizer, text), "unigram"
     else:
         nats = -scorer.score(texts, mode, progress=task.name)
         tokens = np.array([len(ids.ids) for ids in scorer.backend.encode_batch(texts, add_special_tokens=False)])

@@ -24,7 +24,8 @@ from flexqwen.cli import InputError
 from flexqwen.evaluation import finetuning
 from flexqwen.evaluation.finetuning import Settings
 from flexqwen.evaluation.metrics.squad_pt.squad_pt import METRICS, normalize_answer, score_answers
-from flexqwen.evaluation.results import Result, numbered
+from flexqwen.evaluation.results import Result
+from flexqwen.evaluation.statistics import number_clusters
 from flexqwen.evaluation.tasks import Task
 from flexqwen.evaluation.tasks.data_files import data_file, read_json_file
 
@@ -225,7 +226,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
                     details=details,
                     items=scores.mean(0).tolist(),
                     item_ids=[test[number].id for number in part],
-                    clusters=numbered(paragraphs).tolist(),
+                    clusters=number_clusters(paragraphs).tolist(),
                 )
             )
     return results

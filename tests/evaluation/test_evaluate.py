@@ -4,19 +4,15 @@ import json
 import shutil
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 from datasets import Dataset
 
 import eval as evaluation
-from flexqwen.cli import InputError
-from flexqwen.data import overlap
 from flexqwen.data.texts import read_texts
 from flexqwen.evaluation import sources
-from flexqwen.evaluation.likelihood import Request
 from flexqwen.evaluation.results import read_results
-from flexqwen.evaluation.tasks import Context, Item, Task, hub, load_task, subsample
-from flexqwen.evaluation.tasks.choices import credit
+from flexqwen.evaluation.tasks import Context, Task, load_task
+from flexqwen.files import read_json, write_json
 from flexqwen.training.model import save_code
 from tests.helpers.tiny import make_model, make_qwen3
 
@@ -80,6 +76,7 @@ def test_results_table_and_figures(checkpoints, built, data, tmp_path, capsys):
     evaluation.main(options)
     printed = capsys.readouterr().out
     header, rows = read_results(tmp_path / "out")
+    file = tmp_path / "out" / "results.json"
     assert {(row.task, row.mode) for row in rows} == {
         (task, mode) for task in TASKS.split(",") for mode in ("causal", "masked", "fused")
     }
@@ -98,6 +95,8 @@ def test_results_table_and_figures(checkpoints, built, data, tmp_path, capsys):
     assert (tmp_path / "out" / "results.md").read_text().startswith("| task |")
     assert (tmp_path / "out" / "tasks.png").stat().st_size > 5000
     assert header["made_by"]["tasks"] == {"wsc_pt": 1, "arc_pt": 1, "mpararel_pt": 2}
+    header["made_by"]["versions"] = {"numpy": "1.0"}  # of the libraries, as files of earlier versions have them
+    write_json(file, {**header, "results": read_json(file)["results"]})
     evaluation.main(options)
     assert "reused" in capsys.readouterr().out
     with pytest.raises(SystemExit):
@@ -249,47 +248,6 @@ def test_hub_tasks(checkpoints, monkeypatch, tmp_path):
     assert results[0].task == "multiblimp_por" and results[0].clusters == [0, 0, 1, 1, 2]  # pairs of one sentence
     (item, *_) = load_task("calame_pt").load_items(Context())
     assert item.text == "A casa 0 é muito bonita" and item.text[item.questions[0][0].start :] == " bonita"
-
-
-def test_hub_data_are_read_as_datasets_reads_them(tmp_path):
-    (tmp_path / "train.jsonl").write_text('{"sen": "Eu vi.", "wrong_sen": "Eu viu."}\n')
-    found, commit = hub.read_rows(str(tmp_path), "default", "train", ("sen", "wrong_sen"))
-    assert found == [{"sen": "Eu vi.", "wrong_sen": "Eu viu."}] and commit
-    with pytest.raises(InputError, match="has no column 'x' any more"):
-        hub.read_rows(str(tmp_path), "default", "train", ("x",))
-
-
-def test_ties_share_the_point():
-    assert credit([-3.0, -3.0], 0) == (0.5, True)
-    assert credit([-3.0, -3.0, -3.0, -5.0], 2) == (pytest.approx(1 / 3), True)
-    assert credit([-3.0, -3.0, -5.0], 2) == (0.0, True)
-    assert credit([-3.0, -4.0], 0) == (1.0, False) and credit([-4.0, -3.0], 0) == (0.0, False)
-    generator = np.random.default_rng(0)
-    assert np.mean([credit(generator.normal(size=4), 1)[0] for _ in range(4000)]) == pytest.approx(0.25, abs=0.03)
-
-
-def test_a_limit_takes_always_the_same_items():
-    items = [Item(f"{n}", "") for n in range(50)]
-    assert [item.id for item in subsample(items, 7)] == sorted((item.id for item in subsample(items[::-1], 7)), key=int)
-    assert subsample(items, 100) == items and len(subsample(items, 7)) == 7
-
-
-def test_seen_shares_finds_planted_passages(built):
-    trained = [text for _, text in read_texts(built, "gold", "train")]
-    whole = next(text for text in trained if len(text.split()) > 60)
-    half = " ".join([*whole.split()[:30], *(f"palavra{n}" for n in range(30))])
-    new = " ".join(f"nova{n}" for n in range(40))
-    shares = overlap.seen_shares([whole, new, "Curto demais.", half], built, progress=False)
-    assert shares[0] == 1 and shares[1] == 0 and np.isnan(shares[2]) and 0.3 < shares[3] < 0.5
-    heldout = [text for _, text in read_texts(built, "heldout", "test")]
-    assert np.nanmean(overlap.seen_shares(heldout, built, progress=False)) < 0.5
-
-
-def test_mpararel_requests_point_at_the_object():
-    from flexqwen.evaluation.tasks.mpararel_pt import make_request
-
-    request = make_request("[Y] é a terra de [X].", "Ana", "São Paulo")
-    assert request == Request("São Paulo é a terra de Ana.", 0, 9)
 
 
 @pytest.mark.real_data
