@@ -30,7 +30,7 @@ from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.data import overlap
 from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.statistics import Metric, over_seeds
+from flexqwen.evaluation.statistics import over_seeds
 from flexqwen.evaluation.tasks import Task
 from flexqwen.subsampling import subsample
 
@@ -278,15 +278,22 @@ def fine_tune(
 
 def seeds_result(
     task: Task,
-    score: Metric,
-    seeds: int,
-    units: int,
+    metric: str,
+    compute: Callable[[np.ndarray, np.ndarray], float],
+    gold: np.ndarray,
+    predicted: np.ndarray,
     drawn_together: Sequence[Hashable] | None = None,
-    *,
-    details: dict[str, Any],
     **fields,
 ) -> Result:
-    """The `Result` of a metric over seeds; its interval draws units, or whole groups that are `drawn_together`."""
-    values, interval = over_seeds(score, seeds, units, drawn_together)
-    mean, details = float(np.mean(values)), {**details, "per_seed": values}
-    return Result(task.name, task.version, "finetuned", value=mean, interval=interval, details=details, **fields)
+    """The `Result` of a metric over seeds, of `compute(gold, predicted)`.
+
+    Args:
+        gold: `(units, ...)`; the interval draws units, or whole groups of those that are `drawn_together`.
+        predicted: `(seeds, units, ...)`.
+        fields: of the `Result`; `n` is the number of units by default.
+    """
+    values, interval = over_seeds(
+        lambda seed, drawn: compute(gold[drawn], predicted[seed, drawn]), len(predicted), len(gold), drawn_together
+    )
+    fields = {"n": len(gold), **fields, "details": {**fields["details"], "per_seed": values}}
+    return Result(task.name, task.version, "finetuned", metric, float(np.mean(values)), interval, **fields)

@@ -93,27 +93,10 @@ def classify(
         true, said = gold[part], predicted[:, part]
         baselines = score_baselines(labels["train"], true.tolist(), classes)
         items = {"items": (true == said).mean(0).tolist(), "item_ids": [test[number].id for number in part]}
-
-        def score_accuracy(seed: int, drawn: np.ndarray, true=true, said=said) -> float:
-            return np.mean(true[drawn] == said[seed, drawn])
-
-        def score_macro_f1(seed: int, drawn: np.ndarray, true=true, said=said) -> float:
-            return compute_macro_f1(true[drawn], said[seed, drawn], classes)
-
-        shared = {"n": len(part), "subset": subset, "details": details}
-        results += [
-            finetuning.seeds_result(
-                task,
-                score_accuracy,
-                len(said),
-                len(part),
-                metric="accuracy",
-                **baselines["accuracy"],
-                **items,
-                **shared,
-            ),
-            finetuning.seeds_result(
-                task, score_macro_f1, len(said), len(part), metric="macro_f1", **baselines["macro_f1"], **shared
-            ),
-        ]
+        for metric, compute, more in (
+            ("accuracy", lambda true, said: np.mean(true == said), items),
+            ("macro_f1", lambda true, said: compute_macro_f1(true, said, classes), {}),
+        ):
+            fields = {**baselines[metric], "subset": subset, "details": details, **more}
+            results.append(finetuning.seeds_result(task, metric, compute, true, said, **fields))
     return results

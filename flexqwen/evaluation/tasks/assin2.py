@@ -118,11 +118,10 @@ def fine_tune_similarity(model_folder: str, splits: dict[str, list[Example]], se
     return [
         finetuning.seeds_result(
             TASK,
-            lambda seed, drawn, compute=compute: compute(true[drawn], predicted[seed, drawn]),
-            len(predicted),
-            len(true),
-            metric=metric,
-            n=len(true),
+            metric,
+            compute,
+            true,
+            predicted,
             baseline=float(compute(true, overlap)),
             baseline_name="word overlap",
             subset="sts",

@@ -145,10 +145,10 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     return [
         finetuning.seeds_result(
             TASK,
-            lambda seed, drawn: sums[seed, drawn].sum() / lengths[drawn].sum(),
-            len(sums),
-            len(test),
-            metric="accuracy",
+            "accuracy",
+            lambda lengths, sums: sums.sum() / lengths.sum(),
+            lengths,
+            sums,
             n=len(items),
             baseline=float(np.concatenate(baseline).mean()),
             baseline_name="each word's most frequent tag in train",

@@ -204,7 +204,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
         "empty_predictions": [sum(not normalize_answer(text) for text in texts) for texts in predicted],
         "unreachable_answers": {split: count_unreachable(splits[split], windows[split]) for split in ("train", "test")},
     }
-    baseline = find_nearest_sentences(test)
+    nearest = find_nearest_sentences(test)
     new = [number for number, question in enumerate(test) if not cut_grams(question.context) & known]
     results = []
     for subset, part in (("all", list(range(len(test)))), ("paragraphs not in train", new)):
@@ -214,13 +214,12 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
             results.append(
                 finetuning.seeds_result(
                     TASK,
-                    lambda seed, drawn, scores=scores: scores[seed, drawn].mean(),
-                    len(scores),
-                    len(part),
+                    metric,
+                    lambda _, drawn: drawn.mean(),
+                    scores[0],
+                    scores,
                     paragraphs,
-                    metric=metric,
-                    n=len(part),
-                    baseline=float(score_answers(metric, answers["test"], baseline)[part].mean()),
+                    baseline=float(score_answers(metric, answers["test"], nearest)[part].mean()),
                     baseline_name="sentence with the most words of the question",
                     subset=subset,
                     details=details,

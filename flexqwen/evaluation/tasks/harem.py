@@ -129,10 +129,10 @@ def fine_tune_scenario(scenario: str, model_folder: str, folder: Path, settings:
     }
     return finetuning.seeds_result(
         TASK,
-        lambda seed, drawn: entity_f1(counts[seed, drawn]),
-        len(counts),
-        len(gold["test"]),
-        metric="entity_f1",
+        "entity_f1",
+        lambda _, drawn: entity_f1(drawn),
+        counts[0],
+        counts,
         n=int(true[0]),
         baseline=entity_f1(count_entities(gold["test"], look_up_entities(splits["train"], splits["test"]))),
         baseline_name="entities of train, looked up",
