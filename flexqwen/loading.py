@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig, Qwen3Config
 import modeling_flexqwen
 from configuration_flexqwen import AUTO_MAP, FlexQwenConfig
 from flexqwen.cli import InputError
+from flexqwen.files import file_digest
 from flexqwen.remote import reason
 
 AutoConfig.register(FlexQwenConfig.model_type, FlexQwenConfig, exist_ok=True)
@@ -102,3 +103,26 @@ def _is_of_a_head(name: str, model) -> bool:
     """Whether a weight is not the base model's; one that was saved without its head has names without the prefix."""
     in_base = name.startswith(f"{model.base_model_prefix}.") or hasattr(model.base_model, name.partition(".")[0])
     return not in_base or "pooler." in name
+
+
+def digest_checkpoint(folder: str | Path) -> dict[str, str]:
+    """Digests of the files in a checkpoint's folder that name its weights; none of what is no folder.
+
+    Raises:
+        InputError: they are being replaced.
+    """
+    files = [file for pattern in ("*.safetensors", "*.bin", "tokenizer.json") for file in Path(folder).glob(pattern)]
+    try:
+        return {file.name: file_digest(file) for file in sorted(files)}
+    except FileNotFoundError:
+        raise InputError(f"{folder} changed while it was read; run again") from None
+
+
+def check_unchanged(folder: str | Path, digests: dict[str, str]) -> None:
+    """Compares a checkpoint's folder with its digests of before it was loaded.
+
+    Raises:
+        InputError: training, which goes on, has replaced it: figures and digests would be of two models.
+    """
+    if digest_checkpoint(folder) != digests:
+        raise InputError(f"{folder} changed while it was evaluated; run again, or evaluate a copy")

@@ -5,29 +5,30 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from flexqwen.drawing import COLORS, save_figure
-from flexqwen.evaluation.results import Difference, Result
+from flexqwen.evaluation.comparison import Difference
+from flexqwen.evaluation.results import Result
 
 
-def evaluation(results: list[Result], folder: Path) -> list[Path]:
+def draw_evaluation(results: list[Result], folder: Path) -> list[Path]:
     """Draws what there is to draw of an evaluation; returns the files."""
     figures = []
     for task in dict.fromkeys(result.task for result in results):
         rows = [result for result in results if result.task == task]
         if task.startswith("bits_per_byte"):
             figures.append(folder / f"{task}.png")
-            bits_per_byte([row for row in rows if row.metric == "bits_per_byte"], figures[-1])
+            draw_bits_per_byte([row for row in rows if row.metric == "bits_per_byte"], figures[-1])
         elif len({row.subset for row in rows}) > 1:
             figures.append(folder / f"{task}.png")
-            dots(rows, figures[-1])
+            draw_dots(rows, figures[-1])
     rows = [row for row in results if row.subset == "all" or row.mode == "finetuned"]
     rows = [row for row in rows if not row.task.startswith("bits_per_byte")]
     if len({(row.task, row.metric) for row in rows}) > 1:
         figures.append(folder / "tasks.png")
-        dots(rows, figures[-1])
+        draw_dots(rows, figures[-1])
     return figures
 
 
-def bits_per_byte(rows: list[Result], path: Path) -> None:
+def draw_bits_per_byte(rows: list[Result], path: Path) -> None:
     """Bars of bits per byte with 95 % intervals, beside the baseline."""
     figure = Figure(figsize=(5, 4))
     axes = figure.subplots()
@@ -45,7 +46,7 @@ def bits_per_byte(rows: list[Result], path: Path) -> None:
     save_figure(figure, path)
 
 
-def dots(rows: list[Result], path: Path) -> None:
+def draw_dots(rows: list[Result], path: Path) -> None:
     """A line a figure, a dot a mode, with 95 % intervals, and the baseline as a stroke.
 
     Errors (mean squared error) are left out: they are of another scale, and lower is better.
@@ -86,8 +87,8 @@ def dots(rows: list[Result], path: Path) -> None:
     save_figure(figure, path)
 
 
-def comparison(differences: list[Difference], path: Path) -> None:
-    """Paired differences with 95 % intervals; those that do not hold 0 are filled."""
+def draw_comparison(differences: list[Difference], path: Path) -> Path:
+    """Paired differences with 95 % intervals; those that do not hold 0 are filled. Gives `path`."""
     figure = Figure(figsize=(8, 1.2 + 0.35 * len(differences)))
     axes = figure.subplots()
     for line, row in enumerate(reversed(differences)):
@@ -101,3 +102,4 @@ def comparison(differences: list[Difference], path: Path) -> None:
     axes.set_xlabel("B − A, 95 % intervals (paired bootstrap)")
     axes.grid(axis="x", alpha=0.3)
     save_figure(figure, path)
+    return path

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from flexqwen.data.packing import cut, encode_documents
 from flexqwen.data.texts import read_texts
+from flexqwen.evaluation.likelihood import Row, make_batches
 
 MODES = ("causal", "masked")
 MASK_GROUPS = 7
 UNIGRAM_DOCUMENTS = 20_000
+BATCH_TOKENS = 8192
 
 
 @dataclass
@@ -55,12 +56,7 @@ class HeldOut:
         return cls(pieces, owners, tokens, np.asarray(sizes), eos_token_id, mask_token_id)
 
 
-def held_out(dataset: str, split: str, tokenizer, sequence_length: int, limit: int | None = None) -> HeldOut:
-    """Reads and tokenizes `heldout/<split>` of a dataset, at most `limit` documents."""
-    return tokenized([text for _, text in read_texts(dataset, "heldout", split, limit)], tokenizer, sequence_length)
-
-
-def tokenized(texts: list[str], tokenizer, sequence_length: int) -> HeldOut:
+def tokenize_texts(texts: list[str], tokenizer, sequence_length: int) -> HeldOut:
     """Tokenizes documents and cuts those that are longer than `sequence_length`."""
     documents = list(encode_documents(tokenizer, texts))
     sizes = [len(text.encode()) for text in texts]
@@ -73,58 +69,53 @@ def score(model, text: HeldOut, mode: str, batch_tokens: int | None = None, prog
 
     Args:
         mode: "causal" or "masked".
-        batch_tokens: tokens of a batch, padding included; 8,192 by default.
+        batch_tokens: tokens of a batch, padding included; BATCH_TOKENS by default.
 
     Returns:
         float64 `(documents,)`: minus the log-probability of each document's tokens, in nats.
     """
     masked = mode == "masked"
-    copies = [(piece, group) for piece in range(len(text.pieces)) for group in range(MASK_GROUPS if masked else 1)]
-    copies.sort(key=lambda copy: -len(text.pieces[copy[0]]))
-    nats = np.zeros(len(text))
-    training, device = model.training, next(model.parameters()).device
+    nats, training, device = np.zeros(len(text)), model.training, next(model.parameters()).device
     model.eval()
-    bar = tqdm(total=len(copies), desc=f"held-out, {mode}", unit="row", disable=not progress, leave=False)
-    start = 0
-    while start < len(copies):
-        longest = len(text.pieces[copies[start][0]])
-        batch = copies[start : start + max(1, (batch_tokens or 8192) // longest)]
-        input_ids = np.zeros((len(batch), longest), dtype=np.int64)
-        labels = np.full((len(batch), longest), -100, dtype=np.int64)
-        lengths = np.zeros(len(batch), dtype=np.int64)
-        for row, (number, group) in enumerate(batch):
-            piece = text.pieces[number]
-            lengths[row] = len(piece)
-            chosen = piece != text.eos_token_id
-            chosen[0] = False
-            if masked:
-                dealt = np.random.default_rng([MASK_GROUPS, number]).permutation(len(piece)) % MASK_GROUPS
-                chosen &= dealt == group
-            labels[row, : len(piece)][chosen] = piece[chosen]
-            input_ids[row, : len(piece)] = np.where(chosen & masked, text.mask_token_id, piece)
+    title = f"held-out, {mode}" if progress else None
+    for batch in make_batches(make_rows(text, masked), batch_tokens or BATCH_TOKENS, progress=title):
+        labels = np.full_like(batch.input_ids, -100)
+        labels[batch.predicted] = batch.input_ids[batch.predicted]
+        if masked:
+            batch.input_ids[batch.predicted] = text.mask_token_id
         row_losses = model(
-            input_ids=torch.from_numpy(input_ids).to(device),
-            attention_mask=torch.from_numpy(np.arange(longest) < lengths[:, None]).long().to(device),
+            input_ids=torch.from_numpy(batch.input_ids).to(device),
+            attention_mask=batch.attention_mask().to(device),
             labels=torch.from_numpy(labels).to(device),
             is_causal=not masked,
             use_cache=False,
             logits_to_keep=1,  # the losses are made where the labels are; no other logits are wanted
         ).row_losses
-        np.add.at(nats, [text.piece_documents[number] for number, _ in batch], row_losses.double().cpu().numpy())
-        start += len(batch)
-        bar.update(len(batch))
-    bar.close()
+        np.add.at(nats, batch.owners, row_losses.double().cpu().numpy())
     model.train(training)
     return nats
 
 
-def unigram(dataset: str, tokenizer, text: HeldOut) -> np.ndarray:
+def make_rows(text: HeldOut, masked: bool) -> list[Row]:
+    """A row a piece, in which all tokens are predicted; masked, a row for each group of a piece's tokens."""
+    rows = []
+    for number, (piece, owner) in enumerate(zip(text.pieces, text.piece_documents, strict=True)):
+        places = 1 + np.flatnonzero(piece[1:] != text.eos_token_id)
+        if masked:
+            groups = np.random.default_rng([MASK_GROUPS, number]).permutation(len(piece))[places] % MASK_GROUPS
+            rows += [Row(piece, places[groups == group], owner) for group in range(MASK_GROUPS)]
+        else:
+            rows.append(Row(piece, places, owner))
+    return rows
+
+
+def score_unigram(dataset: str, tokenizer, text: HeldOut) -> np.ndarray:
     """The same documents under a unigram model of the same tokenizer: float64 `(documents,)`, in nats.
 
     Token frequencies are counted, with one added to each, on the first 20,000 documents of the dataset's `tokenizer`
     split, which shares no document with the held-out ones.
     """
-    cost = _unigram_costs(dataset, tokenizer)
+    cost = _count_costs(dataset, tokenizer)
     nats = np.zeros(len(text))
     for piece, owner in zip(text.pieces, text.piece_documents, strict=True):
         nats[owner] += cost[piece[1:][piece[1:] != text.eos_token_id]].sum()
@@ -132,7 +123,7 @@ def unigram(dataset: str, tokenizer, text: HeldOut) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1)
-def _unigram_costs(dataset: str, tokenizer) -> np.ndarray:
+def _count_costs(dataset: str, tokenizer) -> np.ndarray:
     counts = np.ones(len(tokenizer))
     texts = (text for _, text in read_texts(dataset, "tokenizer", "train", UNIGRAM_DOCUMENTS))
     for document in encode_documents(tokenizer, texts):

@@ -10,6 +10,7 @@ Log-probabilities are natural logarithms at temperature 1, in float32. They do n
 nor, but for rounding, on the size of the batches.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,13 +51,62 @@ class Row:
 
     Attributes:
         tokens: int64 `(length,)`.
-        positions: int64, the tokens that are predicted; in masked mode they are masked.
+        positions: int64, the tokens that are predicted; in masked mode they are masked. There may be none.
         owner: what their log-probabilities are added to.
     """
 
     tokens: np.ndarray
     positions: np.ndarray
     owner: int
+
+
+@dataclass
+class Batch:
+    """Rows as one array, padded with 0 on the right.
+
+    Attributes:
+        input_ids: int64 `(rows, longest)`.
+        lengths, owners: int64 `(rows,)`.
+        predicted: rows and columns of the predicted tokens, int64 `(positions,)` each.
+    """
+
+    input_ids: np.ndarray
+    lengths: np.ndarray
+    owners: np.ndarray
+    predicted: tuple[np.ndarray, np.ndarray]
+
+    def attention_mask(self) -> torch.Tensor:
+        """int64 `(rows, longest)`: 1 where there is no padding."""
+        return torch.from_numpy(np.arange(self.input_ids.shape[1]) < self.lengths[:, None]).long()
+
+
+def make_batches(
+    rows: Sequence[Row], batch_tokens: int, most_positions: float = math.inf, progress: str | None = None
+) -> Iterator[Batch]:
+    """Yields the rows, longest first.
+
+    Args:
+        batch_tokens, most_positions: tokens, padding included, and predicted tokens of a batch that has more than one
+            row, at most.
+        progress: title of a progress bar; no bar by default.
+    """
+    order, start = sorted(rows, key=lambda row: -len(row.tokens)), 0
+    with tqdm(total=len(rows), desc=progress, unit="row", disable=progress is None, leave=False) as bar:
+        while start < len(order):
+            longest = len(order[start].tokens)
+            those = order[start : start + max(1, batch_tokens // longest)]
+            ends = np.cumsum([len(row.positions) for row in those])
+            those = those[: max(1, int(np.searchsorted(ends, most_positions, side="right")))]
+            start += len(those)
+            input_ids = np.zeros((len(those), longest), dtype=np.int64)
+            for place, row in enumerate(those):
+                input_ids[place, : len(row.tokens)] = row.tokens
+            line = np.repeat(np.arange(len(those)), [len(row.positions) for row in those])
+            column = np.concatenate([row.positions for row in those])
+            lengths, owners = (np.array(side) for side in zip(*((len(r.tokens), r.owner) for r in those), strict=True))
+            if len(line):
+                yield Batch(input_ids, lengths, owners, (line, column))
+            bar.update(len(those))
 
 
 @torch.inference_mode()
@@ -69,7 +119,7 @@ def log_probabilities(
     batch_tokens: int | None = None,
     progress: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Runs rows through a model, longest first; logits are computed at the predicted positions only.
+    """Runs rows through a model; logits are computed at the predicted positions only.
 
     Args:
         batch_tokens: tokens of a batch, padding included; by default what suits the device.
@@ -82,49 +132,27 @@ def log_probabilities(
     is_flexible = model.config.model_type == "flexqwen"
     shift = 0 if masked and getattr(model.config, "masked_prediction", "in_place") == "in_place" else 1
     nats, greedy = np.zeros(owners), np.ones(owners, bool)
-    order = sorted(range(len(rows)), key=lambda number: -len(rows[number].tokens))
     training, device = model.training, model.device
     batch_tokens = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
     model.eval()
-    bar = tqdm(total=len(rows), desc=progress, unit="row", disable=progress is None, leave=False)
-    start = 0
-    while start < len(order):
-        longest = len(rows[order[start]].tokens)
-        batch, positions = [], 0
-        for number in order[start : start + max(1, batch_tokens // longest)]:
-            positions += len(rows[number].positions)
-            if batch and positions * model.config.vocab_size > LOGITS:
-                break
-            batch.append(rows[number])
-        start += len(batch)
-        bar.update(len(batch))
-        lengths = np.array([len(row.tokens) for row in batch])
-        ids = np.zeros((len(batch), longest), dtype=np.int64)
-        for place, row in enumerate(batch):
-            ids[place, : len(row.tokens)] = row.tokens
-        line = np.repeat(np.arange(len(batch)), [len(row.positions) for row in batch])
-        column = np.concatenate([row.positions for row in batch])
-        if not len(line):
-            continue
-        targets = torch.from_numpy(ids[line, column]).to(device)
+    for batch in make_batches(rows, batch_tokens, LOGITS // model.config.vocab_size, progress):
+        line, column = batch.predicted
+        targets = torch.from_numpy(batch.input_ids[line, column]).to(device)
         options = {}
         if masked:
-            ids[line, column] = mask_token_id
-            if lengths.min() < longest:  # in causal mode no token sees the padding, which stands on the right
-                options["attention_mask"] = torch.from_numpy(np.arange(longest) < lengths[:, None]).long().to(device)
+            batch.input_ids[line, column] = mask_token_id
+            if batch.lengths.min() < batch.lengths.max():  # causally, no token sees the padding, which is on the right
+                options["attention_mask"] = batch.attention_mask().to(device)
         if is_flexible:
             options["is_causal"] = not masked
         if is_flexible or not masked:
             options["use_cache"] = False
-        inputs = torch.from_numpy(ids).to(device)
         with only_at(model, line, column - shift):
-            logits = model(input_ids=inputs, **options).logits[0].float()
+            logits = model(input_ids=torch.from_numpy(batch.input_ids).to(device), **options).logits[0].float()
         chosen = logits.gather(-1, targets[:, None])[:, 0]
         values = (chosen - logits.logsumexp(-1)).double().cpu().numpy()
-        owner = np.array([row.owner for row in batch])[line]
-        np.add.at(nats, owner, values)
-        np.logical_and.at(greedy, owner, (chosen == logits.amax(-1)).cpu().numpy())
-    bar.close()
+        np.add.at(nats, batch.owners[line], values)
+        np.logical_and.at(greedy, batch.owners[line], (chosen == logits.amax(-1)).cpu().numpy())
     model.train(training)
     return nats, greedy
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from flexqwen.evaluation.results import RESULTS, Result, table
+from flexqwen.evaluation.results import RESULTS, Result, format_results
 from flexqwen.files import read_json
 from flexqwen.tables import markdown_table
 from flexqwen.training.objectives import ObjectiveArguments
@@ -84,7 +84,7 @@ def write(folder: Path, repo_id: str) -> dict[str, Path]:
         exported=next((run.name for run in runs if run.finished and "causal" in run.modes), None),
         is_generated=any(run.is_generated for run in runs),
         facts=facts,
-        table=table,
+        format_results=format_results,
     )
     card.save(folder / "README.md")
     found = {"README.md": folder / "README.md"}

@@ -29,10 +29,10 @@ from flexqwen.cli import InputError
 from flexqwen.data import passages
 from flexqwen.data.texts import dataset_digest, parquet_files
 from flexqwen.evaluation import likelihood
-from flexqwen.evaluation.results import Result, check_finite, check_unchanged, model_digests
-from flexqwen.evaluation.tasks import TASKS
-from flexqwen.evaluation.tasks.item import Context
+from flexqwen.evaluation.results import Result, check_finite
+from flexqwen.evaluation.tasks import ZERO_SHOT, Context, load_task
 from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
+from flexqwen.loading import check_unchanged, digest_checkpoint
 from flexqwen.training import arguments
 from flexqwen.training.checkpoints import find_defect, list_checkpoints
 from flexqwen.training.flops import model_flops
@@ -144,8 +144,8 @@ def read(path: str) -> Study:
         raise InputError(
             f"config {path}: {type(error).__name__}: {error}; configs/study-cpu.yaml is one to follow"
         ) from None
-    if unknown := set(study.tasks) - set(TASKS):
-        raise InputError(f"config {path}: unknown task {unknown.pop()!r}; there are: {', '.join(TASKS)}")
+    if unknown := set(study.tasks) - set(ZERO_SHOT):
+        raise InputError(f"config {path}: unknown task {unknown.pop()!r}; there are: {', '.join(ZERO_SHOT)}")
     for cell in study.cells:
         _ = cell.objective
     if taken := {"strategy", "causal_fraction", "dataset_config", "seed", "output_dir"} & set(study.training):
@@ -222,7 +222,9 @@ def run(study: Study, part: str | None, workers: int) -> None:
 def find_overlap(study: Study) -> None:
     """Says once how many of the tasks' items have a 13-gram in common with what is trained on."""
     path = study.results / OVERLAP
-    items = {task: TASKS[task].load(Context(study.training["dataset"], limit=study.limit)) for task in study.tasks}
+    items = {
+        task: load_task(task).load_items(Context(study.training["dataset"], limit=study.limit)) for task in study.tasks
+    }
     if not items or (path.is_file() and any((study.results / "cells").glob("*.json"))):
         return
     shares = iter(
@@ -320,13 +322,13 @@ def make(study: Study, cell: Cell, config: Path, digests: dict[str, str]) -> flo
 
 def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], int]:
     """Every figure of a checkpoint, and its number of parameters."""
-    digests, scorer = model_digests(checkpoint), likelihood.load(checkpoint)
+    digests, scorer = digest_checkpoint(checkpoint), likelihood.load(checkpoint)
     results = []
     for task, split in [("bits_per_byte", split) for split in study.heldout] + [(task, "") for task in study.tasks]:
         context = Context(study.training["dataset"], split, study.documents, limit=study.limit)
-        items = TASKS[task].load(context)
+        items = load_task(task).load_items(context)
         for mode in cell.modes:
-            results += TASKS[task].evaluate(scorer, items, mode, context)
+            results += load_task(task).evaluate(scorer, items, mode, context)
     check_finite(results)
     check_unchanged(checkpoint, digests)
     return results, scorer.model.num_parameters()

@@ -12,6 +12,7 @@ from PIL import Image
 from scipy import stats
 
 from flexqwen.cli import InputError
+from flexqwen.evaluation.tasks import Task
 from flexqwen.study import commands as command
 from flexqwen.study import grid, report
 from flexqwen.study.cells import Measure, Results, load, verdict
@@ -77,8 +78,7 @@ def test_a_study_is_run_and_reported(ran, monkeypatch, capsys):
 @pytest.mark.parametrize("wrong", ["figure", "model"])
 def test_a_cell_of_a_wrong_figure_or_a_changed_model_is_refused(wrong, ran, tmp_path, monkeypatch):
     monkeypatch.chdir(ran)
-    read, task = grid.read("tiny.yaml"), grid.TASKS["bits_per_byte"]
-    evaluate = task.evaluate
+    read, evaluate = grid.read("tiny.yaml"), Task.evaluate
     shutil.copytree(next(Path("runs/tiny").glob("*causal*/*/step_000012")), tmp_path / "step")
 
     def evaluate_wrong(*args):
@@ -87,7 +87,7 @@ def test_a_cell_of_a_wrong_figure_or_a_changed_model_is_refused(wrong, ran, tmp_
             return evaluate(*args)
         return [replace(result, value=float("nan")) for result in evaluate(*args)]
 
-    monkeypatch.setattr(task, "evaluate", evaluate_wrong)
+    monkeypatch.setattr(Task, "evaluate", evaluate_wrong)
     message = {"figure": "bits_per_byte, causal: .* has value nan", "model": "changed while it was evaluated"}[wrong]
     with pytest.raises(InputError, match=message):
         grid.measure(read, read.cells[0], str(tmp_path / "step"))

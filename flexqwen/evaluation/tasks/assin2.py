@@ -16,15 +16,16 @@ import numpy as np
 from lxml import etree
 from scipy.stats import pearsonr
 from sklearn.metrics import mean_squared_error
+from transformers import AutoModelForSequenceClassification
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.finetuning import Settings, fine_tune, load_tokenizer, regression, sample, unseen
+from flexqwen.evaluation import finetuning
+from flexqwen.evaluation.finetuning import Settings
+from flexqwen.evaluation.finetuning.text_classification import Example, classify, encode
 from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.statistics import over_seeds
+from flexqwen.evaluation.tasks import Task
 from flexqwen.evaluation.tasks.data_files import data_file
-from flexqwen.evaluation.tasks.text_classification import Example, classify, encode
 
-VERSION = 2
 NUM_TRAIN_EPOCHS = 5
 FILES = {"train": "assin2-train-only.xml", "dev": "assin2-dev.xml", "test": "assin2-test.xml"}
 ENTAILMENT = {"None": 0, "Entailment": 1}
@@ -70,96 +71,72 @@ def read(folder: Path) -> dict[str, dict[str, list[Example]]]:
     return splits
 
 
-def pearson(gold, predicted) -> float:
+def compute_pearson(gold, predicted) -> float:
     """Pearson's correlation; 0 where either is constant."""
     if np.ptp(gold) == 0 or np.ptp(predicted) == 0:
         return 0.0
     return float(pearsonr(gold, predicted).statistic)
 
 
-def word_overlap(examples: list[Example]) -> np.ndarray:
+def measure_overlap(examples: list[Example]) -> np.ndarray:
     """Share of the words of both texts that both have, float64 `(examples,)`."""
     words = [[set(WORD.findall(text.lower())) for text in example.texts] for example in examples]
     return np.array([len(one & other) / max(len(one | other), 1) for one, other in words])
 
 
-def baseline(train: list[Example], test: list[Example]) -> np.ndarray:
+def predict_by_overlap(train: list[Example], test: list[Example]) -> np.ndarray:
     """The similarities that word overlap predicts: its least-squares line on train, kept within 1 to 5."""
-    line = np.polynomial.Polynomial.fit(word_overlap(train), [example.label for example in train], 1)
-    return np.clip(line(word_overlap(test)), LOWEST, HIGHEST)
+    line = np.polynomial.Polynomial.fit(measure_overlap(train), [example.label for example in train], 1)
+    return np.clip(line(measure_overlap(test)), LOWEST, HIGHEST)
 
 
-def similarity(model_folder: str, splits: dict[str, list[Example]], settings: Settings) -> list[Result]:
+def fine_tune_similarity(model_folder: str, splits: dict[str, list[Example]], settings: Settings) -> list[Result]:
     """Pearson's correlation and mean squared error of predicted similarities, kept within 1 to 5."""
-    train, dev, test = (sample(splits[split], settings.limit) for split in ("train", "dev", "test"))
-    test, seen = unseen(test, [" ".join(example.texts) for example in test], settings)
-    tokenizer = load_tokenizer(model_folder, settings)
-    train_rows, dev_rows, test_rows = (encode(tokenizer, examples)[0] for examples in (train, dev, test))
-    levels = np.array([example.label for example in train])
-    mean, spread = levels.mean(), levels.std() or 1.0  # the head learns standard scores: its own scale
-    for row, level in zip(train_rows, levels, strict=True):
+    splits, seen = finetuning.prepare_splits(splits, lambda example: " ".join(example.texts), settings)
+    tokenizer = finetuning.load_tokenizer(model_folder, settings)
+    rows, _ = finetuning.encode_splits(encode, tokenizer, splits)
+    gold = {split: np.array([example.label for example in examples]) for split, examples in splits.items()}
+    mean, spread = gold["train"].mean(), gold["train"].std() or 1.0  # the head learns standard scores: its own scale
+    for row, level in zip(rows["train"], gold["train"], strict=True):
         row["labels"] = float((level - mean) / spread)
-    gold, dev_gold = (np.array([example.label for example in examples]) for examples in (test, dev))
 
-    def similarities(outputs: list[np.ndarray]) -> np.ndarray:
-        return np.clip(
-            np.array([output.item() for output in outputs], dtype=np.float64) * spread + mean, LOWEST, HIGHEST
-        )
+    def rescale(outputs: list[np.ndarray]) -> np.ndarray:
+        levels = np.array([output.item() for output in outputs], dtype=np.float64) * spread + mean
+        return np.clip(levels, LOWEST, HIGHEST)
 
-    tuned = fine_tune(
-        "assin2, STS",
-        model_folder,
-        regression(),
-        tokenizer,
-        train_rows,
-        dev_rows,
-        test_rows,
-        lambda outputs: pearson(dev_gold, similarities(outputs)),
-        "pearson",
-        settings,
-        NUM_TRAIN_EPOCHS,
+    def score_dev(outputs: list[np.ndarray]) -> float:
+        return compute_pearson(gold["dev"], rescale(outputs))
+
+    head = finetuning.Head(AutoModelForSequenceClassification, {"num_labels": 1, "problem_type": "regression"})
+    outputs, details = finetuning.fine_tune(
+        "assin2, STS", model_folder, head, tokenizer, rows, score_dev, "pearson", settings, NUM_TRAIN_EPOCHS
     )
-    predicted = np.array([similarities(outputs) for outputs in tuned.outputs])
-    errors = (predicted - gold) ** 2
-    overlap = baseline(train, test)
-    constant = {"pearson": 0.0, "mse": mean_squared_error(gold, np.full_like(gold, mean))}
-    results = []
-    for metric, function in {"pearson": pearson, "mse": mean_squared_error}.items():
-        values, interval = over_seeds(
-            lambda seed, drawn, function=function: function(gold[drawn], predicted[seed, drawn]),
-            len(predicted),
-            len(gold),
-        )
-        result = Result(
-            "assin2",
-            VERSION,
-            "finetuned",
+    true, predicted = gold["test"], np.array([rescale(seed) for seed in outputs])
+    overlap = predict_by_overlap(splits["train"], splits["test"])
+    constant = {"pearson": 0.0, "mse": mean_squared_error(true, np.full_like(true, mean))}
+    items = {"items": ((predicted - true) ** 2).mean(0).tolist(), "item_ids": [e.id for e in splits["test"]]}
+    return [
+        finetuning.seeds_result(
+            TASK,
             metric,
-            float(np.mean(values)),
-            interval,
-            len(gold),
-            float(function(gold, overlap)),
-            "word overlap",
-            "sts",
-            {**tuned.details, **seen, "per_seed": values, "mean_similarity_of_train": constant[metric]},
+            compute,
+            true,
+            predicted,
+            baseline=float(compute(true, overlap)),
+            baseline_name="word overlap",
+            subset="sts",
+            details={**details, **seen, "mean_similarity_of_train": constant[metric]},
+            **(items if metric == "mse" else {}),
         )
-        if metric == "mse":
-            result.items, result.item_ids = errors.mean(0).tolist(), [example.id for example in test]
-        results.append(result)
-    return results
+        for metric, compute in (("pearson", compute_pearson), ("mse", mean_squared_error))
+    ]
 
 
 def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     """RTE: accuracy, macro F1. STS: Pearson's correlation, mean squared error."""
     splits = read(folder)
-    entailment = classify(
-        "assin2",
-        VERSION,
-        model_folder,
-        **splits["rte"],
-        classes=2,
-        settings=settings,
-        num_train_epochs=NUM_TRAIN_EPOCHS,
-        name="rte",
-    )
-    return entailment + similarity(model_folder, splits["sts"], settings)
+    entailment = classify(TASK, model_folder, splits["rte"], 2, settings, NUM_TRAIN_EPOCHS, "rte")
+    return entailment + fine_tune_similarity(model_folder, splits["sts"], settings)
+
+
+TASK = Task("assin2", 2, fine_tune=run)

@@ -1,7 +1,9 @@
 """Reads the files of a task's data folder; what is wrong with one is a line that names it."""
 
 import csv
+import json
 from pathlib import Path
+from typing import Any
 
 from flexqwen.cli import InputError
 
@@ -30,3 +32,15 @@ def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
         if not rows or rows[0].get(column) is None:
             raise InputError(f"{path} has no column {column!r}; expected {', '.join(columns)}: fetch the file again")
     return rows
+
+
+def read_json_file(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); fetch the file again") from error

@@ -5,7 +5,7 @@ from typing import Any
 from flexqwen.cli import InputError
 
 
-def rows(repository: str, config: str, split: str, columns: tuple[str, ...]) -> tuple[list[dict[str, Any]], str]:
+def read_rows(repository: str, config: str, split: str, columns: tuple[str, ...]) -> tuple[list[dict[str, Any]], str]:
     """The rows of a data set, and the commit that they are from: the newest, or that in the local cache.
 
     Raises:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from flexqwen.cli import InputError
 from flexqwen.evaluation.finetuning import Settings
+from flexqwen.evaluation.finetuning.text_classification import Example, classify
 from flexqwen.evaluation.results import Result
+from flexqwen.evaluation.tasks import Task
 from flexqwen.evaluation.tasks.data_files import data_file, read_csv
-from flexqwen.evaluation.tasks.text_classification import Example, classify
 
-VERSION = 1
 NUM_TRAIN_EPOCHS = 3
 FILES = {split: f"ptbr_{split}_1annotator.csv" for split in ("train", "validation", "test")}
 
@@ -41,7 +41,7 @@ def read(folder: Path) -> dict[str, list[Example]]:
 
 def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     """Accuracy and macro F1, of all test texts and without the leaked ones."""
-    splits = read(folder)
-    return classify(
-        "toldbr", VERSION, model_folder, **splits, classes=2, settings=settings, num_train_epochs=NUM_TRAIN_EPOCHS
-    )
+    return classify(TASK, model_folder, read(folder), 2, settings, NUM_TRAIN_EPOCHS)
+
+
+TASK = Task("toldbr", 1, fine_tune=run)

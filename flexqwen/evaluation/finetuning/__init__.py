@@ -1,4 +1,4 @@
-"""Fine-tunes a checkpoint on a labelled task with transformers' Trainer, and predicts.
+"""Fine-tunes a checkpoint on a labelled task with transformers' Trainer, and scores it over seeds.
 
 The learning rate is chosen on the development set with the first seed; the other seeds are trained with the chosen one.
 The test set is predicted after that choice and decides nothing. A FlexQwen attends bidirectionally under every head; a
@@ -7,18 +7,15 @@ model of another kind runs as its own class does (a BERT bidirectionally, a plai
 Same checkpoint, data and settings: same bits on CPU.
 """
 
-import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
     DataCollatorForTokenClassification,
@@ -32,6 +29,10 @@ from transformers.trainer_callback import ProgressCallback
 from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.data import passages
+from flexqwen.evaluation.results import Result
+from flexqwen.evaluation.statistics import over_seeds
+from flexqwen.evaluation.tasks import Task
+from flexqwen.subsampling import subsample
 
 Item = TypeVar("Item")
 Row = dict[str, Any]
@@ -81,66 +82,37 @@ class Settings:
             raise InputError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0")
 
 
-@dataclass(frozen=True)
-class Head:
-    """A kind of task: the Auto class of the model, the collator of its batches, and what the config needs to know."""
+class Head(NamedTuple):
+    """A kind of task: the Auto class of the model, and what its config needs to know, such as `num_labels`."""
 
     auto_class: type
-    collator: type
-    options: dict[str, Any]
+    options: dict[str, Any] = {}  # noqa: RUF012
 
 
-def classification(labels: int) -> Head:
-    return Head(AutoModelForSequenceClassification, DataCollatorWithPadding, {"num_labels": labels})
-
-
-def regression() -> Head:
-    options = {"num_labels": 1, "problem_type": "regression"}
-    return Head(AutoModelForSequenceClassification, DataCollatorWithPadding, options)
-
-
-def token_classification(labels: int) -> Head:
-    return Head(AutoModelForTokenClassification, DataCollatorForTokenClassification, {"num_labels": labels})
-
-
-def question_answering() -> Head:
-    return Head(AutoModelForQuestionAnswering, DataCollatorWithPadding, {})
-
-
-@dataclass
-class FineTuned:
-    """What a fine-tuned checkpoint predicts.
-
-    Attributes:
-        outputs: for each seed, for each test row, its float32 logits: `(labels,)` of a classified row, `(length,
-            labels)` of classified tokens, `(length, 2)` for start and end of an answer. Padding is cut off.
-        details: how it was trained, for `Result.details`.
-    """
-
-    outputs: list[list[np.ndarray]]
-    details: dict[str, Any]
-
-
-def sample(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """At most `limit` of the items, in their order; the same ones in every run."""
-    if limit is None or limit >= len(items):
-        return list(items)
-    return [items[number] for number in sorted(random.Random(0).sample(range(len(items)), limit))]
-
-
-def unseen(test: list[Item], texts: list[str], settings: Settings) -> tuple[list[Item], dict[str, Any]]:
-    """The test items that are scored, and what the training splits of `settings.dataset` hold of their texts.
+def prepare_splits(
+    splits: dict[str, list[Item]], get_text: Callable[[Item], str], settings: Settings
+) -> tuple[dict[str, list[Item]], dict[str, Any]]:
+    """The items that are used, and what the training splits of `settings.dataset` hold of the texts of test.
 
     Raises:
-        InputError: all were to be excluded.
+        InputError: all test items were to be excluded.
     """
+    splits = {split: subsample(items, settings.limit) for split, items in splits.items()}
     if settings.dataset is None:
-        return test, {}
-    shares = passages.find_seen_shares(texts, settings.dataset)
+        return splits, {}
+    test = splits["test"]
+    shares = passages.find_seen_shares([get_text(item) for item in test], settings.dataset)
     kept = np.flatnonzero(~(shares > 0)) if settings.exclude_seen else np.arange(len(test))
     if not len(kept):
         raise InputError("a 13-gram of every test item was trained on; leave the task or --exclude_seen out")
-    return [test[number] for number in kept], passages.describe_seen(shares[kept], len(test) - len(kept))
+    details = passages.describe_seen(shares[kept], len(test) - len(kept))
+    return {**splits, "test": [test[number] for number in kept]}, details
+
+
+def encode_splits(encode: Callable, tokenizer, splits: dict[str, list]) -> tuple[dict[str, list[Row]], dict[str, Any]]:
+    """For each split the rows, and what else `encode(tokenizer, items)` gives."""
+    encoded = {split: encode(tokenizer, items) for split, items in splits.items()}
+    return {split: rows for split, (rows, _) in encoded.items()}, {split: more for split, (_, more) in encoded.items()}
 
 
 def load_tokenizer(model_folder: str, settings: Settings):
@@ -163,7 +135,7 @@ def load_tokenizer(model_folder: str, settings: Settings):
     return tokenizer
 
 
-def separated(tokenizer, first: list[str]) -> list[str]:
+def separate_pairs(tokenizer, first: list[str]) -> list[str]:
     """The first texts of pairs, with a line break where the tokenizer itself puts nothing between the two."""
     if tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False):
         return first
@@ -186,9 +158,7 @@ def load_model(model_folder: str, head: Head, tokenizer, trust_remote_code: bool
 class _Progress(ProgressCallback):
     """The Trainer's bars under a name of their own, and no log lines."""
 
-    def __init__(self, name: str):
-        super().__init__()
-        self.name = name
+    name: str
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
@@ -197,13 +167,6 @@ class _Progress(ProgressCallback):
 
     def on_log(self, args, state, control, **kwargs):
         pass
-
-
-class _Trainer(Trainer):
-    """Predicts in the order of the rows: with batches grouped by length, the Trainer would shuffle these too."""
-
-    def _get_eval_sampler(self, eval_dataset):
-        return torch.utils.data.SequentialSampler(eval_dataset)
 
 
 def train(
@@ -215,39 +178,42 @@ def train(
     learning_rate: float,
     seed: int,
     num_train_epochs: float,
-    batch_size: int,
-    trust_remote_code: bool = False,
+    settings: Settings,
 ) -> Trainer:
     """One run: AdamW, 10 % of the steps to warm up, then linear decay to 0; bfloat16 where CUDA has it."""
     set_seed(seed)
-    model = load_model(model_folder, head, tokenizer, trust_remote_code)
-    half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    model = load_model(model_folder, head, tokenizer, settings.trust_remote_code)
+    is_token_task = head.auto_class is AutoModelForTokenClassification
+    collator = (DataCollatorForTokenClassification if is_token_task else DataCollatorWithPadding)(tokenizer)
     with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one; nothing is saved
         arguments = TrainingArguments(
             output_dir=folder,
             seed=seed,
             learning_rate=learning_rate,
             num_train_epochs=num_train_epochs,
-            per_device_train_batch_size=batch_size,
-            per_device_eval_batch_size=2 * batch_size,
+            per_device_train_batch_size=settings.per_device_train_batch_size,
+            per_device_eval_batch_size=2 * settings.per_device_train_batch_size,
             train_sampling_strategy="group_by_length",
             warmup_steps=0.1,
             weight_decay=0.01,
-            bf16=half,
+            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
             dataloader_pin_memory=torch.cuda.is_available(),
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
         )
-        trainer = _Trainer(model=model, args=arguments, train_dataset=rows, data_collator=head.collator(tokenizer))
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
         trainer.pop_callback(ProgressCallback)
-        trainer.add_callback(_Progress(name))
+        progress = _Progress()
+        progress.name = f"{name}, learning rate {learning_rate:g}, seed {seed}"
+        trainer.add_callback(progress)
         trainer.train()
+    arguments.train_sampling_strategy = "sequential"  # grouped by length, predictions would be shuffled too
     return trainer
 
 
 def predict(trainer: Trainer, rows: list[Row]) -> list[np.ndarray]:
-    """Logits of rows without labels, as in `FineTuned.outputs`; NaN, of a run that diverged, is 0: no preference."""
+    """Logits of rows without labels, as `fine_tune` gives them; NaN, of a run that diverged, is 0: no preference."""
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number]["input_ids"]))  # less padding
     logits = trainer.predict([rows[number] for number in order]).predictions
     if isinstance(logits, tuple):  # start and end of an answer
@@ -263,37 +229,38 @@ def fine_tune(
     model_folder: str,
     head: Head,
     tokenizer,
-    train_rows: list[Row],
-    dev_rows: list[Row],
-    test_rows: list[Row],
+    rows: dict[str, list[Row]],
     dev_score: Callable[[list[np.ndarray]], float],
     dev_metric: str,
     settings: Settings,
     num_train_epochs: float,
-) -> FineTuned:
+) -> tuple[list[list[np.ndarray]], dict[str, Any]]:
     """Chooses the learning rate and predicts the test rows with each seed.
 
     Args:
         name: for the progress bars.
+        rows: of `train`, with labels; of `dev` and `test`, without.
         dev_score: from the logits of the development rows to a number, higher is better; `dev_metric` is its name.
         num_train_epochs: the task's own; `settings.num_train_epochs` goes before it.
+
+    Returns:
+        outputs: for each seed, for each test row, its float32 logits: `(labels,)` of a classified row, `(length,
+            labels)` of classified tokens, `(length, 2)` for start and end of an answer. Padding is cut off.
+        details: how it was trained, for `Result.details`.
     """
     epochs = settings.num_train_epochs or num_train_epochs
-    batch_size = settings.per_device_train_batch_size
 
     def run(rate: float, seed: int) -> Trainer:
-        bar = f"{name}, learning rate {rate:g}, seed {seed}"
-        trust = settings.trust_remote_code
-        return train(bar, model_folder, head, tokenizer, train_rows, rate, seed, epochs, batch_size, trust)
+        return train(name, model_folder, head, tokenizer, rows["train"], rate, seed, epochs, settings)
 
     dev_scores: dict[float, float] = {}
     chosen, outputs = None, []
     for learning_rate in settings.learning_rates:
         trainer = run(learning_rate, settings.seeds[0])
-        dev_scores[learning_rate] = float(dev_score(predict(trainer, dev_rows)))
+        dev_scores[learning_rate] = float(dev_score(predict(trainer, rows["dev"])))
         if chosen is None or dev_scores[learning_rate] > dev_scores[chosen]:
-            chosen, outputs = learning_rate, [predict(trainer, test_rows)]
-    outputs += [predict(run(chosen, seed), test_rows) for seed in settings.seeds[1:]]
+            chosen, outputs = learning_rate, [predict(trainer, rows["test"])]
+    outputs += [predict(run(chosen, seed), rows["test"]) for seed in settings.seeds[1:]]
     details = {
         "model_class": type(trainer.model).__name__,
         "seeds": list(settings.seeds),
@@ -301,9 +268,32 @@ def fine_tune(
         "dev_metric": dev_metric,
         "dev_scores": {f"{rate:g}": score for rate, score in dev_scores.items()},
         "num_train_epochs": epochs,
-        "per_device_train_batch_size": batch_size,
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
         "max_length": tokenizer.model_max_length,
         "limit": settings.limit,
-        "rows": {"train": len(train_rows), "dev": len(dev_rows), "test": len(test_rows)},
+        "rows": {split: len(rows[split]) for split in ("train", "dev", "test")},
     }
-    return FineTuned(outputs, details)
+    return outputs, details
+
+
+def seeds_result(
+    task: Task,
+    metric: str,
+    compute: Callable[[np.ndarray, np.ndarray], float],
+    gold: np.ndarray,
+    predicted: np.ndarray,
+    drawn_together: Sequence[Hashable] | None = None,
+    **fields,
+) -> Result:
+    """The `Result` of a metric over seeds, of `compute(gold, predicted)`.
+
+    Args:
+        gold: `(units, ...)`; the interval draws units, or whole groups of those that are `drawn_together`.
+        predicted: `(seeds, units, ...)`.
+        fields: of the `Result`; `n` is the number of units by default.
+    """
+    values, interval = over_seeds(
+        lambda seed, drawn: compute(gold[drawn], predicted[seed, drawn]), len(predicted), len(gold), drawn_together
+    )
+    fields = {"n": len(gold), **fields, "details": {**fields["details"], "per_seed": values}}
+    return Result(task.name, task.version, "finetuned", metric, float(np.mean(values)), interval, **fields)

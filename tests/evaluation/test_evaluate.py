@@ -4,18 +4,15 @@ import json
 import shutil
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 from datasets import Dataset
 
 import eval as evaluation
-from flexqwen.cli import InputError
 from flexqwen.data.texts import read_texts
-from flexqwen.evaluation import sources, tasks
-from flexqwen.evaluation.likelihood import Request
+from flexqwen.evaluation import sources
 from flexqwen.evaluation.results import read_results
-from flexqwen.evaluation.tasks import hub
-from flexqwen.evaluation.tasks.item import Context, Item, credit, some
+from flexqwen.evaluation.tasks import Context, Task, load_task
+from flexqwen.files import read_json, write_json
 from flexqwen.training.model import save_code
 from tests.helpers.tiny import make_model, make_qwen3
 
@@ -79,6 +76,7 @@ def test_results_table_and_figures(checkpoints, built, data, tmp_path, capsys):
     evaluation.main(options)
     printed = capsys.readouterr().out
     header, rows = read_results(tmp_path / "out")
+    file = tmp_path / "out" / "results.json"
     assert {(row.task, row.mode) for row in rows} == {
         (task, mode) for task in TASKS.split(",") for mode in ("causal", "masked", "fused")
     }
@@ -97,6 +95,8 @@ def test_results_table_and_figures(checkpoints, built, data, tmp_path, capsys):
     assert (tmp_path / "out" / "results.md").read_text().startswith("| task |")
     assert (tmp_path / "out" / "tasks.png").stat().st_size > 5000
     assert header["made_by"]["tasks"] == {"wsc_pt": 1, "arc_pt": 1, "mpararel_pt": 2}
+    header["made_by"]["versions"] = {"numpy": "1.0"}  # of the libraries, as files of earlier versions have them
+    write_json(file, {**header, "results": read_json(file)["results"]})
     evaluation.main(options)
     assert "reused" in capsys.readouterr().out
     with pytest.raises(SystemExit):
@@ -107,18 +107,24 @@ def test_results_table_and_figures(checkpoints, built, data, tmp_path, capsys):
 def test_an_interrupted_evaluation_goes_on_after_the_last_finished_task(
     checkpoints, built, data, tmp_path, monkeypatch
 ):
-    def interrupt(*args):
-        raise KeyboardInterrupt
+    def interrupt_at(name):
+        def evaluate(task, *args):
+            if task.name == name:
+                raise KeyboardInterrupt
+            return whole(task, *args)
+
+        whole = Task.evaluate
+        return evaluate
 
     options = ["--model", checkpoints[0], "--dataset", str(built), "--tasks", "wsc_pt,arc_pt", "--modes", "causal"]
     evaluation.main([*options, "--output", str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.arc_pt, "evaluate", interrupt)
+        patch.setattr(Task, "evaluate", interrupt_at("arc_pt"))
         with pytest.raises(SystemExit):
             evaluation.main([*options, "--output", str(tmp_path / "twice")])
     assert not (tmp_path / "twice" / "results.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.wsc_pt, "evaluate", interrupt)  # it was finished: it is not scored again
+        patch.setattr(Task, "evaluate", interrupt_at("wsc_pt"))  # it was finished: it is not scored again
         evaluation.main([*options, "--output", str(tmp_path / "twice")])
     for name in ("results.json", "items.json"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -128,17 +134,18 @@ def test_an_interrupted_evaluation_goes_on_after_the_last_finished_task(
 def test_a_checkpoint_that_training_replaces_meanwhile_gives_no_results(
     checkpoints, built, data, tmp_path, monkeypatch, capsys
 ):
-    model, evaluate = tmp_path / "best", tasks.arc_pt.evaluate
+    model, evaluate = tmp_path / "best", Task.evaluate
     shutil.copytree(checkpoints[0], model)
 
-    def replace(*args):
-        shutil.rmtree(model)  # not written over: the loaded weights may lie in the file still
-        shutil.copytree(checkpoints[1], model)
-        return evaluate(*args)
+    def replace(task, *args):
+        if task.name == "arc_pt":
+            shutil.rmtree(model)  # not written over: the loaded weights may lie in the file still
+            shutil.copytree(checkpoints[1], model)
+        return evaluate(task, *args)
 
     options = ["--model", str(model), "--dataset", str(built), "--tasks", "wsc_pt,arc_pt", "--modes", "causal"]
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.arc_pt, "evaluate", replace)
+        patch.setattr(Task, "evaluate", replace)
         with pytest.raises(SystemExit) as stopped:
             evaluation.main(options)
     error = capsys.readouterr().err.splitlines()[-1]
@@ -239,38 +246,8 @@ def test_hub_tasks(checkpoints, monkeypatch, tmp_path):
     }
     assert {row.details["commit"] for row in results} == {"c0ffee"}
     assert results[0].task == "multiblimp_por" and results[0].clusters == [0, 0, 1, 1, 2]  # pairs of one sentence
-    (item, *_) = tasks.calame_pt.load(Context())
-    assert item.text == "A casa 0 é muito bonita" and item.text[item.data["start"] :] == " bonita"
-
-
-def test_hub_data_are_read_as_datasets_reads_them(tmp_path):
-    (tmp_path / "train.jsonl").write_text('{"sen": "Eu vi.", "wrong_sen": "Eu viu."}\n')
-    found, commit = hub.rows(str(tmp_path), "default", "train", ("sen", "wrong_sen"))
-    assert found == [{"sen": "Eu vi.", "wrong_sen": "Eu viu."}] and commit
-    with pytest.raises(InputError, match="has no column 'x' any more"):
-        hub.rows(str(tmp_path), "default", "train", ("x",))
-
-
-def test_ties_share_the_point():
-    assert credit([-3.0, -3.0], 0) == (0.5, True)
-    assert credit([-3.0, -3.0, -3.0, -5.0], 2) == (pytest.approx(1 / 3), True)
-    assert credit([-3.0, -3.0, -5.0], 2) == (0.0, True)
-    assert credit([-3.0, -4.0], 0) == (1.0, False) and credit([-4.0, -3.0], 0) == (0.0, False)
-    generator = np.random.default_rng(0)
-    assert np.mean([credit(generator.normal(size=4), 1)[0] for _ in range(4000)]) == pytest.approx(0.25, abs=0.03)
-
-
-def test_a_limit_takes_always_the_same_items():
-    items = [Item(f"{n}", "") for n in range(50)]
-    assert [item.id for item in some(items, 7)] == sorted((item.id for item in some(items[::-1], 7)), key=int)
-    assert some(items, 100) == items and len(some(items, 7)) == 7
-
-
-def test_mpararel_requests_point_at_the_object():
-    from flexqwen.evaluation.tasks.mpararel_pt import _request
-
-    request = _request("[Y] é a terra de [X].", "Ana", "São Paulo")
-    assert request == Request("São Paulo é a terra de Ana.", 0, 9)
+    (item, *_) = load_task("calame_pt").load_items(Context())
+    assert item.text == "A casa 0 é muito bonita" and item.text[item.questions[0][0].start :] == " bonita"
 
 
 @pytest.mark.real_data

@@ -6,14 +6,16 @@ that are not only white space). A text that does not fit is cut between words in
 each word belongs to the one window where it stands farthest from a cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from transformers import AutoModelForTokenClassification
 
 from flexqwen.data.packing import IGNORE
-from flexqwen.evaluation.finetuning import FineTuned, Row, Settings, fine_tune, load_tokenizer, token_classification
+from flexqwen.evaluation import finetuning
+from flexqwen.evaluation.finetuning import Settings
 
 OVERLAP = 1 / 4
 
@@ -36,7 +38,7 @@ class Place(NamedTuple):
     position: int
 
 
-def windows(lengths: Sequence[int], room: int, overlap: int) -> list[range]:
+def cut_windows(lengths: Sequence[int], room: int, overlap: int) -> list[range]:
     """Stretches of words that together hold each word, in as few as the overlap allows.
 
     Args:
@@ -61,7 +63,7 @@ def windows(lengths: Sequence[int], room: int, overlap: int) -> list[range]:
             start += 1
 
 
-def owners(stretches: list[range]) -> list[int]:
+def choose_windows(stretches: list[range]) -> list[int]:
     """For each word the window in which it stands farthest from an edge; the first of those that are even."""
     best: dict[int, tuple[int, int]] = {}
     for number, stretch in enumerate(stretches):
@@ -72,15 +74,15 @@ def owners(stretches: list[range]) -> list[int]:
     return [best[word][1] for word in sorted(best)]
 
 
-def encode(tokenizer, texts: list[Tagged]) -> tuple[list[Row], list[Place]]:
+def encode(tokenizer, texts: list[Tagged]) -> tuple[list[finetuning.Row], list[Place]]:
     """Rows without labels, and the place of every word that has a token (a tokenizer may drop odd characters)."""
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
     rows, places = [], []
     for number, text in enumerate(texts):
         whole = tokenizer(text.words, is_split_into_words=True, add_special_tokens=False, verbose=False)
         lengths = np.bincount(whole.word_ids(), minlength=len(text.words)).tolist()
-        stretches = windows(lengths, room, int(OVERLAP * room))
-        owner = owners(stretches)
+        stretches = cut_windows(lengths, room, int(OVERLAP * room))
+        owner = choose_windows(stretches)
         for stretch_number, stretch in enumerate(stretches):
             words = text.words[stretch.start : stretch.stop]
             row = tokenizer(words, is_split_into_words=True, truncation=True, return_offsets_mapping=True)
@@ -108,46 +110,37 @@ def gather(outputs: list[np.ndarray], places: list[Place], texts: list[Tagged]) 
 def tag(
     name: str,
     model_folder: str,
-    train: list[Tagged],
-    dev: list[Tagged],
-    test: list[Tagged],
+    splits: dict[str, list[Tagged]],
     labels: list[str],
-    dev_score,
+    dev_score: Callable[[list[np.ndarray]], float],
     dev_metric: str,
     settings: Settings,
     num_train_epochs: float,
-) -> FineTuned:
+) -> tuple[list[list[np.ndarray]], dict[str, Any]]:
     """Fine-tunes and predicts.
 
     Args:
+        splits: the texts of `train`, `dev` and `test`.
         labels: all there are; the first is what a word without a token gets.
         dev_score: from a list with the logits of each development text's words to a number, higher is better.
 
     Returns:
-        `FineTuned` with, for each seed and test text, logits of shape `(words, labels)`.
+        For each seed and test text, logits of shape `(words, labels)`; details as of `fine_tune`.
     """
-    tokenizer = load_tokenizer(model_folder, settings)
+    tokenizer = finetuning.load_tokenizer(model_folder, settings)
     numbers = {label: number for number, label in enumerate(labels)}
-    (train_rows, train_places), (dev_rows, dev_places), (test_rows, test_places) = (
-        encode(tokenizer, texts) for texts in (train, dev, test)
-    )
-    for row in train_rows:
+    rows, places = finetuning.encode_splits(encode, tokenizer, splits)
+    for row in rows["train"]:
         row["labels"] = [IGNORE] * len(row["input_ids"])
-    for text, word, row, position in train_places:
-        train_rows[row]["labels"][position] = numbers[train[text].labels[word]]
-    tuned = fine_tune(
-        name,
-        model_folder,
-        token_classification(len(labels)),
-        tokenizer,
-        train_rows,
-        dev_rows,
-        test_rows,
-        lambda outputs: dev_score(gather(outputs, dev_places, dev)),
-        dev_metric,
-        settings,
-        num_train_epochs,
+    for text, word, row, position in places["train"]:
+        rows["train"][row]["labels"][position] = numbers[splits["train"][text].labels[word]]
+    head = finetuning.Head(AutoModelForTokenClassification, {"num_labels": len(labels)})
+
+    def score_words(outputs: list[np.ndarray]) -> float:
+        return dev_score(gather(outputs, places["dev"], splits["dev"]))
+
+    outputs, details = finetuning.fine_tune(
+        name, model_folder, head, tokenizer, rows, score_words, dev_metric, settings, num_train_epochs
     )
-    without = sum(len(text.words) for text in test) - len(test_places)
-    details = {**tuned.details, "test_words_without_tokens": without}
-    return FineTuned([gather(outputs, test_places, test) for outputs in tuned.outputs], details)
+    details["test_words_without_tokens"] = sum(len(text.words) for text in splits["test"]) - len(places["test"])
+    return [gather(seed, places["test"], splits["test"]) for seed in outputs], details
