@@ -6,195 +6,225 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from flexqwen.drawing import save_figure
+from flexqwen.drawing import COLORS, save_figure
 from flexqwen.study.cells import (
     GPT_BERT,
     MODES,
-    PAIRS,
+    Estimate,
+    Measure,
     Results,
-    by_subset,
-    groups,
     main_measures,
     measures,
-    pairs_measure,
-    shared_splits,
-    source_digest,
-    split_differences,
+    name_of,
+    rest_name,
     sweep,
+    swept,
+    with_subsets,
 )
-from flexqwen.study.grid import Cell
+from flexqwen.study.grid import Comparison
 
-COLORS = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d"]
+PALETTE = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666"]
+PLAIN = {
+    "baseline-causal": "causal only",
+    "baseline-masked": "masked only",
+    "hybrid-shift": "hybrid",
+    "gold_typology": "gold within typology",
+    "matched_typology": "matched within typology",
+    "held-out test": "held-out text",
+    "held-out test_original": "held-out original text",
+    "held-out test_unoriginal": "held-out unoriginal text",
+}
 
 
-def draw(results: Results, folder: Path) -> list[Path]:
+def plain(name: str) -> str:
+    """A name of the config or of a task in words."""
+    name = name.replace("`", "")
+    first, _, ratio = name.partition(" ")
+    if name not in PLAIN and first in PLAIN:
+        return f"{PLAIN[first]} {ratio}"
+    return PLAIN.get(name, name.replace("_", " "))
+
+
+def draw(results: Results) -> list[Path]:
     """Every figure that the report shows."""
-    drawn = [draw_loss(results, folder / "loss.png")]
-    if any(measure.task != "bits_per_byte" for measure in measures(results)):
-        drawn.append(draw_phenomena(results, folder / "phenomena.png"))
-    drawn.append(draw_originality(results, folder / "originality.png"))
-    if sweep(results):
-        drawn.append(draw_sweep(results, folder / "ratios.png"))
-    return drawn
+    folder = results.study.results
+    figures = {"loss": draw_loss(results)}
+    for measure in with_subsets(results):
+        figures[measure.key.split("/")[0]] = draw_subsets(results, measure)
+    for comparison in results.study.comparisons:
+        figures[comparison.name] = draw_comparison(results, comparison)
+    if results.study.sweep:
+        figures["sweep"] = draw_sweep(results)
+    for name, figure in figures.items():
+        save_figure(figure, folder / f"{name}.png", results.source)
+    return [folder / f"{name}.png" for name in figures]
 
 
-def draw_loss(results: Results, path: Path) -> Path:
-    """Held-out loss by mode, against tokens and against FLOPs; a line a (strategy, split)."""
-    figure = Figure(figsize=(11, 7))
+def color_of(results: Results, value) -> str:
+    """That of a value of the main axis, the same in all figures."""
+    values = results.study.values(results.study.main_axis)
+    return PALETTE[values.index(value) % len(PALETTE) if value in values else 0]
+
+
+def write_legend(figure: Figure, axes) -> None:
+    """One legend of all panels, on the right."""
+    handles = {}
+    for axis in np.ravel(axes):
+        handles.update(dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)))
+    figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 0.95), fontsize=8)
+
+
+def draw_error(axis, estimate: Estimate, measure: Measure, height: float, **style) -> None:
+    """A point with its interval, lying."""
+    value, low, high = (measure.scale * x for x in (estimate.value, estimate.low, estimate.high))
+    axis.errorbar(value, height, xerr=[[value - low], [high - value]], fmt="o", **style)
+
+
+def draw_loss(results: Results) -> Figure:
+    """Held-out loss by mode, against tokens and against FLOPs; a line a point of the grid."""
+    figure, study = Figure(figsize=(11, 7)), results.study
     axes = figure.subplots(2, 2, sharey="row")
-    splits = list(dict.fromkeys(cell.split for cell in results.cells))
+    rests = list(dict.fromkeys(rest_name(results, point) for point in results.points))
     for row, mode in enumerate(("causal", "masked")):
-        for group in groups(results):
-            if mode not in Cell(*group, 0).modes:
+        for point in results.points:
+            if mode not in study.modes(point):
                 continue
-            curves = [results.cells[Cell(*group, seed)]["curve"] for seed in results.seeds(group)]
-            losses = np.array([[point[mode] for point in curve] for curve in curves])
-            style = {
-                "color": COLORS[results.strategies.index(group[0]) % len(COLORS)],
-                "linestyle": ["-", "--", ":", "-."][splits.index(group[1]) % 4],
-            }
-            for column, (axis, unit) in enumerate((("tokens", 1e6), ("flops", 1e12))):
-                x = np.mean([[point[axis] for point in curve] for curve in curves], axis=0) / unit
-                axes[row, column].plot(x, losses.mean(0), **style, label=f"{group[0]}, {group[1]}")
+            value, rest = dict(point).get(study.main_axis), rest_name(results, point)
+            curves = [content["curve"] for cell, content in results.cells.items() if cell.point == point]
+            losses = np.array([[entry[mode] for entry in curve] for curve in curves])
+            style = {"color": color_of(results, value), "linestyle": ["-", "--", ":", "-."][rests.index(rest) % 4]}
+            label = ", ".join(plain(name) for name in (str(value), rest) if name)
+            for column, (name, unit) in enumerate((("tokens", 1e6), ("flops", 1e12))):
+                x = np.mean([[entry[name] for entry in curve] for curve in curves], axis=0) / unit
+                marker = "o" if len(x) == 1 else None
+                axes[row, column].plot(x, losses.mean(0), **style, marker=marker, label=label)
                 axes[row, column].fill_between(x, losses.min(0), losses.max(0), color=style["color"], alpha=0.12)
-        axes[row, 0].set_ylabel(f"{mode} loss (nats per token)")
+        axes[row, 0].set_ylabel(f"held-out {mode} loss (nats per token)")
         for column in (0, 1):
             axes[row, column].grid(alpha=0.3)
     axes[1, 0].set_xlabel("tokens seen (millions)")
     axes[1, 1].set_xlabel("training compute (TFLOP)")
-    handles = {}
-    for axis in axes.flat:
-        handles.update(dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)))
-    figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 0.95), fontsize=8)
+    write_legend(figure, axes)
     figure.suptitle("Held-out validation loss: mean over seeds, least to greatest shaded")
     figure.tight_layout()
-    save_figure(figure, path, source_digest(results))
-    return path
+    return figure
 
 
-def draw_phenomena(results: Results, path: Path) -> Path:
-    """Accuracy by subset of the first task, in every mode; a colour a strategy, the mean over its common splits."""
-    measure, splits = pairs_measure(results), shared_splits(results)
-    rows = (row for content in results.cells.values() for row in content["figures"] if row["task"] == measure.task)
-    chance = 100 * next(rows)["baseline"]
-    subsets = [None, *results.items[measure.key]["subsets"]]
-    modes = [mode for mode in MODES if any(mode in cell.modes for cell in results.cells)]
+def draw_subsets(results: Results, measure: Measure) -> Figure:
+    """A task's accuracy by subset, in every mode; a colour a value of the main axis, the mean over the others."""
+    task, items = measure.key.split("/")[0], results.items[measure.key]
+    rows = (row for content in results.cells.values() for row in content["figures"] if row["task"] == task)
+    chance = measure.scale * next(rows)["baseline"]
+    subsets = [None, *items["subsets"]]
+    alike = results.alike()
+    modes = [mode for mode in MODES if any(mode in results.study.modes(point) for point in results.points)]
     figure = Figure(figsize=(3.2 + 3.2 * len(modes), 1.5 + 0.42 * len(subsets)))
-    axes = figure.subplots(1, len(modes), sharey=True)
-    for axis, mode in zip(np.atleast_1d(axes), modes, strict=True):
-        present = [name for name in results.strategies if mode in Cell(name, "", 0).modes]
-        for place, strategy in enumerate(present):
-            color = COLORS[results.strategies.index(strategy) % len(COLORS)]
+    axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
+    for axis, mode in zip(axes, modes, strict=True):
+        present = {value: points for value, points in alike.items() if results.mean(measure, points, mode)}
+        for place, (value, points) in enumerate(present.items()):
             for line, subset in enumerate(reversed(subsets)):
-                found = by_subset(results, strategy, subset, mode)
-                if found is None:
-                    continue
-                height = line + 0.22 * ((len(present) - 1) / 2 - place)
-                value = found.value * measure.scale
-                error = [[value - found.low * measure.scale], [found.high * measure.scale - value]]
-                label = strategy if line == 0 else None
-                axis.errorbar(value, height, xerr=error, fmt="o", color=color, markersize=4, capsize=2, label=label)
+                part = Measure(**{**vars(measure), "subset": subset})
+                height = line + 0.66 / max(3, len(present)) * ((len(present) - 1) / 2 - place)
+                label = plain(str(value)) if line == 0 else None
+                style = {"color": color_of(results, value), "markersize": 4, "capsize": 2, "label": label}
+                draw_error(axis, results.mean(part, points, mode), part, height, **style)
         axis.axvline(chance, color="black", linewidth=1)
         axis.set_title(mode)
         axis.set_xlabel(f"accuracy (%), chance {chance:.0f}")
         axis.grid(axis="x", alpha=0.3)
-    items = results.items[measure.key]
-    names = [
-        f"{name or 'all'} (n = {len(items['subsets'][name]) if name else len(items['ids']):,})" for name in subsets
-    ]
-    np.atleast_1d(axes)[0].set_yticks(range(len(names)), names[::-1])
-    handles = {}
-    for axis in np.atleast_1d(axes):
-        handles.update(dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)))
-    figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 0.95))
-    figure.suptitle(f"{measure.task}: mean over {', '.join(splits)}, 95 % intervals")
+    counts = [len(items["subsets"][name]) if name else len(items["ids"]) for name in subsets]
+    names = [f"{plain(name or 'all')} (n = {count:,})" for name, count in zip(subsets, counts, strict=True)]
+    axes[0].set_yticks(range(len(names)), names[::-1])
+    write_legend(figure, axes)
+    over = ", ".join(plain(rest_name(results, point)) for point in next(iter(alike.values())))
+    figure.suptitle(f"{plain(task)}{over and f': mean over {over}'}; 95 % intervals")
     figure.tight_layout()
-    save_figure(figure, path, source_digest(results))
-    return path
+    return figure
 
 
-def draw_originality(results: Results, path: Path) -> Path:
-    """Gold minus matched with 95 % intervals: a panel a measure, a line a strategy and mode."""
+def draw_comparison(results: Results, comparison: Comparison) -> Figure:
+    """Differences with their intervals: a panel a measure, a line a pair, value of the second axis, and mode."""
     chosen = measures(results)
-    lines = [
-        (pair, strategy, mode)
-        for pair in PAIRS
-        for strategy in results.strategies
-        for mode in MODES
-        if any(split_differences(results, measure, pair, [strategy], mode) for measure in chosen)
-    ]
+    lines = []
+    for pair in comparison.pairs:
+        for by in results.study.values(comparison.by) if comparison.by else [None]:
+            for mode in MODES:
+                found = [results.compare(measure, comparison, pair, mode, by) for measure in chosen]
+                if any(found):
+                    name = f"{plain(str(pair[0]))} − {plain(str(pair[1]))}{'' if by is None else f': {plain(str(by))}'}"
+                    color = color_of(results, by if comparison.by == results.study.main_axis else pair[0])
+                    lines.append((f"{name}, {mode}", color, found))
     figure = Figure(figsize=(4 + 2.6 * len(chosen), 1.6 + 0.3 * len(lines)))
-    axes = figure.subplots(1, len(chosen), sharey=True)
-    for axis, measure in zip(np.atleast_1d(axes), chosen, strict=True):
-        for height, (pair, strategy, mode) in enumerate(reversed(lines)):
-            found = split_differences(results, measure, pair, [strategy], mode)
-            if found is None:
-                continue
-            value, low, high = (measure.scale * x for x in (found.value, found.low, found.high))
-            color = COLORS[results.strategies.index(strategy) % len(COLORS)]
-            fill = None if found.is_clear else "none"
-            axis.errorbar(
-                value,
-                height,
-                xerr=[[value - low], [high - value]],
-                fmt="o",
-                color=color,
-                markerfacecolor=fill,
-                capsize=3,
-            )
+    axes = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
+    for column, (axis, measure) in enumerate(zip(axes, chosen, strict=True)):
+        for height, (_, color, found) in enumerate(reversed(lines)):
+            if found[column] is not None:
+                fill = color if found[column].is_clear else "none"
+                draw_error(axis, found[column], measure, height, color=color, markerfacecolor=fill, capsize=3)
         axis.axvline(0, color="black", linestyle="--", linewidth=1)
-        better = "gold better: left" if measure.lower_is_better else "gold better: right"
-        axis.set_title(measure.title.replace("`", ""), fontsize=10)
-        axis.set_xlabel(f"{measure.unit}\n({better})", fontsize=9)
+        axis.set_title(plain(measure.title), fontsize=10)
+        axis.set_xlabel(f"{measure.unit}\n(better: {'left' if measure.lower_is_better else 'right'})", fontsize=9)
         axis.grid(axis="x", alpha=0.3)
-    names = [f"{pair[2]}: {strategy}, {mode}" for pair, strategy, mode in lines]
-    np.atleast_1d(axes)[0].set_yticks(range(len(names)), names[::-1], fontsize=9)
-    figure.suptitle("Gold minus matched, 95 % intervals; filled: the interval leaves out 0")
+    axes[0].set_yticks(range(len(lines)), [name for name, _, _ in reversed(lines)], fontsize=9)
+    figure.suptitle(f"{plain(comparison.name)}: first minus second, 95 % intervals; filled: the interval leaves out 0")
     figure.tight_layout()
-    save_figure(figure, path, source_digest(results))
-    return path
+    return figure
 
 
-def draw_sweep(results: Results, path: Path) -> Path:
-    """Each main measure against the share of causal rows, by mode; GPT-BERT's BLiMP figures beside the accuracy."""
-    split, ratios = sweep(results)
-    chosen = main_measures(results)
-    figure = Figure(figsize=(5.5 * len(chosen), 4))
-    axes = figure.subplots(1, len(chosen))
-    places = {ratio: place for place, (ratio, _) in enumerate(ratios)}
-    colors = {"causal": "#1f77b4", "masked": "#d95f02", "fused": "#7570b3"}
-    for axis, measure in zip(np.atleast_1d(axes), chosen, strict=True):
-        for mode in MODES:
-            found = [(places[ratio], results.mean(measure, [(strategy, split)], mode)) for ratio, strategy in ratios]
+def draw_sweep(results: Results) -> Figure:
+    """A panel a main measure: each mode against the axis; with lines, a row of panels a mode.
+
+    Where the axis is the share of causal rows, GPT-BERT's BLiMP figures stand beside accuracy.
+    """
+    plan, chosen = results.study.sweep, main_measures(results)
+    values, lines = sweep(results)
+    modes = [mode for mode in MODES if any(mode in results.study.modes(p) for p in results.at(**plan.where))]
+    rows = [[mode] for mode in modes] if plan.lines else [modes]
+    figure = Figure(figsize=(5.5 * len(chosen), 4 * len(rows)))
+    axes = figure.subplots(len(rows), len(chosen), squeeze=False)
+    for (row, column), axis in np.ndenumerate(axes):
+        measure = chosen[column]
+        for number, (mode, line) in enumerate((mode, line) for mode in rows[row] for line in lines):
+            found = [(place, swept(results, measure, mode, value, line)) for place, value in enumerate(values)]
             found = [(place, estimate) for place, estimate in found if estimate]
             if not found:
                 continue
-            value = np.array([estimate.value for _, estimate in found]) * measure.scale
-            low = np.array([estimate.low for _, estimate in found]) * measure.scale
-            high = np.array([estimate.high for _, estimate in found]) * measure.scale
-            x = [place + 0.06 * (MODES.index(mode) - 1) for place, _ in found]
-            axis.errorbar(
-                x, value, yerr=[value - low, high - value], marker="o", color=colors[mode], capsize=3, label=mode
+            value, low, high = (
+                np.array([getattr(estimate, name) for _, estimate in found]) * measure.scale
+                for name in ("value", "low", "high")
             )
-        if not measure.lower_is_better:
-            known = [ratio for ratio in places if ratio in GPT_BERT]
-            for column, mode in ((1, "causal"), (0, "masked")):
-                theirs = [GPT_BERT[ratio][column] for ratio in known]
-                label = f"GPT-BERT, BLiMP, {'causal' if mode == 'causal' else 'bidirectional'}"
-                axis.plot([places[ratio] for ratio in known], theirs, "x:", color=colors[mode], alpha=0.6, label=label)
-        axis.set_xticks(range(len(places)), list(places))
-        axis.set_xlabel("causal:masked rows")
-        axis.set_ylabel(f"{measure.title.replace('`', '')} ({measure.unit})")
+            shift = 0.06 * (number - 1)
+            style = {
+                "color": PALETTE[number % len(PALETTE)] if plan.lines else COLORS[mode],
+                "marker": "o",
+                "capsize": 3,
+            }
+            label = f"{plain(plan.lines)} {name_of(line)}" if plan.lines else mode
+            x = [place + shift for place, _ in found]
+            axis.errorbar(x, value, yerr=[value - low, high - value], label=label, **style)
+        if not measure.lower_is_better and plan.over == "causal_fraction":
+            known = [place for place, value in enumerate(values) if name_of(value) in GPT_BERT]
+            for column_of, mode in enumerate(("masked", "causal")):
+                if mode in rows[row]:
+                    theirs = [GPT_BERT[name_of(values[place])][column_of] for place in known]
+                    label = f"GPT-BERT, BLiMP, {'causal' if mode == 'causal' else 'bidirectional'}"
+                    axis.plot(known, theirs, "x:", color=COLORS[mode], alpha=0.6, label=label)
+        axis.set_title(plain(measure.title) + (f", {rows[row][0]}" if plan.lines else ""))
+        axis.set_xticks(range(len(values)), [name_of(value) for value in values])
+        axis.set_xlabel("causal:masked rows" if plan.over == "causal_fraction" else plain(plan.over))
+        axis.set_ylabel(measure.unit)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    figure.suptitle(f"Ratio sweep, trained on {split}, 95 % intervals")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    where = ", ".join(plain(str(value)) for value in plan.where.values())
+    figure.suptitle(f"{where and f'trained on {where}; '}95 % intervals")
     figure.tight_layout()
-    save_figure(figure, path, source_digest(results))
-    return path
+    return figure
 
 
 def source_of(figure: Path) -> str | None:
-    """The `source_digest` of the results that a PNG was drawn from."""
+    """`Results.source` of the results that a PNG was drawn from."""
     try:
         with Image.open(figure) as image:
             return image.text.get("Source")
