@@ -15,7 +15,7 @@ import numpy as np
 from flexqwen.cli import InputError
 from flexqwen.evaluation.statistics import joint_interval
 from flexqwen.files import digest, read_json
-from flexqwen.study.grid import Cell, Comparison, Point, Study, replace_values, rest_of
+from flexqwen.study.grid import Cell, Comparison, Point, Study, replace_values
 from flexqwen.study.runner import ITEMS, read_cell
 
 ENOUGH = 20  # effective items that a bootstrap needs to be trusted
@@ -23,33 +23,21 @@ MODES = ("causal", "masked", "fused")
 LOG = "log/validation"  # key of the loss in the log, where nothing else is measured
 BUDGET = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "sequence_length", "phases")
 # GPT-BERT's ratio sweep (arXiv 2410.24159): BLiMP accuracy in %, scored bidirectionally and causally.
-GPT_BERT = {
-    "1:0": (74.6, 76.6),
-    "3:1": (82.4, 77.9),
-    "1:1": (83.9, 79.2),
-    "1:3": (84.0, 78.4),
-    "1:7": (84.8, 78.1),
-    "0:1": (84.3, 66.6),
-}
+GPT_BERT = {"1:0": (74.6, 76.6), "3:1": (82.4, 77.9), "1:1": (83.9, 79.2), "1:3": (84.0, 78.4)}
+GPT_BERT |= {"1:7": (84.8, 78.1), "0:1": (84.3, 66.6)}
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is reported of a cell: a metric of a task's items.
+    """What is reported of a cell: a metric of a task's items."""
 
-    Attributes:
-        key: of items.json.
-        subset: of its items; all of them by default.
-        scale: factor with which it is shown.
-    """
-
-    key: str
+    key: str  # of items.json
     title: str
     unit: str
     lower_is_better: bool
-    scale: float = 1.0
+    scale: float = 1.0  # with which it is shown
     digits: int = 3
-    subset: str | None = None
+    subset: str | None = None  # of the items; all of them by default
 
 
 @dataclass(frozen=True)
@@ -69,16 +57,11 @@ class Estimate:
 
 @dataclass
 class Results:
-    """What the cells' files hold.
-
-    Attributes:
-        cells: of those that are finished, their files' content.
-        items: content of items.json.
-    """
+    """What the cells' files hold."""
 
     study: Study
-    cells: dict[Cell, dict]
-    items: dict
+    cells: dict[Cell, dict]  # those that are finished, with their files' content
+    items: dict  # content of items.json
 
     @property
     def points(self) -> list[Point]:
@@ -98,23 +81,18 @@ class Results:
         """float64 `(items,)`: what each item contributes; None if the cell is not measured so."""
         content = self.cells[Cell(point, seed)]
         if measure.key == LOG:
-            return (
-                np.array([content["curve"][-1][mode]]) if mode in self.study.modes(point) and mode != "fused" else None
-            )
-        task, subset = measure.key.split("/")
-        for row in content["figures"]:
-            if (row["task"], row["subset"], row["mode"]) == (task, subset, mode) and "items" in row:
-                return np.array(row["items"])
-        return None
+            is_there = mode in self.study.modes(point) and mode in content["curve"][-1]
+            return np.array([content["curve"][-1][mode]]) if is_there else None
+        wanted = (*measure.key.split("/"), mode)
+        rows = [row for row in content["figures"] if (row["task"], row["subset"], row["mode"]) == wanted]
+        return next((np.array(row["items"]) for row in rows if "items" in row), None)
 
     def estimate(self, measure: Measure, samples: Sequence[np.ndarray]) -> Estimate:
         """Of `(items,)` for each seed."""
         item = self.items[measure.key]
-        weights = np.ones(len(item["ids"])) if item["weights"] is None else np.array(item["weights"])
+        weights = np.array(item["weights"] or [1.0] * len(item["ids"]))
         if measure.subset is not None:
-            inside = np.zeros(len(weights))
-            inside[item["subsets"][measure.subset]] = 1
-            weights = weights * inside
+            weights = weights * np.isin(np.arange(len(weights)), item["subsets"][measure.subset])
         return Estimate(*joint_interval(np.stack(samples), weights, item["clusters"] or item["ids"]), len(samples))
 
     def mean(self, measure: Measure, points: Sequence[Point], mode: str) -> Estimate | None:
@@ -139,33 +117,79 @@ class Results:
     def compare(
         self, measure: Measure, comparison: Comparison, pair: tuple[Any, Any], mode: str, by: Any = None
     ) -> Estimate | None:
-        """A difference between two values of an axis, the mean over the points that have both and are measured so.
+        """First minus second value of an axis: the mean over the points that have both and are measured so.
 
         Args:
             by: only where the comparison's second axis has this value.
         """
-        axis, pairs = comparison.axis, []
-        for point in self.points:
-            other = replace_values(point, **{axis: pair[1]})
-            if dict(point).get(axis) == pair[0] and (by is None or dict(point).get(comparison.by) == by):
-                seeds = self.seeds(point, other)
-                if seeds and all(self.values(measure, side, seeds[0], mode) is not None for side in (point, other)):
-                    pairs.append((point, other))
-        return self.difference(measure, pairs, mode)
+        firsts = self.at(**{comparison.axis: pair[0]}, **({} if by is None else {comparison.by: by}))
+        pairs = [(first, replace_values(first, **{comparison.axis: pair[1]})) for first in firsts]
+        return self.difference(measure, [sides for sides in pairs if self.is_measured(measure, sides, mode)], mode)
+
+    def is_measured(self, measure: Measure, points: Sequence[Point], mode: str) -> bool:
+        """Whether all of these are, with one seed at least."""
+        seeds = self.seeds(*points)[:1]
+        return bool(seeds) and all(self.values(measure, point, seeds[0], mode) is not None for point in points)
+
+    @property
+    def measures(self) -> list[Measure]:
+        """All that is measured: held-out splits, then the tasks; or the losses in the log."""
+        found = []
+        for task, _, subset in (key.partition("/") for key in self.items):
+            key, title = f"{task}/{subset}", f"held-out `{subset}`" if task == "bits_per_byte" else f"`{task}`"
+            if key == LOG:
+                found.append(Measure(key, "validation loss", "nats per token", True))
+            elif task.startswith("bits_per_byte"):
+                found.append(Measure(key, title, "bits per byte", True))
+            else:
+                found.append(Measure(key, title, "accuracy, %", False, 100, 1))
+        return found
+
+    @property
+    def main_measures(self) -> list[Measure]:
+        """Those whose bytes do not lie in a few long documents."""
+        return [measure for measure in self.measures if self.effective(measure) >= ENOUGH] or self.measures
+
+    @property
+    def with_subsets(self) -> list[Measure]:
+        """Those whose items are of several kinds."""
+        return [measure for measure in self.measures if len(self.items[measure.key]["subsets"]) > 1]
+
+    def effective(self, measure: Measure) -> float:
+        """How many items of equal weight would make a mean as certain (Kish's effective sample size)."""
+        item = self.items[measure.key]
+        weights = np.array(item["weights"] or [1.0] * len(item["ids"]), dtype=np.float64)
+        return float(weights.sum() ** 2 / (weights**2).sum())
 
     def at(self, **values) -> list[Point]:
         """The finished points that have these axes or options."""
-        return [point for point in self.points if all(self.study.value(point, name) == values[name] for name in values)]
+        found = self.points
+        for name, value in values.items():
+            found = [point for point in found if value in (dict(point).get(name), self.study.value(point, name))]
+        return found
 
     def alike(self) -> dict[Any, list[Point]]:
-        """For each value of the main axis, the points whose other axes' values all of them have (or the first has)."""
+        """For each value of the main axis, the points that differ in it alone and are there for all values."""
         axis = self.study.main_axis
-        values = list(dict.fromkeys(dict(point)[axis] for point in self.points if axis in dict(point)))
-        starts = [point for point in self.points if dict(point).get(axis) == values[0]]
-        shared = [
-            point for point in starts if self.seeds(*(replace_values(point, **{axis: value}) for value in values))
-        ] or starts[:1]
-        return {value: [replace_values(point, **{axis: value}) for point in shared] for value in values}
+        values = dict.fromkeys(dict(point)[axis] for point in self.points if axis in dict(point))
+        first = self.at(**{axis: next(iter(values))})
+        rows = [[replace_values(point, **{axis: value}) for value in values] for point in first]
+        rows = [row for row in rows if self.seeds(*row)] or rows[:1]
+        return dict(zip(values, map(list, zip(*rows, strict=True)), strict=True))
+
+    def sweep_axes(self) -> tuple[list, list]:
+        """Of the study's sweep, the values on its horizontal axis, falling if shares, and the values of its lines."""
+        plan, value = self.study.sweep, self.study.value
+        points = self.at(**plan.where)
+        over = list(dict.fromkeys(value(point, plan.over) for point in points))
+        lines = list(dict.fromkeys(value(point, plan.lines) for point in points)) if plan.lines else [None]
+        return sorted(over, reverse=True) if plan.over == "causal_fraction" else over, lines
+
+    def swept(self, measure: Measure, mode: str, value: Any, line: Any) -> Estimate | None:
+        """Of one place on a line of the sweep: the mean over all points that lie there."""
+        plan = self.study.sweep
+        here = {**plan.where, plan.over: value, **({plan.lines: line} if plan.lines else {})}
+        return self.mean(measure, self.at(**here), mode)
 
 
 def load(study: Study) -> Results:
@@ -175,91 +199,25 @@ def load(study: Study) -> Results:
         InputError: there are none, a file is broken, or cells differ in what must be equal.
     """
     cells = {cell: content for cell in study.cells if (content := read_cell(study, cell)) is not None}
-    items = read_json(study.results / ITEMS)
+    items, first = read_json(study.results / ITEMS), {}
     if not cells or items is None:
         raise InputError(
-            f"no finished cells in {study.results / 'cells'}; make them with python -m flexqwen study run {study.path}"
+            f"no finished cells in {study.results / 'cells'}; run python -m flexqwen study run {study.path}"
         )
-    first = {}
     for cell, content in cells.items():
-        budget = tuple(str(study.options(cell.point).get(name)) for name in BUDGET)
-        for name, value in equal(content, digest(items)).items():
-            kept = first.setdefault((name, budget if name in ("updates", "tokens") else ()), (value, cell))
-            if value != kept[0]:
-                raise InputError(f"{study.cell_file(cell)}: {name} is {value}, but {kept[0]} in {kept[1].name}")
+        budget = str([study.options(cell.point).get(name) for name in BUDGET])
+        equal = {
+            "study": content["made_by"]["study"],
+            "digest of items.json": content["made_by"].get("items", digest(items)),  # older cells do not name it
+            "versions of the tasks": sorted({(row["task"], row["version"]) for row in content["figures"]}),
+            f"tokens at {budget}": content["cost"]["tokens"],
+        }
+        for name, value in equal.items():
+            if value != first.setdefault(name, value):
+                raise InputError(f"{study.cell_file(cell)}: {name} is {value}, but {first[name]} in the cells before")
     return Results(study, cells, items or {LOG: {"ids": [LOG], "weights": None, "clusters": None, "subsets": {}}})
-
-
-def equal(content: dict, items: str) -> dict:
-    """What must be the same in every cell; `items` is the digest of items.json, which older cells do not name."""
-    made_by, cost = content["made_by"], content["cost"]
-    return {
-        "study": made_by["study"],
-        "tokenizer": made_by["digests"]["tokenizer"],
-        "items": made_by.get("items", items),
-        "updates": cost["updates"],
-        "tokens": cost["tokens"],
-        "versions of the tasks": sorted({(row["task"], row["version"]) for row in content["figures"]}),
-    }
-
-
-def measures(results: Results) -> list[Measure]:
-    """All that is measured: held-out splits, then the tasks; or the losses in the log."""
-    found = []
-    for key in results.items:
-        task, subset = key.split("/")
-        if key == LOG:
-            found.append(Measure(key, "validation loss", "nats per token", True))
-        elif task.startswith("bits_per_byte"):
-            title = f"held-out `{subset}`" if task == "bits_per_byte" else f"`{task}`"
-            found.append(Measure(key, title, "bits per byte", True))
-        else:
-            found.append(Measure(key, f"`{task}`", "accuracy, %", False, 100, 1))
-    return found
-
-
-def effective(results: Results, measure: Measure) -> float:
-    """How many items of equal weight would make a mean as certain (Kish's effective sample size)."""
-    item = results.items[measure.key]
-    weights = np.ones(len(item["ids"])) if item["weights"] is None else np.array(item["weights"], dtype=np.float64)
-    return float(weights.sum() ** 2 / (weights**2).sum())
-
-
-def main_measures(results: Results) -> list[Measure]:
-    """Those whose bytes do not lie in a few long documents."""
-    found = measures(results)
-    return [measure for measure in found if effective(results, measure) >= ENOUGH] or found
-
-
-def with_subsets(results: Results) -> list[Measure]:
-    """Those whose items are of several kinds."""
-    return [measure for measure in measures(results) if len(results.items[measure.key]["subsets"]) > 1]
-
-
-def sweep(results: Results) -> tuple[list, list]:
-    """Of the study's sweep, the values on its horizontal axis, falling if shares, and the values of its lines."""
-    plan, study = results.study.sweep, results.study
-    points = results.at(**plan.where)
-    found = dict.fromkeys(study.value(point, plan.over) for point in points)
-    if plan.over == "causal_fraction":
-        found = sorted(found, reverse=True)
-    return list(found), list(dict.fromkeys(study.value(point, plan.lines) for point in points)) if plan.lines else [
-        None
-    ]
-
-
-def swept(results: Results, measure: Measure, mode: str, value: Any, line: Any) -> Estimate | None:
-    """Of one point of a line of the sweep: the mean over all points that lie there."""
-    plan = results.study.sweep
-    here = {**plan.where, plan.over: value, **({plan.lines: line} if plan.lines else {})}
-    return results.mean(measure, results.at(**here), mode)
 
 
 def name_of(value: Any) -> str:
     """A value of a sweep as it is shown: a share of causal rows as causal:masked."""
     return f"{value.numerator}:{value.denominator - value.numerator}" if isinstance(value, Fraction) else str(value)
-
-
-def rest_name(results: Results, point: Point) -> str:
-    """The values of the axes that are not the main one."""
-    return ", ".join(str(value) for _, value in rest_of(point, results.study.main_axis))

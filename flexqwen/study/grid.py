@@ -16,6 +16,7 @@ A cell is one point of the grid with one seed. Its own options win over those th
 
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -40,9 +41,14 @@ def replace_values(point: Point, **values) -> Point:
     return tuple((axis, values.get(axis, value)) for axis, value in point)
 
 
-def rest_of(point: Point, *axes: str) -> Point:
-    """The point without some of its axes."""
-    return tuple((axis, value) for axis, value in point if axis not in axes)
+def describe_point(point: Point, *without: str) -> str:
+    """The values of a point's axes, but of those named."""
+    return ", ".join(describe_value(axis, value) for axis, value in point if axis not in without)
+
+
+def describe_value(axis: str, value: Any) -> str:
+    """A value, with its axis where it does not tell it."""
+    return str(value) if axis in NAMELESS else f"{axis} {value}"
 
 
 @dataclass(frozen=True)
@@ -55,58 +61,39 @@ class Cell:
     @property
     def name(self) -> str:
         """That of its file: the values of its axes and the seed."""
-        words = [str(value) if axis in NAMELESS else f"{axis}-{value}" for axis, value in self.point]
+        words = [describe_value(axis, value) for axis, value in self.point]
         return ".".join([*(re.sub(r"[^\w.+-]+", "-", word) for word in words), str(self.seed)])
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured of a trained cell; with neither tasks nor held-out splits, only the losses in its log.
+    """What is measured of a trained cell; with neither tasks nor held-out splits, only the losses in its log."""
 
-    Attributes:
-        tasks: likelihood tasks, by name.
-        heldout: splits of the dataset's `heldout` config; documents: of each, at most.
-        limit: items of a task, at most.
-        checkpoint: "last" or "best".
-        modes: by default those that a cell trains, and fused where these are both.
-    """
-
-    tasks: list[str] = field(default_factory=list)
-    heldout: list[str] = field(default_factory=lambda: ["test"])
-    documents: int = 500
-    limit: int | None = None
-    checkpoint: str = "last"
-    modes: list[str] | None = None
+    tasks: Sequence[str] = ()  # likelihood tasks, by name
+    heldout: Sequence[str] = ("test",)  # splits of the dataset's `heldout` config
+    documents: int = 500  # of each of these, at most
+    limit: int | None = None  # items of a task, at most
+    checkpoint: str = "last"  # or "best"
+    modes: Sequence[str] | None = None  # by default those that a cell trains, and fused where these are both
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences between values of an axis, all other axes equal.
-
-    Attributes:
-        pairs: (first, second) each; the difference is first minus second.
-        by: axis for each value of which the difference is also shown alone; otherwise only the mean over all others.
-    """
+    """Differences between values of an axis, all other axes equal: first minus second of each pair."""
 
     name: str
     axis: str
     pairs: list[tuple[Any, Any]]
-    by: str | None = None
+    by: str | None = None  # an axis for each value of which the difference is shown alone, beside the mean over all
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Every measure against the values of an axis.
+    """Every measure against the values of an axis or option."""
 
-    Attributes:
-        over: option on the horizontal axis; `causal_fraction` counts the baselines as 1 and 0.
-        lines: option with a line for each of its values; by default one line, the mean.
-        where: options and the values that they must have.
-    """
-
-    over: str
-    lines: str | None = None
-    where: dict[str, Any] = field(default_factory=dict)
+    over: str  # on the horizontal axis; `causal_fraction` counts the baselines as 1 and 0
+    lines: str | None = None  # what has a line for each of its values; by default one line, the mean
+    where: dict[str, Any] = field(default_factory=dict)  # axes and options, and the values that they must have
 
 
 @dataclass
@@ -159,27 +146,30 @@ class Study:
         if self.measurement.modes:
             return tuple(self.measurement.modes)
         options = self.options(point)
-        trained = ObjectiveArguments(**{name: options[name] for name in ("strategy",) if name in options}).modes
+        trained = ObjectiveArguments(options.get("strategy", ObjectiveArguments.strategy)).modes
         return (*trained, "fused") if len(trained) == 2 else trained
 
     def value(self, point: Point, name: str) -> Any:
         """An axis or option of a point; for `causal_fraction`, the `Fraction` of rows that are trained causally."""
-        options = {**self.options(point), **dict(point)}
+        options = self.options(point)
         if name == "causal_fraction":
+            share = options.get(name, ObjectiveArguments.causal_fraction)
             of_baselines = {"baseline-causal": 1, "baseline-masked": 0}
-            written = str(self.options(point).get(name, "1/2"))
-            return Fraction(of_baselines.get(options.get("strategy"), written))
-        return options.get(name)
+            return Fraction(of_baselines.get(options.get("strategy"), share)).limit_denominator(1000)
+        return {**options, **dict(point)}.get(name)
 
     def values(self, axis: str) -> list:
         """The values of an axis, in the order of the grid."""
         return list(dict.fromkeys(dict(point)[axis] for point in self.points if axis in dict(point)))
 
     @property
+    def axes(self) -> list[str]:
+        return list(dict.fromkeys(axis for point in self.points for axis, _ in point))
+
+    @property
     def main_axis(self) -> str:
         """The axis that figures give colours to: variant or strategy or another with several values, or the split."""
-        axes = dict.fromkeys(axis for point in self.points for axis, _ in point)
-        several = [axis for axis in axes if len(self.values(axis)) > 1] or list(axes)
+        several = [axis for axis in self.axes if len(self.values(axis)) > 1] or self.axes
         return min(several, key=lambda axis: (axis == "dataset_config", axis not in NAMELESS))
 
     def identity(self, digests: dict[str, str]) -> str:
@@ -198,49 +188,41 @@ def read(path: str) -> Study:
     Raises:
         InputError: it is not there, or a key or value in it cannot be; all before any work.
     """
-    config = read_yaml(path)
-    if wrong := (set(config) - KEYS) or ({"training", "seeds"} - set(config)):
-        raise InputError(
-            f"config {path}: key {wrong.pop()!r} is unknown or missing; it needs training and seeds, "
-            f"and has {', '.join(sorted(KEYS))}"
-        )
     try:
-        study = _read(Path(path), config)
+        return _read(Path(path), read_yaml(path))
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"config {path}: {error}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"config {path}: {type(error).__name__}: {error}; configs/study-cpu.yaml is one to follow"
         ) from None
-    except InputError as error:
-        raise InputError(f"config {path}: {error}") from None
-    return study
 
 
 def _read(path: Path, config: dict) -> Study:
-    variants = config.get("variants", {})
+    if wrong := (set(config) - KEYS) or ({"training", "seeds"} - set(config)):
+        raise InputError(f"key {wrong.pop()!r} is unknown or missing; needed: training, seeds; known: {sorted(KEYS)}")
+    variants, measurement = config.get("variants", {}), Measurement(**config.get("measure", {}))
     points = _expand(config.get("grid", [{"variant": list(variants)}]), variants)
-    measurement = Measurement(**config.get("measure", {}))
     study = Study(path, points, [int(seed) for seed in config["seeds"]], config["training"], measurement)
     study.sweep = Sweep(**config["sweep"]) if "sweep" in config else None
     for name, entry in config.get("compare", {}).items():
-        values = study.values(entry["axis"])
-        pairs = [tuple(pair) for pair in entry.get("pairs", [])]
-        if "base" in entry:
-            pairs += [(value, entry["base"]) for value in values if value != entry["base"]]
+        values, base = study.values(entry["axis"]), entry.get("base")
+        pairs = entry.get("pairs") or [(value, base) for value in values if value != base]
         if unknown := [value for pair in pairs for value in pair if value not in values]:
             raise InputError(f"compare {name}: the grid has no {entry['axis']} {unknown[0]!r}")
-        study.comparisons.append(Comparison(name, entry["axis"], pairs, entry.get("by")))
+        study.comparisons.append(Comparison(name, entry["axis"], [tuple(pair) for pair in pairs], entry.get("by")))
     if unknown := set(measurement.tasks) - set(TASKS):
         raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(TASKS)}")
     if measurement.checkpoint not in ("last", "best"):
         raise InputError(f"measure: checkpoint is {measurement.checkpoint!r}; allowed: last, best")
-    if taken := {"seed", "output_dir"} & {name for own in points.values() for name in (*config["training"], *own)}:
-        raise InputError(f"{taken.pop()!r} is set, which the study decides")
-    for name in ("max_steps", "dataset", "tokenizer", "token_stores"):
-        if name not in study.training:
-            raise InputError(f"training needs {name!r}")
+    if missing := [
+        name for name in ("max_steps", "dataset", "tokenizer", "token_stores") if name not in study.training
+    ]:
+        raise InputError(f"training needs {missing[0]!r}")
     for point in points:
-        study.modes(point)
-        options = study.options(point)
+        options, _ = study.options(point), study.modes(point)
+        if taken := {"seed", "output_dir"} & set(options):
+            raise InputError(f"{taken.pop()!r} is set, which the study decides")
         if int(options["max_steps"]) % int(options.get("logging_steps", 500)):
             raise InputError("max_steps must be a multiple of logging_steps, or the last steps are not counted")
     names = [cell.name for cell in study.cells]
@@ -253,26 +235,21 @@ def _expand(parts: list[dict], variants: dict[str, dict]) -> dict[Point, dict]:
     """Every point of the grid with its own options."""
     points = {}
     for part in parts:
-        shared = part.get("options", {})
         axes = [axis for axis in part if axis != "options"]
         values = [part[axis] if isinstance(part[axis], list) else [part[axis]] for axis in axes]
         for chosen in itertools.product(*values):
-            point = tuple(sorted(zip(axes, chosen, strict=True), key=lambda entry: (_rank(entry[0]), entry[0])))
-            own = dict(shared)
+            point = tuple(sorted(zip(axes, chosen, strict=True), key=lambda pair: (pair[0] not in NAMELESS, pair[0])))
+            own = dict(part.get("options", {}))
             for axis, value in point:
                 if axis == "variant" and value not in variants:
                     raise InputError(f"unknown variant {value!r}; there are: {', '.join(variants)}")
-                bundle = variants[value] if axis == "variant" else {axis: _number(value)}
+                bundle = variants[value] if axis == "variant" else {axis: value}
                 if twice := set(own) & set(bundle):
                     raise InputError(f"{twice.pop()!r} is set twice in {dict(point)}")
-                own |= bundle
+                own |= {name: _number(value) for name, value in bundle.items()}
             if points.setdefault(point, own) != own:
                 raise InputError(f"two parts of the grid set different options for {dict(point)}")
     return points
-
-
-def _rank(axis: str) -> int:
-    return NAMELESS.index(axis) if axis in NAMELESS else len(NAMELESS)
 
 
 def _number(value: Any) -> Any:

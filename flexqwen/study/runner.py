@@ -48,13 +48,11 @@ ITEMS, OVERLAP = "items.json", "overlap.json"
 
 
 def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) -> None:
-    """Makes the cells that are not made yet, `workers` at a time; all seeds by default.
-
-    Each worker has its share of the cores. When a cell fails, the others are made all the same.
+    """Makes the cells that are not made yet, `workers` at a time, which share the cores; all seeds by default.
 
     Raises:
-        InputError: data, tokenizer or a task's items are not there, an option is unknown (before any training), or
-            a cell failed.
+        InputError: data, tokenizer or a task's items are not there, or an option is unknown, before any training; or
+            cells failed, when all others are made.
     """
     digests = {
         "dataset": dataset_digest(study.training["dataset"]),
@@ -82,14 +80,13 @@ def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) ->
             for sentinel in connection.wait(list(running)):
                 process, cell = running.pop(sentinel)
                 process.join()
-                if process.exitcode:
-                    failed.append(cell.name)
+                failed += [cell.name] * bool(process.exitcode)
                 done = len(waiting) - len(queue) - len(running)
                 left = (time.perf_counter() - start) / done * (len(waiting) - done) / 60
                 word = "failed" if process.exitcode else "finished"
                 print(f"[{done}/{len(waiting)}] {cell.name} {word}, about {left:.0f} minutes left", flush=True)
     finally:
-        for process, _ in running.values():  # interrupted: they write their checkpoints and end
+        for process, _ in running.values():  # interrupted as this process is: they write a checkpoint and end
             process.join()
     if failed:
         raise InputError(f"{', '.join(failed)} failed, see above; run the same command again to resume")
@@ -128,21 +125,17 @@ def read_cell(study: Study, cell: Cell, digests: dict[str, str] | None = None) -
     Raises:
         InputError: it is broken, another cell's, or was made with another config or data.
     """
-    path = study.cell_file(cell)
+    path, own = study.cell_file(cell), study.points[cell.point]
     if not path.is_file():
         return None
-    content = read_json(path)
     try:
-        made_by = content["made_by"]
-        digests = digests or {name: made_by["digests"][name] for name in ("dataset", "tokenizer")}
-        # The values alone: the axes were called strategy and split once, and options were not written.
-        is_this = sorted(map(str, content["cell"].values())) == sorted(
-            map(str, [*dict(cell.point).values(), cell.seed])
-        )
-        options = content.get("options", study.points[cell.point])
+        content = read_json(path)
+        digests = digests or {name: content["made_by"]["digests"][name] for name in ("dataset", "tokenizer")}
+        found = content["made_by"]["study"], content.get("options", own), sorted(map(str, content["cell"].values()))
     except (TypeError, KeyError, AttributeError):
         raise InputError(f"{path} is broken; remove it and make it again with python -m flexqwen study run") from None
-    if not is_this or options != study.points[cell.point] or made_by["study"] != study.identity(digests):
+    # The axes' values alone: older files call them strategy and split, and do not name options.
+    if found != (study.identity(digests), own, sorted(map(str, [*dict(cell.point).values(), cell.seed]))):
         raise InputError(
             f"{path} was made with another config, dataset or tokenizer than {study.path} has now; change them back, "
             f"give the changed config another name, or remove {study.results} and runs/{study.name} to begin anew"
@@ -161,32 +154,21 @@ def _make(study: Study, cell: Cell, digests: dict[str, str]) -> None:
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         runpy.run_path(str(ROOT / "train.py"))["main"]([str(write_config(study, cell))])
     run = next(path.parent for path in study.run_folder(cell).glob("*/finished.json"))
-    last = last_checkpoint(run)
+    last, described = last_checkpoint(run), read_json(run / "run.json")
     results, parameters = measure(study, cell, str(run / "best" if study.measurement.checkpoint == "best" else last))
-    described = read_json(run / "run.json")
+    cost, curve = read_log(run, last)
     write_items(study, results)
-    write_json(
-        study.cell_file(cell),
-        {
-            "cell": {**dict(cell.point), "seed": cell.seed},
-            "options": study.points[cell.point],
-            "parameters": parameters,
-            "made_by": {
-                "study": study.identity(digests),
-                "items": digest(read_json(study.results / ITEMS)),
-                "config": study.path.as_posix(),
-                "command": described["command"],
-                "rows_per_step": described["rows_per_step"],
-                "digests": described["digests"],
-                "code": code if code_version() == code else f"{code} to {code_version()}",
-                "versions": described["versions"],
-                "machine": machine(),
-            },
-            "cost": cost(run, last),
-            "curve": curve(run, last),
-            "figures": [figure(result) for result in results],
-        },
-    )
+    made_by = {
+        "study": study.identity(digests),
+        "items": digest(read_json(study.results / ITEMS)),
+        "config": study.path.as_posix(),
+        **{name: described[name] for name in ("command", "rows_per_step", "digests", "versions")},
+        "code": code if code_version() == code else f"{code} to {code_version()}",
+        "machine": machine(),
+    }
+    content = {"cell": {**dict(cell.point), "seed": cell.seed}, "options": study.points[cell.point]}
+    content |= {"parameters": parameters, "made_by": made_by, "cost": cost, "curve": curve}
+    write_json(study.cell_file(cell), {**content, "figures": [figure(result) for result in results]})
 
 
 def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], int]:
@@ -205,10 +187,8 @@ def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], in
 def figure(result: Result) -> dict:
     """A result as a cell's file has it. Only the figures of all items carry a number for each."""
     kept = ("task", "version", "mode", "metric", "subset", "value", "interval", "n", "baseline", "baseline_name")
-    entry = {name: getattr(result, name) for name in kept}
-    if has_items(result):
-        entry["items"] = [float(f"{value:.5g}") for value in result.items]
-    return entry
+    items = {"items": [float(f"{value:.5g}") for value in result.items]} if has_items(result) else {}
+    return {name: getattr(result, name) for name in kept} | items
 
 
 def has_items(result: Result) -> bool:
@@ -223,18 +203,15 @@ def write_items(study: Study, results: list[Result]) -> None:
         InputError: a cell was measured on other items before.
     """
     described = {}
+    for result in filter(has_items, results):
+        entry = {"ids": result.item_ids, "weights": result.weights, "clusters": result.clusters, "subsets": {}}
+        described.setdefault(f"{result.task}/{result.subset}", entry)
     for result in results:
-        if has_items(result):
-            entry = {"ids": result.item_ids, "weights": result.weights, "clusters": result.clusters}
-            described.setdefault(f"{result.task}/{result.subset}", {**entry, "subsets": {}})
-    for result in results:
-        whole = described.get(f"{result.task}/all")
-        if whole and result.subset != "all":
+        if result.subset != "all" and (whole := described.get(f"{result.task}/all")):
             places = {name: place for place, name in enumerate(whole["ids"])}
             whole["subsets"][result.subset] = [places[name] for name in result.item_ids]
     path = study.results / ITEMS
-    known = read_json(path)
-    if known is None:
+    if (known := read_json(path)) is None:
         with atomic_write(path) as aside:
             aside.write_text(json.dumps(described, ensure_ascii=False) + "\n", encoding="utf-8")
     elif known != json.loads(json.dumps(described)):
@@ -250,81 +227,55 @@ def entries(run: Path) -> list[dict]:
     return found
 
 
-def cost(run: Path, checkpoint: Path) -> dict[str, float]:
-    """What a cell cost: tokens, updates, passes over the data, labels by mode, FLOPs, seconds of training."""
-    logged = [entry for entry in entries(run) if "loss" in entry]
-    last = logged[-1]
-    labels = {mode: sum(entry.get(f"labels_{mode}", 0) for entry in logged) for mode in ("causal", "masked")}
-    tokens, seconds, before = last["tokens_seen"], 0.0, 0
-    for entry in logged:
-        seconds += (entry["tokens_seen"] - before) / entry["tokens_per_second"]
-        before = entry["tokens_seen"]
-    return {
-        "updates": last["step"],
-        "tokens": tokens,
-        "passes": round(last["epoch"], 4),
-        "labels_causal": labels["causal"],
-        "labels_masked": labels["masked"],
-        "flops": flops(checkpoint, tokens, sum(labels.values())),
-        "train_seconds": round(seconds, 1),
-    }
-
-
-def flops(checkpoint: Path, tokens: float, labels: float) -> float:
-    """Of training on so many tokens with so many labels."""
+def read_log(run: Path, checkpoint: Path) -> tuple[dict, list[dict]]:
+    """What a run cost, and its curve: held-out loss in both modes (nats per token) by tokens and FLOPs."""
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
-    return model_flops(config, tokens, labels, config.max_position_embeddings)
-
-
-def curve(run: Path, checkpoint: Path) -> list[dict[str, float]]:
-    """Held-out loss in both modes, of the validation split, as training went on: tokens, FLOPs, nats per token."""
-    points, labels = [], 0
+    cost = {"updates": 0, "tokens": 0, "passes": 0.0, "labels_causal": 0, "labels_masked": 0, "flops": 0.0}
+    seconds, curve = 0.0, []
     for entry in entries(run):
-        labels += entry.get("labels_causal", 0) + entry.get("labels_masked", 0)
+        for name in ("labels_causal", "labels_masked"):
+            cost[name] += entry.get(name, 0)
+        labels = cost["labels_causal"] + cost["labels_masked"]
+        flops = model_flops(config, entry.get("tokens_seen", 0), labels, config.max_position_embeddings)
+        if "loss" in entry:
+            seconds += (entry["tokens_seen"] - cost["tokens"]) / entry["tokens_per_second"]
+            cost |= {"updates": entry["step"], "tokens": entry["tokens_seen"], "passes": round(entry["epoch"], 4)}
+            cost["flops"] = flops
         if "eval_loss" in entry:
-            point = {mode: round(entry[f"eval_loss_{mode}"], 5) for mode in ("causal", "masked")}
-            tokens = entry["tokens_seen"]
-            points.append({"tokens": tokens, "flops": flops(checkpoint, tokens, labels), **point})
-    return points
+            losses = {mode: round(entry[f"eval_loss_{mode}"], 5) for mode in ("causal", "masked")}
+            curve.append({"tokens": entry["tokens_seen"], "flops": flops, **losses})
+    return {**cost, "train_seconds": round(seconds, 1)}, curve
 
 
 def code_version() -> str | None:
     """The git commit of this repository, with `-dirty` if Python files differ from it; None where git has none."""
-    git = ["git", "-C", str(ROOT)]
-    try:
-        commit, changes = (
-            subprocess.run([*git, *words], check=True, capture_output=True, text=True).stdout.strip()
-            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "*.py"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{commit}-dirty" if changes else commit
+    found = []
+    for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "*.py"]):
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            done = subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True)
+            found.append(done.stdout.strip())
+    return f"{found[0]}{'-dirty' if found[1] else ''}" if len(found) == 2 else None
 
 
-def machine() -> dict[str, str | int]:
+def machine() -> dict[str, str | int | None]:
     """The hardware a cell was made on."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = names[0] if names else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
 
 
 def status(study: Study) -> str:
-    """A line for each cell: finished, with its figures, or how far it is."""
-    lines, finished = [], 0
+    """A line for each cell: finished, or how far it is."""
+    lines = []
     for cell in study.cells:
-        shown = "waiting"
-        if (content := read_json(study.cell_file(cell))) is not None:
-            finished += 1
-            subsets = ("all", *study.measurement.heldout[:1])
-            rows = [row for row in content["figures"] if row["metric"] != "loss" and row["subset"] in subsets]
-            figures = [(f"{row['task']} {row['mode']}", row["value"]) for row in rows]
-            figures = figures or [(f"{mode} loss", content["curve"][-1][mode]) for mode in ("causal", "masked")]
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in figures)
-        elif logs := list(study.run_folder(cell).glob("*/metrics.jsonl")):
-            steps = [entry["step"] for entry in entries(logs[0].parent)]
-            shown = f"step {max(steps, default=0):,} of {int(study.options(cell.point)['max_steps']):,}"
+        shown = "finished" if study.cell_file(cell).is_file() else "waiting"
+        logs = list(study.run_folder(cell).glob("*/metrics.jsonl"))
+        if shown == "waiting" and logs:
+            step = max((entry["step"] for entry in entries(logs[0].parent)), default=0)
+            shown = f"step {step:,} of {int(study.options(cell.point)['max_steps']):,}"
         lines.append(f"{cell.name:45} {shown}")
+    finished = sum(line.endswith(" finished") for line in lines)
     return "\n".join([*lines, f"{finished} of {len(lines)} cells finished"])
