@@ -17,10 +17,10 @@ from flexqwen.data.texts import dataset_digest
 from flexqwen.evaluation import figures, likelihood, results, sources
 from flexqwen.evaluation.finetuning import Settings
 from flexqwen.evaluation.likelihood import MODES, Scorer
-from flexqwen.evaluation.results import Result
+from flexqwen.evaluation.results import Result, check_unchanged, model_digests
 from flexqwen.evaluation.tasks import FINE_TUNED, ON_THE_HUB, TASKS
 from flexqwen.evaluation.tasks.item import Context, Item
-from flexqwen.files import atomic_write, file_digest, read_json, remove_path, versions, write_json
+from flexqwen.files import atomic_write, read_json, remove_path, versions, write_json
 
 
 @command
@@ -48,6 +48,11 @@ def main(argv: list[str] | None = None) -> None:
         help="fine-tuned tasks: the best on the development set is kept",
     )
     parser.add_argument("--num_train_epochs", type=float, help="fine-tuned tasks: by default the task's own number")
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run the code that a model brings along, if it is no FlexQwen",
+    )
     parser.add_argument("--output", help="folder to write; by default eval-<checkpoint> beside the checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace results made otherwise")
     args = parser.parse_args(argv)
@@ -69,7 +74,8 @@ def run(args) -> None:
         raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join([*TASKS, *FINE_TUNED])}")
     if args.modes and (unknown := set(args.modes.split(",")) - set(MODES)):
         raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(MODES)}")
-    scorer = likelihood.load(args.model)
+    digests = model_digests(args.model)  # before it is loaded: training may go on, and replace it
+    scorer = likelihood.load(args.model, trust_remote_code=args.trust_remote_code)
     modes = args.modes.split(",") if args.modes else list(scorer.modes)
     if missing := [mode for mode in modes if mode not in scorer.modes]:
         raise InputError(f"{args.model} is not scored in mode {missing[0]!r}; it has: {', '.join(scorer.modes)}")
@@ -78,7 +84,7 @@ def run(args) -> None:
         dataset_digest(args.dataset)  # raises
     context = Context(args.dataset, args.split, args.documents, args.within_word, args.limit)
     made_by = {
-        "model": model_digest(args.model, scorer),
+        "model": digests or {"repository": args.model, "commit": getattr(scorer.model.config, "_commit_hash", None)},
         "dataset_digest": dataset_digest(args.dataset) if has_dataset else None,
         "tasks": {name: (TASKS.get(name) or importlib.import_module(FINE_TUNED[name])).VERSION for name in tasks},
         "modes": modes,
@@ -86,6 +92,8 @@ def run(args) -> None:
         **{name: getattr(args, name) for name in ("split", "documents", "within_word", "limit")},
         "versions": versions("torch", "transformers", "tokenizers", "numpy", "datasets"),
     }
+    if args.trust_remote_code:  # it may be other code than transformers' own
+        made_by["trust_remote_code"] = True
     if set(tasks) & set(FINE_TUNED):
         made_by |= {name: getattr(args, name) for name in ("seeds", "learning_rates", "num_train_epochs")}
     folder = Path(args.output) if args.output else default_output(args.model)
@@ -138,7 +146,7 @@ def evaluate(
             continue
         share = shares[name] if has_dataset else None
         make = functools.partial(score, name, scorer, kept, modes, context, share, len(loaded) - len(kept))
-        rows += once(unfinished / name, made_by, make)
+        rows += once(unfinished / name, made_by, args.model, make)
     for name in (name for name in tasks if name in FINE_TUNED):
         module = importlib.import_module(FINE_TUNED[name])
         settings = Settings(
@@ -148,9 +156,11 @@ def evaluate(
             limit=args.limit,
             dataset=args.dataset if has_dataset else None,
             exclude_seen=args.exclude_seen,
+            trust_remote_code=args.trust_remote_code,
         )
         data = sources.folder(getattr(module, "FOLDER", name))
-        rows += once(unfinished / name, made_by, functools.partial(module.run, args.model, data, settings))
+        make = functools.partial(module.run, args.model, data, settings)
+        rows += once(unfinished / name, made_by, args.model, make)
     for note in notes:
         print(f"note: {note}")
     return rows, notes
@@ -173,11 +183,16 @@ def score(
     return found
 
 
-def once(folder: Path, made_by: dict, make: Callable[[], list[Result]]) -> list[Result]:
-    """What `make()` gives; or what it gave, where the same evaluation was interrupted after it."""
+def once(folder: Path, made_by: dict, model: str, make: Callable[[], list[Result]]) -> list[Result]:
+    """What `make()` gives; or what it gave, where the same evaluation was interrupted after it.
+
+    Raises:
+        InputError: the model's files are not those of `made_by` any more.
+    """
     if (read_json(folder / results.RESULTS) or {}).get("made_by") == made_by:
         return results.read_results(folder)[1]
     rows = make()
+    check_unchanged(model, {} if "repository" in made_by["model"] else made_by["model"])
     results.write_results(folder, {"made_by": made_by}, rows)
     return rows
 
@@ -187,14 +202,6 @@ def seen(items: dict[str, list[Item]], dataset: str) -> dict[str, dict[str, floa
     texts = [item.text for loaded in items.values() for item in loaded]
     shares = iter(overlap.seen_shares(texts, dataset).tolist())
     return {name: {item.id: next(shares) for item in loaded} for name, loaded in items.items()}
-
-
-def model_digest(path: str, scorer: Scorer) -> dict[str, str | None]:
-    """What names the weights: digests of a folder's files, or the commit of a repository on the Hub."""
-    if not Path(path).is_dir():
-        return {"repository": path, "commit": getattr(scorer.model.config, "_commit_hash", None)}
-    weights = [*Path(path).glob("*.safetensors"), *Path(path).glob("*.bin"), *Path(path).glob("tokenizer.json")]
-    return {file.name: file_digest(file) for file in sorted(weights)}
 
 
 def default_output(model: str) -> Path:

@@ -12,10 +12,12 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, set_seed
 from transformers.utils import cached_file, logging
 
+from flexqwen import loading
 from flexqwen.cli import InputError, command
 from flexqwen.data.packing import stored_digest, token_store
 from flexqwen.data.texts import summary
@@ -70,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
                 return
         return
 
-    tokenizer = AutoTokenizer.from_pretrained(data.tokenizer, model_max_length=data.sequence_length)
+    tokenizer = loading.load(AutoTokenizer, data.tokenizer, model_max_length=data.sequence_length)
     if missing := [name for name in ("bos", "eos", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]:
         raise InputError(f"the tokenizer in {data.tokenizer} has no {missing[0]} token; training needs it")
     special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
@@ -139,7 +141,8 @@ def main(argv: list[str] | None = None) -> None:
             save_code(folder.parent)
         else:
             runs.go_on(folder, description)
-    checkpoint = runs.last_checkpoint(folder) if state == "resume" else None
+    found = runs.last_checkpoint(folder) if state == "resume" and training.process_index == 0 else None
+    (checkpoint,) = broadcast_object_list([found])  # all processes go on from the one that the first has found
     if training.process_index == 0:
         print(
             f"run: {folder}, {parameters:,} parameters, {training.max_steps:,} steps of up to "

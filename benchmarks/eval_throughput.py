@@ -141,7 +141,7 @@ def random_model(tokenizer_folder: str | None) -> Scorer:
 
     if not tokenizer_folder:
         raise InputError("pass --model, or --tokenizer for a model of random weights")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
     torch.manual_seed(0)
     model = FlexQwenForCausalLM(FlexQwenConfig(vocab_size=len(tokenizer), **special, **SHAPE)).eval()

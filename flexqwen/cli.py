@@ -2,14 +2,34 @@
 
 import argparse
 import functools
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 
+def redact(words: list[str]) -> list[str]:
+    """Words of a command, or of a message, without tokens: what looks like one, and the value of any `--...token`."""
+    hidden, before = [], ""
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if equals and _takes_token(name):
+            word = f"{name}=<hidden>"
+        hidden.append("<hidden>" if _takes_token(before) else re.sub(r"hf_\w+", "<hidden>", word))
+        before = word
+    return hidden
+
+
+def _takes_token(option: str) -> bool:
+    return re.fullmatch(r"--[\w-]*token", option) is not None
+
+
 class InputError(Exception):
-    """Bad input from the user. The message is one line that names the thing, the place and the remedy."""
+    """Bad input from the user. The message is one line that names the thing, the place and the remedy, and no token."""
+
+    def __init__(self, message: str):
+        super().__init__(*redact([message]))
 
 
 def path(text: str) -> Path:

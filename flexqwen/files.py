@@ -8,11 +8,12 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from flexqwen import __version__
+from flexqwen.cli import InputError
 
 
 @contextmanager
@@ -77,10 +78,30 @@ def remove_path(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def sync(*paths: Path) -> None:
+    """Brings files, and the names that folders hold, to the disk, where a machine that fails finds them again."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            # Some file systems have it for files only.
+            with suppress(OSError) if path.is_dir() else nullcontext():
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented UTF-8 JSON, whole or not at all."""
+    """Writes `value` as indented UTF-8 JSON, whole or not at all.
+
+    Raises:
+        InputError: it holds NaN or an infinite number, which JSON has not.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path} is not written: a number in it is NaN or infinite ({error})") from error
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:

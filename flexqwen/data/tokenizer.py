@@ -87,7 +87,7 @@ def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> Pre
         InputError: it cannot be loaded, or lacks one of the tokens.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"no tokenizer can be loaded from {checkpoint}: {' '.join(str(error).split())}") from None
     vocabulary = tokenizer.get_vocab()

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import transformers
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -30,6 +29,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
+from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.data import overlap
 
@@ -50,6 +50,7 @@ class Settings:
         limit: for quick runs: at most so many items of each split, chosen at random, always the same.
         dataset: what the checkpoint was pre-trained on, a folder made by carolina_originality.py; None if not known.
         exclude_seen: leave out test items of which a 13-gram stands there.
+        trust_remote_code: run the code that a checkpoint brings along, if it is no FlexQwen.
 
     Raises:
         InputError: a value that cannot be.
@@ -63,6 +64,7 @@ class Settings:
     limit: int | None = None
     dataset: str | None = None
     exclude_seen: bool = False
+    trust_remote_code: bool = False
 
     def __post_init__(self):
         for name in ("seeds", "learning_rates"):
@@ -145,13 +147,10 @@ def load_tokenizer(model_folder: str, settings: Settings):
     """The checkpoint's tokenizer: padding on the right, `model_max_length` the tokens that an input may have.
 
     Raises:
-        InputError: no tokenizer there, or one that cannot say which word a token comes from.
+        InputError: no model with a tokenizer there, or a tokenizer that cannot say which word a token comes from.
     """
-    try:
-        config = AutoConfig.from_pretrained(model_folder, trust_remote_code=True)
-        tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no model with a tokenizer in {model_folder}: {str(error).splitlines()[0]}") from error
+    config = loading.load(AutoConfig, model_folder, settings.trust_remote_code)
+    tokenizer = loading.load(AutoTokenizer, model_folder, settings.trust_remote_code)
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer of {model_folder} has no tokenizer.json; save it as a fast tokenizer")
     tokenizer.padding_side = tokenizer.truncation_side = "right"
@@ -171,29 +170,15 @@ def separated(tokenizer, first: list[str]) -> list[str]:
     return [text + "\n" for text in first]
 
 
-def load_model(model_folder: str, head: Head, tokenizer):
+def load_model(model_folder: str, head: Head, tokenizer, trust_remote_code: bool = False):
     """The checkpoint under a new head, in float32. The head's weights depend on torch's seed.
 
     Raises:
         InputError: the architecture has no such head, or the weights are not those of its base model.
     """
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # that the head is new is no news
-    try:
-        model, loading = head.auto_class.from_pretrained(
-            model_folder, trust_remote_code=True, dtype=torch.float32, output_loading_info=True, **head.options
-        )
-    except (OSError, ValueError) as error:
-        message = str(error).splitlines()[0]
-        raise InputError(f"{model_folder} does not load as {head.auto_class.__name__}: {message}") from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-    base = model.base_model_prefix + "."
-    missing = sorted(name for name in loading["missing_keys"] if name.startswith(base) and ".pooler." not in name)
-    if missing:
-        raise InputError(
-            f"{model_folder} lacks weights of {type(model).__name__}: {missing[0]} and {len(missing) - 1} more"
-        )
+    model = loading.load_model(
+        head.auto_class, model_folder, new_head=True, trust_remote_code=trust_remote_code, **head.options
+    )
     model.config.pad_token_id = tokenizer.pad_token_id
     return model
 
@@ -231,10 +216,11 @@ def train(
     seed: int,
     num_train_epochs: float,
     batch_size: int,
+    trust_remote_code: bool = False,
 ) -> Trainer:
     """One run: AdamW, 10 % of the steps to warm up, then linear decay to 0; bfloat16 where CUDA has it."""
     set_seed(seed)
-    model = load_model(model_folder, head, tokenizer)
+    model = load_model(model_folder, head, tokenizer, trust_remote_code)
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one; nothing is saved
         arguments = TrainingArguments(
@@ -297,7 +283,8 @@ def fine_tune(
 
     def run(rate: float, seed: int) -> Trainer:
         bar = f"{name}, learning rate {rate:g}, seed {seed}"
-        return train(bar, model_folder, head, tokenizer, train_rows, rate, seed, epochs, batch_size)
+        trust = settings.trust_remote_code
+        return train(bar, model_folder, head, tokenizer, train_rows, rate, seed, epochs, batch_size, trust)
 
     dev_scores: dict[float, float] = {}
     chosen, outputs = None, []

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from flexqwen import loading
 from flexqwen.cli import InputError
 
 MODES = ("causal", "masked", "fused")
@@ -220,6 +221,13 @@ class Scorer:
         title = progress and f"{progress}, {'masked' if masked else 'causal'}"
         mask = self.tokenizer.mask_token_id
         scores = log_probabilities(self.model, rows, len(distinct), masked, mask, self.batch_tokens, title)
+        if not np.isfinite(scores[0]).all():  # a choice between such scores would look like a figure
+            texts = [request.text for request in distinct]
+            text, number = next(pair for pair in zip(texts, scores[0], strict=True) if not np.isfinite(pair[1]))
+            raise InputError(
+                f"{title or 'scores'}: the log-probability of {text[:60]!r} is {number}, which is not finite; look for "
+                "such numbers in the model's weights"
+            )
         order = [distinct[request] for request in requests]
         self._last[masked] = (asked, tuple(side[order] for side in scores))
         return self._last[masked][1]
@@ -259,22 +267,21 @@ def _words(text: str, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     return np.array(numbers, dtype=np.int64)
 
 
-def load(path: str, batch_tokens: int | None = None) -> Scorer:
+def load(path: str, batch_tokens: int | None = None, trust_remote_code: bool = False) -> Scorer:
     """Loads a checkpoint, from a folder or the Hub, in float32, on the GPU if there is one.
 
-    The code of a checkpoint is run only if it is a FlexQwen.
+    Args:
+        trust_remote_code: run the code that a checkpoint brings along, if it is no FlexQwen.
 
     Raises:
-        InputError: there is none, or it is neither a FlexQwen nor a causal or masked model of transformers.
+        InputError: there is none, it is neither a FlexQwen nor a causal or masked model, it needs code of its own
+            without `trust_remote_code`, or its weights are not those of its class.
     """
     if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")) and not list(Path(path).glob("*.bin")):
         raise InputError(f"no checkpoint in {path}: model.safetensors is missing")
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no checkpoint in {path}: {str(error).splitlines()[0]}") from None
-    architecture = (config.get("architectures") or [""])[0]
-    if config.get("model_type") == "flexqwen":
+    config = loading.load(AutoConfig, path, trust_remote_code)
+    architecture = (config.architectures or [""])[0]
+    if config.model_type == "flexqwen":
         kind, auto = "flexqwen", AutoModelForCausalLM
     elif architecture.endswith("ForMaskedLM"):
         kind, auto = "masked", AutoModelForMaskedLM
@@ -285,10 +292,6 @@ def load(path: str, batch_tokens: int | None = None) -> Scorer:
             f"{path} is a {architecture or 'model of unnamed class'}; scoring needs a FlexQwen, a …ForCausalLM or a "
             "…ForMaskedLM"
         )
-    options = {"trust_remote_code": kind == "flexqwen"}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        model = auto.from_pretrained(path, dtype=torch.float32, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"cannot load {path}: {str(error).splitlines()[0]}") from None
+    tokenizer = loading.load(AutoTokenizer, path, trust_remote_code)
+    model = loading.load_model(auto, path, trust_remote_code=trust_remote_code)
     return Scorer(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, kind, batch_tokens)

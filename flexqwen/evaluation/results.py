@@ -5,6 +5,7 @@ comparison needs). Intervals are 95 % percentile bootstraps (Efron, 1979) with a
 other, such as the words of a sentence, are a cluster, and clusters are drawn whole (Davison and Hinkley, 1997, 3.8).
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from flexqwen.cli import InputError
-from flexqwen.files import read_json, write_json
+from flexqwen.files import file_digest, read_json, write_json
 
 RESULTS, ITEMS = "results.json", "items.json"
 SAMPLES = 1000
@@ -106,8 +107,30 @@ def mean_result(
     )
 
 
+def check_finite(results: list[Result], place: str = "") -> None:
+    """
+    Raises:
+        InputError: a value, a bound or an item is NaN or infinite; it names the task, the mode and the first such item.
+    """
+    for result in results:
+        items = zip(result.item_ids or range(result.n), result.items or [], strict=False)
+        numbers = [(f"item {name}", item) for name, item in items]
+        numbers += [("value", result.value), *(("interval", bound) for bound in result.interval)]
+        for what, number in numbers:
+            if not math.isfinite(number):
+                raise InputError(
+                    f"{place}{result.task}, {result.mode}: the {result.metric} of {result.subset!r} has {what} "
+                    f"{number}, which is not finite; look for such numbers in the model's weights"
+                )
+
+
 def write_results(folder: str | Path, header: dict, results: list[Result]) -> None:
-    """Writes both files: `items.json` first, so that a `results.json` always has its items."""
+    """Writes both files: `items.json` first, so that a `results.json` always has its items.
+
+    Raises:
+        InputError: a figure is not finite.
+    """
+    check_finite(results)
     rows = [asdict(result) for result in results]
     sides = [{name: row.pop(name) for name in _SIDE} for row in rows]
     write_json(Path(folder) / ITEMS, sides)
@@ -118,7 +141,7 @@ def read_results(folder: str | Path) -> tuple[dict, list[Result]]:
     """What `write_results` wrote: the header and the results, items included.
 
     Raises:
-        InputError: the folder holds no results, or its two files are not of one evaluation.
+        InputError: the folder holds no results, its two files are not of one evaluation, or a figure is not finite.
     """
     header, sides = read_json(Path(folder) / RESULTS), read_json(Path(folder) / ITEMS)
     if header is None or sides is None:
@@ -127,7 +150,32 @@ def read_results(folder: str | Path) -> tuple[dict, list[Result]]:
     rows = header.pop("results")
     if len(rows) != len(sides):
         raise InputError(f"{folder}: {RESULTS} and {ITEMS} are not of one evaluation; run eval.py --overwrite again")
-    return header, [Result(**row, **side) for row, side in zip(rows, sides, strict=True)]
+    results = [Result(**row, **side) for row, side in zip(rows, sides, strict=True)]
+    check_finite(results, f"{folder}: ")
+    return header, results
+
+
+def model_digests(folder: str | Path) -> dict[str, str]:
+    """Digests of the files in a checkpoint's folder that name its weights; none of what is no folder.
+
+    Raises:
+        InputError: they are being replaced.
+    """
+    files = [file for pattern in ("*.safetensors", "*.bin", "tokenizer.json") for file in Path(folder).glob(pattern)]
+    try:
+        return {file.name: file_digest(file) for file in sorted(files)}
+    except FileNotFoundError:
+        raise InputError(f"{folder} changed while it was read; run again") from None
+
+
+def check_unchanged(folder: str | Path, digests: dict[str, str]) -> None:
+    """Compares a checkpoint's folder with the `model_digests` of before it was loaded.
+
+    Raises:
+        InputError: training, which goes on, has replaced it: figures and digests would be of two models.
+    """
+    if model_digests(folder) != digests:
+        raise InputError(f"{folder} changed while it was evaluated; run again, or evaluate a copy")
 
 
 def table(results: list[Result]) -> str:

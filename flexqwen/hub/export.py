@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
 from configuration_flexqwen import FlexQwenConfig
+from flexqwen import loading
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.files import atomic_write
 
@@ -22,24 +23,24 @@ def export(checkpoint: str | Path, output: str | Path) -> None:
     """Writes `checkpoint`, and its tokenizer if it has one, to `output` with `model_type` "qwen3" and no code.
 
     Raises:
-        InputError: `checkpoint` is no FlexQwen checkpoint, or `output` exists.
+        InputError: `checkpoint` is no whole FlexQwen checkpoint, or `output` exists.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"no checkpoint in {checkpoint}: config.json is missing")
     if output.exists():
         raise InputError(f"{output} exists; name a folder that does not")
-    config = FlexQwenConfig.from_pretrained(checkpoint)
+    config = loading.load(FlexQwenConfig, checkpoint)
     if config.get_config_dict(checkpoint)[0].get("model_type") != FlexQwenConfig.model_type:
         raise InputError(
             f"{checkpoint} is not a FlexQwen checkpoint: its model_type is not {FlexQwenConfig.model_type}"
         )
     plain = Qwen3Config(**{name: value for name, value in config.to_dict().items() if name not in ADDED})
-    model = Qwen3ForCausalLM.from_pretrained(checkpoint, config=plain, dtype="auto")
+    model = loading.load_model(Qwen3ForCausalLM, checkpoint, config=plain, dtype="auto")
     with atomic_write(output) as folder:
         model.save_pretrained(folder)
         if (checkpoint / "tokenizer.json").is_file():
-            AutoTokenizer.from_pretrained(checkpoint, config=plain).save_pretrained(folder)
+            loading.load(AutoTokenizer, checkpoint, config=plain).save_pretrained(folder)
 
 
 @command

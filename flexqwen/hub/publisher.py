@@ -37,7 +37,7 @@ from flexqwen.files import file_digest, read_json, remove_leftovers, remove_path
 from flexqwen.hub import model_card
 from flexqwen.hub.export import export
 from flexqwen.hub.repository import Repository, is_permanent, reason, with_retries
-from flexqwen.training.runs import checkpoints, differences, last_checkpoint
+from flexqwen.training.runs import checkpoints, defect, differences, last_checkpoint
 
 CODE = [Path(module.__file__) for module in (configuration_flexqwen, modeling_flexqwen)]
 RECORDS = ("run.json", "config.yaml", "metrics.jsonl", "loss.png")
@@ -150,7 +150,7 @@ class Publisher(TrainerCallback):
             Whether something was fetched.
 
         Raises:
-            InputError: as `compare`; or the checkpoint cannot be fetched.
+            InputError: as `compare`; or the checkpoint cannot be fetched, or cannot be gone on from.
         """
         name, there = self.run.name, self.compare(description, overwrite, resume_changed)
         steps = {file.split("/")[0] for file in there if file.startswith("step_")}
@@ -165,6 +165,11 @@ class Publisher(TrainerCallback):
         self.run.parent.mkdir(parents=True, exist_ok=True)
         wanted = [*RECORDS, LAST, "logs/*", "best/*", f"{last}/*"]
         with self._fetched([f"{name}/{pattern}" for pattern in wanted]) as fetched:
+            if not is_finished and (problem := defect(fetched / name / last)):
+                raise InputError(
+                    f"{self.repository.url} holds a {name}/{last} that cannot be gone on from ({problem}); delete that "
+                    "folder there, and the same command takes up the one before it"
+                )
             if state == "new":
                 replace_path(fetched / name, self.run)
             else:  # the checkpoint after what goes with it, so that a killed process leaves what is fetched again

@@ -218,6 +218,6 @@ def load(study: Study) -> Results:
     return Results(study, cells, items or {LOG: {"ids": [LOG], "weights": None, "clusters": None, "subsets": {}}})
 
 
-def name_of(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value of a sweep as it is shown: a share of causal rows as causal:masked."""
     return f"{value.numerator}:{value.denominator - value.numerator}" if isinstance(value, Fraction) else str(value)

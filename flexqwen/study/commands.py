@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
         os.nice(max(0, args.nice))
         runner.run(study, args.workers, args.seeds)
     elif args.command == "status":
-        print(runner.status(study))
+        print(runner.format_status(study))
     elif args.check:
         report.check(study)
         print(f"{study.results / 'README.md'} is what its result files give")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from flexqwen.drawing import COLORS, save_figure
-from flexqwen.study.cells import GPT_BERT, MODES, Estimate, Measure, Results, name_of
+from flexqwen.study.cells import GPT_BERT, MODES, Estimate, Measure, Results, format_value
 from flexqwen.study.grid import Comparison, describe_point, describe_value
 
 PALETTE = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666"]
@@ -26,7 +26,7 @@ PLAIN = {
 }
 
 
-def plain(names: Any) -> str:
+def to_words(names: Any) -> str:
     """Names of the config or of tasks, with commas between them, in words."""
     words = []
     for name in str(names).replace("`", "").split(", "):
@@ -49,13 +49,13 @@ def draw(results: Results) -> list[Path]:
     return paths
 
 
-def color_of(results: Results, value: Any) -> str:
+def choose_color(results: Results, value: Any) -> str:
     """That of a value of the main axis, the same in all figures."""
     values = results.study.values(results.study.main_axis)
     return PALETTE[values.index(value) % len(PALETTE) if value in values else 0]
 
 
-def modes_of(results: Results, points: list) -> list[str]:
+def find_modes(results: Results, points: list) -> list[str]:
     return [mode for mode in MODES if any(mode in results.study.modes(point) for point in points)]
 
 
@@ -84,8 +84,8 @@ def draw_loss(results: Results) -> Figure:
             curves = [content["curve"] for cell, content in results.cells.items() if cell.point == point]
             losses = np.array([[entry[mode] for entry in curve] for curve in curves])
             value, rest = dict(point).get(study.main_axis), describe_point(point, study.main_axis)
-            color, style = color_of(results, value), ["-", "--", ":", "-."][rests.index(rest) % 4]
-            label = plain(", ".join(filter(None, [describe_value(study.main_axis, value), rest])))
+            color, style = choose_color(results, value), ["-", "--", ":", "-."][rests.index(rest) % 4]
+            label = to_words(", ".join(filter(None, [describe_value(study.main_axis, value), rest])))
             for axis, (name, unit) in zip(axes[row], (("tokens", 1e6), ("flops", 1e12)), strict=True):
                 x = np.mean([[entry[name] for entry in curve] for curve in curves], axis=0) / unit
                 marker = "o" if len(x) == 1 else None
@@ -104,26 +104,30 @@ def draw_subsets(results: Results, measure: Measure) -> Figure:
     """A task's accuracy by subset, in every mode; a colour a value of the main axis, the mean over the others."""
     task, items, alike = measure.key.split("/")[0], results.items[measure.key], results.alike()
     rows = (row for content in results.cells.values() for row in content["figures"] if row["task"] == task)
-    chance, subsets, modes = 100 * next(rows)["baseline"], [None, *items["subsets"]], modes_of(results, results.points)
+    chance, subsets, modes = (
+        100 * next(rows)["baseline"],
+        [None, *items["subsets"]],
+        find_modes(results, results.points),
+    )
     figure = Figure(figsize=(3.2 + 3.2 * len(modes), 1.5 + 0.42 * len(subsets)))
     for axis, mode in zip(figure.subplots(1, len(modes), sharey=True, squeeze=False)[0], modes, strict=True):
         present = [(value, points) for value, points in alike.items() if results.mean(measure, points, mode)]
         for place, line in itertools.product(range(len(present)), range(len(subsets))):
             (value, points), part = present[place], replace(measure, subset=subsets[-1 - line])
             height = line + 0.66 / max(3, len(present)) * ((len(present) - 1) / 2 - place)
-            style = {"color": color_of(results, value), "markersize": 4, "capsize": 2}
-            style["label"] = plain(describe_value(results.study.main_axis, value)) if line == 0 else None
+            style = {"color": choose_color(results, value), "markersize": 4, "capsize": 2}
+            style["label"] = to_words(describe_value(results.study.main_axis, value)) if line == 0 else None
             draw_interval(axis, results.mean(part, points, mode), part, height, True, **style)
         axis.axvline(chance, color="black", linewidth=1)
         axis.set_title(mode)
         axis.set_xlabel(f"accuracy (%), chance {chance:.0f}")
         axis.grid(axis="x", alpha=0.3)
     counts = [len(items["subsets"][name] if name else items["ids"]) for name in subsets]
-    names = [f"{plain(name or 'all')} (n = {count:,})" for name, count in zip(subsets, counts, strict=True)]
+    names = [f"{to_words(name or 'all')} (n = {count:,})" for name, count in zip(subsets, counts, strict=True)]
     figure.axes[0].set_yticks(range(len(names)), names[::-1])
     add_legend(figure)
-    over = plain(", ".join(describe_point(point, results.study.main_axis) for point in next(iter(alike.values()))))
-    figure.suptitle(f"{plain(task)}{over and f': mean over {over}'}; 95 % intervals")
+    over = to_words(", ".join(describe_point(point, results.study.main_axis) for point in next(iter(alike.values()))))
+    figure.suptitle(f"{to_words(task)}{over and f': mean over {over}'}; 95 % intervals")
     return figure
 
 
@@ -133,9 +137,9 @@ def draw_comparison(results: Results, comparison: Comparison) -> Figure:
     by_values = study.values(comparison.by) if comparison.by else [None]
     for pair, by, mode in itertools.product(comparison.pairs, by_values, MODES):
         found = [results.compare(measure, comparison, pair, mode, by) for measure in chosen]
-        name = " − ".join(plain(describe_value(comparison.axis, value)) for value in pair)
-        name += f": {plain(describe_value(comparison.by, by))}" if comparison.by else ""
-        color = color_of(results, by if comparison.by == study.main_axis else pair[0])
+        name = " − ".join(to_words(describe_value(comparison.axis, value)) for value in pair)
+        name += f": {to_words(describe_value(comparison.by, by))}" if comparison.by else ""
+        color = choose_color(results, by if comparison.by == study.main_axis else pair[0])
         lines += [(f"{name}, {mode}", color, found)] * any(found)
     figure = Figure(figsize=(4 + 2.6 * len(chosen), 1.6 + 0.3 * len(lines)))
     axes = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
@@ -145,12 +149,14 @@ def draw_comparison(results: Results, comparison: Comparison) -> Figure:
                 fill = color if estimate.is_clear else "none"
                 draw_interval(axis, estimate, measure, height, True, color=color, markerfacecolor=fill, capsize=3)
         axis.axvline(0, color="black", linestyle="--", linewidth=1)
-        axis.set_title(plain(measure.title), fontsize=10)
+        axis.set_title(to_words(measure.title), fontsize=10)
         axis.set_xlabel(f"{measure.unit}\n(better: {'left' if measure.lower_is_better else 'right'})", fontsize=9)
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(lines)), [name for name, _, _ in reversed(lines)], fontsize=9)
     axes[0].set_ylim(-0.4, len(lines) - 0.6)
-    figure.suptitle(f"{plain(comparison.name)}: first minus second, 95 % intervals; filled: the interval leaves out 0")
+    figure.suptitle(
+        f"{to_words(comparison.name)}: first minus second, 95 % intervals; filled: the interval leaves out 0"
+    )
     return figure
 
 
@@ -160,7 +166,7 @@ def draw_sweep(results: Results) -> Figure:
     Where the axis is the share of causal rows, GPT-BERT's BLiMP figures stand beside accuracy.
     """
     plan, chosen, (values, lines) = results.study.sweep, results.main_measures, results.sweep_axes()
-    modes, is_share = modes_of(results, results.at(**plan.where)), plan.over == "causal_fraction"
+    modes, is_share = find_modes(results, results.at(**plan.where)), plan.over == "causal_fraction"
     rows = [[mode] for mode in modes] if plan.lines else [modes]
     figure = Figure(figsize=(5.5 * len(chosen), 4 * len(rows)))
     for axis, (row, measure) in zip(
@@ -168,7 +174,7 @@ def draw_sweep(results: Results) -> Figure:
     ):
         for number, (mode, line) in enumerate(itertools.product(row, lines)):
             color = PALETTE[number % len(PALETTE)] if plan.lines else COLORS[mode]
-            label = plain(f"{plan.lines} {name_of(line)}") if plan.lines else mode
+            label = to_words(f"{plan.lines} {format_value(line)}") if plan.lines else mode
             found = [(place, results.swept(measure, mode, value, line)) for place, value in enumerate(values)]
             found = [(place + 0.06 * (number - 1), estimate) for place, estimate in found if estimate]
             for place, estimate in found:
@@ -177,24 +183,24 @@ def draw_sweep(results: Results) -> Figure:
             axis.plot(
                 [place for place, _ in found], line_values, marker="o", color=color, label=label if found else None
             )
-        known = [place for place, value in enumerate(values) if is_share and name_of(value) in GPT_BERT]
+        known = [place for place, value in enumerate(values) if is_share and format_value(value) in GPT_BERT]
         for column, mode in enumerate(("masked", "causal")):
             if known and mode in row and not measure.lower_is_better:
-                theirs = [GPT_BERT[name_of(values[place])][column] for place in known]
+                theirs = [GPT_BERT[format_value(values[place])][column] for place in known]
                 label = f"GPT-BERT, BLiMP, {'causal' if mode == 'causal' else 'bidirectional'}"
                 axis.plot(known, theirs, "x:", color=COLORS[mode], alpha=0.6, label=label)
-        axis.set_title(plain(measure.title) + (f", {row[0]}" if plan.lines else ""))
-        axis.set_xticks(range(len(values)), [name_of(value) for value in values])
-        axis.set_xlabel("causal:masked rows" if is_share else plain(plan.over))
+        axis.set_title(to_words(measure.title) + (f", {row[0]}" if plan.lines else ""))
+        axis.set_xticks(range(len(values)), [format_value(value) for value in values])
+        axis.set_xlabel("causal:masked rows" if is_share else to_words(plan.over))
         axis.set_ylabel(measure.unit)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2 if is_share else 4)
-    where = plain(", ".join(map(str, plan.where.values())))
+    where = to_words(", ".join(map(str, plan.where.values())))
     figure.suptitle(f"{where and f'Trained on {where}; '}95 % intervals")
     return figure
 
 
-def source_of(figure: Path) -> str | None:
+def read_source(figure: Path) -> str | None:
     """`Results.source` of the results that a PNG was drawn from."""
     try:
         with Image.open(figure) as image:

@@ -15,9 +15,9 @@ import numpy as np
 from flexqwen.cli import InputError
 from flexqwen.evaluation.statistics import JOINT_SAMPLES
 from flexqwen.files import atomic_write, read_json
-from flexqwen.study.cells import ENOUGH, GPT_BERT, MODES, Estimate, Measure, Results, load, name_of
+from flexqwen.study.cells import ENOUGH, GPT_BERT, MODES, Estimate, Measure, Results, format_value, load
 from flexqwen.study.grid import Comparison, Study
-from flexqwen.study.plots import draw, plain, source_of
+from flexqwen.study.plots import draw, read_source, to_words
 from flexqwen.study.runner import OVERLAP
 from flexqwen.tables import markdown_table
 
@@ -42,15 +42,15 @@ def fit_table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: 
     return markdown_table([head[i] for i in kept], [[row[i] for i in kept] for row in rows], text_columns)
 
 
-def in_mode(measure: Measure, mode: str) -> str:
+def format_column(measure: Measure, mode: str) -> str:
     return f"{measure.title}, {mode}, {measure.unit}"
 
 
-def axis_cells(results: Results, point) -> list[str]:
+def format_axes(results: Results, point) -> list[str]:
     return [f"`{dict(point).get(axis, '–')}`" for axis in results.study.axes]
 
 
-def scale_of(results: Results) -> str:
+def format_scale(results: Results) -> str:
     """At what scale the study was made, in a few words."""
     content, seeds = next(iter(results.cells.values())), len({cell.seed for cell in results.cells})
     return (
@@ -62,8 +62,8 @@ def scale_of(results: Results) -> str:
 def run_table(results: Results) -> str:
     """What was run, on what, and what it was measured on."""
     study, made_by = results.study, [content["made_by"] for content in results.cells.values()]
-    rows = [["runs", f"{len(results.cells)} of {len(study.cells)} finished"], ["scale", scale_of(results)]]
-    rows += [[plain(axis), ", ".join(f"`{value}`" for value in study.values(axis))] for axis in study.axes]
+    rows = [["runs", f"{len(results.cells)} of {len(study.cells)} finished"], ["scale", format_scale(results)]]
+    rows += [[to_words(axis), ", ".join(f"`{value}`" for value in study.values(axis))] for axis in study.axes]
     rows += [[f"{name}, SHA-256", f"`{made_by[0]['digests'][name][:16]}`"] for name in ("dataset", "tokenizer")]
     for measure in results.measures:
         count, weight = len(results.items[measure.key]["ids"]), results.effective(measure)
@@ -119,10 +119,10 @@ def sweep_table(results: Results) -> str:
     head += ["GPT-BERT: BLiMP, causal, %", "GPT-BERT: BLiMP, bidirectional, %"] * is_share
     rows = []
     for line, value in itertools.product(lines, values):
-        row = [name_of(line)] * bool(plan.lines) + [name_of(value)]
-        row += [str(figure) for figure in GPT_BERT.get(name_of(value), "––")[::-1]] * is_share
+        row = [format_value(line)] * bool(plan.lines) + [format_value(value)]
+        row += [str(figure) for figure in GPT_BERT.get(format_value(value), "––")[::-1]] * is_share
         rows.append(row + [format_estimate(results.swept(*column, value, line), column[0]) for column in columns])
-    return fit_table([*head, *(in_mode(*column) for column in columns)], rows, len(head))
+    return fit_table([*head, *(format_column(*column) for column in columns)], rows, len(head))
 
 
 def subsets_table(results: Results, measure: Measure) -> str:
@@ -139,11 +139,11 @@ def figures_table(results: Results) -> str:
     """Every measure of every point."""
     columns = list(itertools.product(results.measures, MODES))
     rows = [
-        [*axis_cells(results, point), str(len(results.seeds(point)))]
+        [*format_axes(results, point), str(len(results.seeds(point)))]
         + [format_estimate(results.mean(measure, [point], mode), measure) for measure, mode in columns]
         for point in results.points
     ]
-    head = [*results.study.axes, "seeds", *(in_mode(*column) for column in columns)]
+    head = [*results.study.axes, "seeds", *(format_column(*column) for column in columns)]
     return fit_table(head, rows, len(results.study.axes))
 
 
@@ -156,7 +156,7 @@ def cost_table(results: Results) -> str:
         threads = np.mean([content["made_by"]["machine"]["threads"] for content in contents])
         spent = np.array([mean["flops"], mean["train_seconds"] / 60, mean["train_seconds"] / 3600 * threads])
         total += spent * len(contents)
-        row = [*axis_cells(results, point), str(len(contents)), f"{mean['tokens']:,.0f}", f"{mean['updates']:,.0f}"]
+        row = [*format_axes(results, point), str(len(contents)), f"{mean['tokens']:,.0f}", f"{mean['updates']:,.0f}"]
         row += [f"{mean['passes']:.2f}", *(f"{mean[f'labels_{mode}'] / mean['tokens']:.3f}" for mode in MODES[:2])]
         rows.append([*row, f"{spent[0]:.3g}", f"{spent[1]:.1f}", f"{spent[2]:.2f}"])
     end = [f"{total[0]:.3g}", f"{total[1]:.1f}", f"{total[2]:.2f}"]
@@ -166,7 +166,7 @@ def cost_table(results: Results) -> str:
     return markdown_table(head, rows, len(axes))
 
 
-def text(results: Results) -> str:
+def format_report(results: Results) -> str:
     """The whole report."""
     study, path = results.study, results.study.results / FINDINGS
     rows = [row[4:] for comparison in study.comparisons for row in comparison_rows(results, comparison)]
@@ -187,7 +187,7 @@ def text(results: Results) -> str:
         f"{shown} differences are in this report; were none real, one in twenty would still leave out 0.",
     ]
     for comparison in study.comparisons:
-        title = f"Differences: {plain(comparison.name)}"
+        title = f"Differences: {to_words(comparison.name)}"
         parts += [f"## {title}", comparison_table(results, comparison), f"![{title}]({comparison.name}.png)"]
     if study.sweep:
         parts += ["## Sweep", sweep_table(results), "![Sweep](sweep.png)"]
@@ -199,7 +199,7 @@ def text(results: Results) -> str:
     for measure in results.with_subsets:
         task = measure.key.split("/")[0]
         parts += [f"## {measure.title} by kind of item", "Accuracy in %.", subsets_table(results, measure)]
-        parts += [f"![{plain(task)} by kind of item]({task}.png)"]
+        parts += [f"![{to_words(task)} by kind of item]({task}.png)"]
     parts += [
         "## All figures",
         figures_table(results),
@@ -229,11 +229,11 @@ def text(results: Results) -> str:
 def make_pages(results: Results) -> dict[Path, str]:
     """The report, and the front page with the table of this study if it has a place for it."""
     study = results.study
-    pages = {study.results / "README.md": text(results)}
+    pages = {study.results / "README.md": format_report(results)}
     page = Path(FRONT).read_text(encoding="utf-8") if Path(FRONT).is_file() else ""
     missing = len(study.cells) - len(results.cells)
     table = (
-        f"At {scale_of(results)}{f', {missing} runs not made yet' if missing else ''} "
+        f"At {format_scale(results)}{f', {missing} runs not made yet' if missing else ''} "
         f"([report](results/{study.name}/README.md)); fewer bits per byte and more accuracy are better, bold where the "
         f"interval leaves out 0:\n\n{main_table(results)}"
     )
@@ -290,5 +290,5 @@ def check(study: Study) -> None:
         if not path.is_file() or path.read_text(encoding="utf-8") != content:
             raise InputError(f"{path} is not what the result files of {study.name} give; {remedy}")
     for name in re.findall(r"\]\(([\w-]+\.png)\)", report):
-        if source_of(study.results / name) != results.source:
+        if read_source(study.results / name) != results.source:
             raise InputError(f"{study.results / name} is missing, or was not drawn from these result files; {remedy}")

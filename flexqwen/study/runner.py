@@ -26,14 +26,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from transformers import AutoConfig
 
+from configuration_flexqwen import FlexQwenConfig
 from flexqwen import cli
 from flexqwen.cli import InputError
 from flexqwen.data import overlap
 from flexqwen.data.texts import dataset_digest, parquet_files
 from flexqwen.evaluation import likelihood
-from flexqwen.evaluation.results import Result
+from flexqwen.evaluation.results import Result, check_finite, check_unchanged, model_digests
 from flexqwen.evaluation.tasks import TASKS
 from flexqwen.evaluation.tasks.item import Context
 from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
@@ -41,7 +41,7 @@ from flexqwen.parallel import end_with_parent
 from flexqwen.study.grid import Cell, Study
 from flexqwen.training import arguments
 from flexqwen.training.flops import model_flops
-from flexqwen.training.runs import last_checkpoint
+from flexqwen.training.runs import checkpoints, defect
 
 ROOT = Path(__file__).parents[2]
 ITEMS, OVERLAP = "items.json", "overlap.json"
@@ -74,7 +74,7 @@ def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) ->
     try:
         while queue or running:
             while queue and len(running) < workers:
-                process = context.Process(target=make, args=(study, cell := queue.pop(0), digests))
+                process = context.Process(target=run_cell, args=(study, cell := queue.pop(0), digests))
                 process.start()
                 running[process.sentinel] = process, cell
             for sentinel in connection.wait(list(running)):
@@ -143,18 +143,28 @@ def read_cell(study: Study, cell: Cell, digests: dict[str, str] | None = None) -
     return content
 
 
-def make(study: Study, cell: Cell, digests: dict[str, str]) -> None:
-    """Trains a cell, or resumes its training, measures it and writes its file; ends the process if that fails."""
+def run_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
+    """Makes a cell as a process of its own, which ends with the one that started it."""
     end_with_parent()
-    cli.command(lambda _: _make(study, cell, digests))()
+    cli.command(lambda _: make_cell(study, cell, digests))()
 
 
-def _make(study: Study, cell: Cell, digests: dict[str, str]) -> None:
-    code = code_version()
+def make_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
+    """Trains a cell, or resumes its training, measures it and writes its file.
+
+    Raises:
+        InputError: its last checkpoint is damaged, or a figure is not finite.
+    """
+    code = find_commit()
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         runpy.run_path(str(ROOT / "train.py"))["main"]([str(write_config(study, cell))])
     run = next(path.parent for path in study.run_folder(cell).glob("*/finished.json"))
-    last, described = last_checkpoint(run), read_json(run / "run.json")
+    last, described = checkpoints(run)[-1], read_json(run / "run.json")
+    if problem := defect(last):
+        raise InputError(
+            f"{last} is not as it was saved ({problem}); remove {run / 'finished.json'}, and the same command makes it "
+            "again from the one before it"
+        )
     results, parameters = measure(study, cell, str(run / "best" if study.measurement.checkpoint == "best" else last))
     cost, curve = read_log(run, last)
     write_items(study, results)
@@ -163,28 +173,30 @@ def _make(study: Study, cell: Cell, digests: dict[str, str]) -> None:
         "items": digest(read_json(study.results / ITEMS)),
         "config": study.path.as_posix(),
         **{name: described[name] for name in ("command", "rows_per_step", "digests", "versions")},
-        "code": code if code_version() == code else f"{code} to {code_version()}",
-        "machine": machine(),
+        "code": code if find_commit() == code else f"{code} to {find_commit()}",
+        "machine": describe_machine(),
     }
     content = {"cell": {**dict(cell.point), "seed": cell.seed}, "options": study.points[cell.point]}
     content |= {"parameters": parameters, "made_by": made_by, "cost": cost, "curve": curve}
-    write_json(study.cell_file(cell), {**content, "figures": [figure(result) for result in results]})
+    write_json(study.cell_file(cell), {**content, "figures": [describe_result(result) for result in results]})
 
 
 def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], int]:
     """Every figure of a checkpoint, and its number of parameters."""
-    scorer, measured, results = likelihood.load(checkpoint), study.measurement, []
-    for task, split in [("bits_per_byte", split) for split in measured.heldout] + [
-        (task, "") for task in measured.tasks
-    ]:
+    digests, scorer = model_digests(checkpoint), likelihood.load(checkpoint)
+    measured, results = study.measurement, []
+    heldout = [("bits_per_byte", split) for split in measured.heldout]
+    for task, split in [*heldout, *((task, "") for task in measured.tasks)]:
         context = Context(study.training["dataset"], split, measured.documents, limit=measured.limit)
         items = TASKS[task].load(context)
         for mode in study.modes(cell.point):
             results += TASKS[task].evaluate(scorer, items, mode, context)
+    check_finite(results)
+    check_unchanged(checkpoint, digests)
     return results, scorer.model.num_parameters()
 
 
-def figure(result: Result) -> dict:
+def describe_result(result: Result) -> dict:
     """A result as a cell's file has it. Only the figures of all items carry a number for each."""
     kept = ("task", "version", "mode", "metric", "subset", "value", "interval", "n", "baseline", "baseline_name")
     items = {"items": [float(f"{value:.5g}") for value in result.items]} if has_items(result) else {}
@@ -218,7 +230,7 @@ def write_items(study: Study, results: list[Result]) -> None:
         raise InputError(f"{path} names other items than this cell was measured on; were the evaluation data changed?")
 
 
-def entries(run: Path) -> list[dict]:
+def read_entries(run: Path) -> list[dict]:
     """The lines of a run's metrics.jsonl."""
     found = []
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
@@ -229,10 +241,10 @@ def entries(run: Path) -> list[dict]:
 
 def read_log(run: Path, checkpoint: Path) -> tuple[dict, list[dict]]:
     """What a run cost, and its curve: held-out loss in both modes (nats per token) by tokens and FLOPs."""
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+    config = FlexQwenConfig.from_pretrained(checkpoint)
     cost = {"updates": 0, "tokens": 0, "passes": 0.0, "labels_causal": 0, "labels_masked": 0, "flops": 0.0}
     seconds, curve = 0.0, []
-    for entry in entries(run):
+    for entry in read_entries(run):
         for name in ("labels_causal", "labels_masked"):
             cost[name] += entry.get(name, 0)
         labels = cost["labels_causal"] + cost["labels_masked"]
@@ -247,7 +259,7 @@ def read_log(run: Path, checkpoint: Path) -> tuple[dict, list[dict]]:
     return {**cost, "train_seconds": round(seconds, 1)}, curve
 
 
-def code_version() -> str | None:
+def find_commit() -> str | None:
     """The git commit of this repository, with `-dirty` if Python files differ from it; None where git has none."""
     found = []
     for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "*.py"]):
@@ -257,24 +269,24 @@ def code_version() -> str | None:
     return f"{found[0]}{'-dirty' if found[1] else ''}" if len(found) == 2 else None
 
 
-def machine() -> dict[str, str | int | None]:
+def describe_machine() -> dict[str, str | int | None]:
     """The hardware a cell was made on."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cpu = names[0] if names else platform.processor() or platform.machine()
+    cpu = names[0] if names else platform.processor() or platform.describe_machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
 
 
-def status(study: Study) -> str:
+def format_status(study: Study) -> str:
     """A line for each cell: finished, or how far it is."""
     lines = []
     for cell in study.cells:
         shown = "finished" if study.cell_file(cell).is_file() else "waiting"
         logs = list(study.run_folder(cell).glob("*/metrics.jsonl"))
         if shown == "waiting" and logs:
-            step = max((entry["step"] for entry in entries(logs[0].parent)), default=0)
+            step = max((entry["step"] for entry in read_entries(logs[0].parent)), default=0)
             shown = f"step {step:,} of {int(study.options(cell.point)['max_steps']):,}"
         lines.append(f"{cell.name:45} {shown}")
     finished = sum(line.endswith(" finished") for line in lines)

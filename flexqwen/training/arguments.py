@@ -10,7 +10,7 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, normalize_option
 from flexqwen.training.objectives import ObjectiveArguments
 
 
@@ -107,6 +107,7 @@ def parse(argv: list[str]) -> Arguments:
         allow_abbrev=False,
     )
     given, options = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    options = [normalize_option(word) for word in options]
     known = {action.dest for action in parser._actions} - {"help"}
     from_file = _options_from_yaml(given, known) if given else []
     try:
@@ -122,8 +123,9 @@ def parse(argv: list[str]) -> Arguments:
     if unknown:
         name = unknown[0].partition("=")[0]  # what comes after may be a token
         raise InputError(f"unknown option {name}{_nearest(name.lstrip('-'), known)} (see train.py --help)")
-    words = [option[2:].partition("=")[0] for option in (*from_file, *options) if option.startswith("--")]
-    return Arguments(*groups, given=[name for name in dict.fromkeys(words) if name in known])
+    words = [option.partition("=")[0] for option in (*from_file, *options)]
+    given = [parser._option_string_actions[word].dest for word in words if word in parser._option_string_actions]
+    return Arguments(*groups, given=list(dict.fromkeys(given)))
 
 
 class _OneKeyLoader(yaml.SafeLoader):

@@ -7,7 +7,8 @@ import torch
 
 import configuration_flexqwen
 import modeling_flexqwen
-from configuration_flexqwen import FlexQwenConfig
+from configuration_flexqwen import AUTO_MAP, FlexQwenConfig
+from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.files import atomic_write
 from flexqwen.training.arguments import ModelArguments
@@ -19,21 +20,23 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer,
     """A `FlexQwenForCausalLM` for training; new weights depend on torch's seed.
 
     Raises:
-        InputError: a shape that cannot be, or a checkpoint whose vocabulary is smaller than the tokenizer's.
+        InputError: a shape that cannot be, or a checkpoint that does not load or has fewer tokens than the tokenizer.
     """
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "mask")}
     ids["masked_prediction"] = objective.masked_prediction
     if model.model_name_or_path:
-        config = FlexQwenConfig.from_pretrained(model.model_name_or_path)
+        config = loading.load(FlexQwenConfig, model.model_name_or_path)
         if config.vocab_size < len(tokenizer):
             raise InputError(
                 f"{model.model_name_or_path} has a vocabulary of {config.vocab_size}, the tokenizer one of "
                 f"{len(tokenizer)}; use the checkpoint's own tokenizer"
             )
-        return FlexQwenForCausalLM.from_pretrained(
+        return loading.load_model(
+            FlexQwenForCausalLM,
             model.model_name_or_path,
             attn_implementation=model.attn_implementation,
             dtype=torch.float32,  # not the checkpoint's: AdamW's small steps would round away in bfloat16
+            auto_map=dict(AUTO_MAP),  # nor the code that it names: what is trained here may be published
             **ids,
         )
     if model.num_attention_heads % model.num_key_value_heads:

@@ -5,7 +5,7 @@
     config.yaml     the settings that were given; train.py <this file> makes the run again
     metrics.jsonl   one line a log entry
     logs/           TensorBoard logs
-    step_000500/    checkpoints, complete or absent
+    step_000500/    checkpoints, complete or absent; each lists its files in files.json
     best/           the checkpoint with the lowest held-out loss
     loss.png        loss against tokens
     finished.json   written last
@@ -16,15 +16,20 @@ import json
 import os
 import platform
 import re
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
 import yaml
+from transformers import TrainerState
 
-from flexqwen.cli import InputError
-from flexqwen.files import atomic_write, digest, remove_path, write_json
+from flexqwen.cli import InputError, redact
+from flexqwen.files import atomic_write, digest, read_json, remove_path, write_json
 from flexqwen.training.arguments import Arguments, as_dict
+
+FILES, SUMS, STATE = "files.json", "sums.json", "trainer_state.json"  # of a checkpoint
+NEEDED = ("*.safetensors", "optimizer*", "scheduler.pt", "rng_state*.pth", STATE)  # to go on as if never interrupted
 
 # Settings that say where and how a run happens, not what comes out of it.
 CIRCUMSTANCES = re.compile(
@@ -41,17 +46,13 @@ def run_folder(arguments: Arguments) -> Path:
 
 def describe(arguments: Arguments, digests: dict[str, str], versions: dict[str, str], command: list[str]) -> dict:
     """What `run.json` says of a run that is about to start."""
-    hidden = [
-        re.sub(r"^(--\w*token)=.*", r"\1=<hidden>", word) if not re.fullmatch(r"--\w*token", before) else "<hidden>"
-        for before, word in zip(["", *command], command, strict=False)
-    ]
     return {
         "settings": as_dict(arguments),
         "given": arguments.given,
         "rows_per_step": rows_per_step(arguments),
         "digests": digests,
         "versions": versions,
-        "command": hidden,
+        "command": redact(command),
     }
 
 
@@ -95,7 +96,7 @@ def state_of(folder: Path, description: dict, overwrite: bool, resume_changed: b
 
     Raises:
         InputError: the folder holds a run made with other settings or data, and neither `overwrite` nor
-            `resume_changed` is set; the message names what differs.
+            `resume_changed` is set; the message names what differs. Or it cannot go on from any of its checkpoints.
     """
     file = folder / "run.json"
     if not folder.exists() or not any(folder.iterdir()):
@@ -103,14 +104,23 @@ def state_of(folder: Path, description: dict, overwrite: bool, resume_changed: b
     if not file.is_file():
         raise InputError(f"{folder} is not empty and holds no run; pass another --output_dir")
     is_finished = (folder / "finished.json").is_file()
-    if not is_finished and last_checkpoint(folder) is None:
+    if not is_finished and not checkpoints(folder):
         return "new"  # nothing is lost
     changes = differences(json.loads(file.read_text(encoding="utf-8")), description)
-    if not changes:
-        return "finished" if is_finished else "resume"
-    if overwrite:
+    if not changes and is_finished:
+        return "finished"
+    can_go_on = last_checkpoint(folder) is not None
+    if overwrite and (changes or not can_go_on):
         return "new"
-    if resume_changed and last_checkpoint(folder) is not None:
+    if checkpoints(folder) and not can_go_on and (resume_changed or not changes):
+        defects = [f"{checkpoint.name}: {defect(checkpoint)}" for checkpoint in checkpoints(folder)]
+        raise InputError(
+            f"{folder} cannot go on from any of its checkpoints ({'; '.join(defects)}); bring back what is missing, or "
+            "pass --overwrite to begin anew"
+        )
+    if not changes:
+        return "resume"
+    if resume_changed and can_go_on:
         print(f"run: {folder} goes on with other settings ({'; '.join(changes)})")
         return "resume"
     raise InputError(
@@ -128,9 +138,17 @@ def begin(folder: Path, description: dict) -> None:
 
 
 def go_on(folder: Path, description: dict) -> None:
-    """Removes from an interrupted run's folder what its last checkpoint does not know of."""
-    step = int(last_checkpoint(folder).name.removeprefix("step_"))
+    """Removes from an interrupted run's folder what its last checkpoint does not know of.
+
+    Those after it, which cannot be gone on from, are named on stderr.
+    """
+    last = last_checkpoint(folder)
+    step = int(last.name.removeprefix("step_"))
     remove_path(folder / "finished.json")
+    for later in checkpoints(folder)[checkpoints(folder).index(last) + 1 :]:
+        problem = defect(later)
+        print(f"run: {later} is removed ({problem}); going on from {last.name}, before it", file=sys.stderr)
+        remove_path(later)
     for left in (*folder.glob("checkpoint-*"), *folder.glob("*.partial")):
         remove_path(left)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -178,5 +196,42 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The `step_...` folder of the highest step."""
-    return next(reversed(checkpoints(folder)), None)
+    """The `step_...` folder of the highest step that can be gone on from."""
+    return next((checkpoint for checkpoint in reversed(checkpoints(folder)) if defect(checkpoint) is None), None)
+
+
+def sizes(checkpoint: Path) -> dict[str, int]:
+    """Bytes of a checkpoint's files, for its `files.json`; but of the Trainer's pickle, which nobody reads."""
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != "training_args.bin"]
+    return {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
+
+
+def defect(checkpoint: Path) -> str | None:
+    """Why a run that goes on from a checkpoint would end in other weights than one that never stopped; None if not.
+
+    A checkpoint without a list of its files is an older one; the files that every checkpoint needs are looked for.
+    """
+    if missing := [pattern for pattern in NEEDED if not any(checkpoint.glob(pattern))]:
+        return f"{missing[0]} is missing"
+    if (checkpoint / FILES).exists():
+        listed, there = read_json(checkpoint / FILES), sizes(checkpoint)
+        if not isinstance(listed, dict) or not listed:
+            return f"{FILES} is malformed"
+        for name, size in listed.items():
+            if there.get(name) != size:
+                return f"{name} has {there[name]} bytes instead of {size}" if name in there else f"{name} is missing"
+    try:
+        step = TrainerState.load_from_json(str(checkpoint / STATE)).global_step
+    except (OSError, ValueError, TypeError):
+        return f"{STATE} is malformed"
+    if step != int(checkpoint.name.removeprefix("step_")):
+        return f"{STATE} is of step {step}"
+    try:
+        if (checkpoint / SUMS).exists():
+            so_far = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
+            torch.tensor([so_far["step"], so_far["loss"]], dtype=torch.float64)
+            if torch.tensor(so_far["sums"], dtype=torch.float64).shape not in ((), (2, 3)):  # 0: saved at a log
+                raise ValueError
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError):
+        return f"{SUMS} is malformed"
+    return None

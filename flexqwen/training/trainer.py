@@ -19,15 +19,13 @@ from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from flexqwen.cli import InputError
 from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation.heldout import MODES, HeldOut, score
-from flexqwen.files import atomic_write, read_json, remove_path, write_json
+from flexqwen.files import atomic_write, read_json, remove_path, sync, write_json
 from flexqwen.training.flops import model_flops, peak_flops
 from flexqwen.training.objectives import ObjectiveArguments, collate
 from flexqwen.training.optimizer import MuonWithAdamW
-from flexqwen.training.runs import checkpoints, last_checkpoint
+from flexqwen.training.runs import FILES, SUMS, checkpoints, last_checkpoint, sizes
 from flexqwen.training.schedule import StepBatches
 from modeling_flexqwen import FlexQwenForCausalLM
-
-SUMS = "sums.json"  # in a checkpoint: what was summed up since the last log
 
 
 class Progress(ProgressCallback):
@@ -233,7 +231,9 @@ class FlexQwenTrainer(transformers.Trainer):
         super().log(logs, start_time)
         if self.args.should_save:
             with open(Path(self.args.output_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **logs}) + "\n")
+                # The norm of the gradients may overflow where the loss does not; JSON has no such number.
+                finite = {name: value if math.isfinite(value) else None for name, value in logs.items()}
+                file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
     def _training_logs(self, step: int) -> dict[str, float]:
         """Of the steps since the last log, over all processes."""
@@ -282,6 +282,11 @@ class FlexQwenTrainer(transformers.Trainer):
             )
         losses = [metrics[f"{metric_key_prefix}_loss_{mode}"] for mode in self.objective.modes]
         metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
+        if wrong := next((name for name, value in metrics.items() if not math.isfinite(value)), None):
+            raise InputError(
+                f"{wrong} after step {self.state.global_step} is {metrics[wrong]}; the last good checkpoint is "
+                f"{last_checkpoint(Path(self.args.output_dir)) or 'none'}; lower the learning rate, or max_grad_norm"
+            )
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._since += time.perf_counter() - start  # not training time
@@ -318,9 +323,12 @@ class FlexQwenTrainer(transformers.Trainer):
             if self.args.should_save:
                 unfinished = folder / f"checkpoint-{step}"
                 so_far = {"step": self._logged_step, "sums": sums.tolist(), "loss": loss.item()}
-                write_json(unfinished / SUMS, so_far)
+                write_json(unfinished / SUMS, so_far)  # what was summed up since the last log
+                write_json(unfinished / FILES, sizes(unfinished))
+                sync(*unfinished.rglob("*"), unfinished)
                 remove_path(folder / f"step_{step:06d}")
                 unfinished.rename(folder / f"step_{step:06d}")
+                sync(folder)
                 for old in checkpoints(folder)[: -self.args.save_total_limit] if self.args.save_total_limit else ():
                     remove_path(old)
         self.accelerator.wait_for_everyone()

@@ -1,6 +1,7 @@
 """eval.py as its user runs it: tasks, modes, overlap with training, comparison, bad input."""
 
 import json
+import shutil
 from unittest.mock import Mock
 
 import numpy as np
@@ -123,6 +124,32 @@ def test_an_interrupted_evaluation_goes_on_after_the_last_finished_task(
     for name in ("results.json", "items.json"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not (tmp_path / "twice" / "unfinished").exists()
+
+
+def test_a_checkpoint_that_training_replaces_meanwhile_gives_no_results(
+    checkpoints, built, data, tmp_path, monkeypatch, capsys
+):
+    model, evaluate = tmp_path / "best", tasks.arc_pt.evaluate
+    shutil.copytree(checkpoints[0], model)
+
+    def replace(*args):
+        shutil.rmtree(model)  # not written over: the loaded weights may lie in the file still
+        shutil.copytree(checkpoints[1], model)
+        return evaluate(*args)
+
+    options = ["--model", str(model), "--dataset", str(built), "--tasks", "wsc_pt,arc_pt", "--modes", "causal"]
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.arc_pt, "evaluate", replace)
+        with pytest.raises(SystemExit) as stopped:
+            evaluation.main(options)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and error.startswith(f"error: {model} changed while it was evaluated; run again")
+    assert not list(tmp_path.rglob("arc_pt")) and not (tmp_path / "eval-best" / "results.json").exists()
+    evaluation.main(options)
+    header, rows = read_results(tmp_path / "eval-best")
+    evaluation.main(["--model", checkpoints[1], *options[2:], "--output", str(tmp_path / "other")])
+    other, expected = read_results(tmp_path / "other")
+    assert rows == expected and header["made_by"] == other["made_by"]
 
 
 def test_exclude_seen_leaves_out_what_was_trained_on(checkpoints, built, data, tmp_path, capsys):

@@ -204,3 +204,14 @@ def test_loads_every_kind_from_a_folder(models, name, tmp_path):
     assert scorer.kind == kind
     mode = scorer.modes[-1]
     np.testing.assert_allclose(scorer.score(TEXTS, mode), Scorer(model, tokenizer, kind).score(TEXTS, mode), atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["causal", "masked", "fused"])
+def test_scores_that_are_not_finite_are_refused(mode, tokenizer):
+    model = make_model(vocab_size=len(tokenizer), max_position_embeddings=48)
+    rare = tokenizer(TEXTS[2], add_special_tokens=False).input_ids[0]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[rare] = torch.nan
+    message = f"wsc_pt, {'masked' if mode == 'masked' else 'causal'}: the log-probability of .* is nan"
+    with pytest.raises(InputError, match=message):
+        Scorer(model, tokenizer, "flexqwen").score(TEXTS, mode, progress="wsc_pt")

@@ -1,5 +1,8 @@
 """Results: intervals, files, paired comparison."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -61,6 +64,24 @@ def test_files_give_back_what_was_written(tmp_path):
     assert '"items"' not in (tmp_path / "results.json").read_text()
     (tmp_path / "items.json").write_text("[")
     with pytest.raises(InputError, match=r"items\.json"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_neither_written_nor_read(wrong, tmp_path):
+    rows = [result([1.0, 0.0]), result([1.0, wrong, wrong], mode="masked")]
+    message = rf"t, masked: the accuracy of 'all' has item i1 {wrong}"
+    with pytest.raises(InputError, match=message):
+        write_results(tmp_path, {}, rows)
+    for field in ({"value": wrong}, {"interval": [wrong, 1.0]}):
+        with pytest.raises(InputError, match=f"{next(iter(field))} {wrong}"):
+            write_results(tmp_path, {}, [replace(rows[0], **field)])
+    with pytest.raises(InputError, match=r"results\.json is not written"):
+        write_results(tmp_path, {}, [replace(rows[0], details={"ties": wrong})])
+    assert not (tmp_path / "results.json").exists()
+    write_results(tmp_path, {}, rows[:1])
+    (tmp_path / "items.json").write_text((tmp_path / "items.json").read_text().replace("0.0", json.dumps(wrong)))
+    with pytest.raises(InputError, match=f"{tmp_path}: t, causal: .* item i1 {wrong}"):
         read_results(tmp_path)
 
 

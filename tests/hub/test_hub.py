@@ -22,6 +22,7 @@ from flexqwen.files import file_digest, read_json
 from flexqwen.hub import model_card
 from flexqwen.hub import publisher as publishing
 from flexqwen.hub.repository import fetched
+from flexqwen.training.runs import last_checkpoint
 from tests.helpers.hub_server import READ, WRITE, HubServer
 from tests.helpers.runs import connect, logged, options, run, same_weights, start
 from tests.model.test_loading import CLASSES
@@ -494,6 +495,35 @@ def test_what_the_repository_has_not_stays_where_its_checkpoint_is_fetched(
     assert same_weights(folder / "step_000012", whole / "step_000012") and (folder / "finished.json").is_file()
     assert contents(folder / "step_000009") | contents(folder / "eval-mine") == mine
     assert used.exists() and not left.exists()
+
+
+def test_a_damaged_checkpoint_is_not_taken_up(hub, client, whole, tokenizer_folder, tmp_path):
+    files = {name: (whole / name).read_bytes() for name in ("run.json", "metrics.jsonl")}
+    for step in ("step_000003", "step_000006"):
+        files |= {f"{step}/{file.name}": file.read_bytes() for file in (whole / step).iterdir()}
+        del files[f"{step}/training_args.bin"]
+    code = {file.name: file.read_bytes() for file in publishing.CODE}
+    hub.new("model", "org/damaged", code | {f"{RUN}/{name}": content for name, content in files.items()})
+    description, repository = read_json(whole / "run.json"), publishing.Repository("org/damaged")
+    for state in ("new", "resume"):
+        folder = tmp_path / state / RUN
+        if state == "resume":
+            shutil.copytree(whole, folder)
+            for file in ("step_000012", "step_000009", "finished.json"):
+                publishing.remove(folder / file)
+            os.truncate(folder / "step_000006" / "optimizer.pt", 10)  # the repository's is whole
+        publisher = publishing.Publisher(repository, folder, tokenizer_folder)
+        publisher.look()
+        assert publisher.take_up(description, state, False, False)
+        assert same_weights(folder / "step_000006", whole / "step_000006")
+        assert last_checkpoint(folder) == folder / "step_000006"
+    files["step_000006/optimizer.pt"] = b"PK"
+    hub.new("model", "org/damaged", code | {f"{RUN}/{name}": content for name, content in files.items()})
+    publisher = publishing.Publisher(repository, tmp_path / RUN, tokenizer_folder)
+    publisher.look()
+    with pytest.raises(publishing.InputError, match=r"optimizer\.pt has 2 bytes .* delete that folder there"):
+        publisher.take_up(description, "new", False, False)
+    assert not (tmp_path / RUN).exists()
 
 
 def test_a_branch_that_is_not_there_yet_is_looked_at_as_main(hub, client, resumed, whole, tokenizer_folder, tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,40 @@ def test_a_study_is_reported(copied, capsys):
     command.main(["report", "tiny.yaml", "--check"])
     command.main(["status", "tiny.yaml"])
     assert "3 of 3 cells finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", ["figure", "model"])
+def test_a_cell_of_a_wrong_figure_or_a_changed_model_is_refused(wrong, ran, tmp_path, monkeypatch):
+    monkeypatch.chdir(ran)
+    study, task = grid.read("tiny.yaml"), runner.TASKS["bits_per_byte"]
+    evaluate = task.evaluate
+    shutil.copytree(next(Path("runs/tiny").glob("*/*/step_000012")), tmp_path / "step")
+
+    def evaluate_wrong(*args):
+        if wrong == "model":
+            (tmp_path / "step" / "model.safetensors").unlink(missing_ok=True)
+            return evaluate(*args)
+        return [replace(result, value=float("nan")) for result in evaluate(*args)]
+
+    monkeypatch.setattr(task, "evaluate", evaluate_wrong)
+    message = {"figure": "bits_per_byte, causal: .* has value nan", "model": "changed while it was evaluated"}[wrong]
+    with pytest.raises(InputError, match=message):
+        runner.measure(study, study.cells[0], str(tmp_path / "step"))
+
+
+def test_a_cell_whose_last_checkpoint_is_damaged_is_not_measured(ran, tmp_path, monkeypatch):
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    study = grid.read("tiny.yaml")
+    cell, digests = study.cells[0], {"dataset": "", "tokenizer": ""}
+    study.cell_file(cell).unlink()
+    checkpoint = next(study.run_folder(cell).glob("*/step_000012"))
+    (checkpoint / "optimizer.pt").unlink()
+    monkeypatch.setattr(runner.runpy, "run_path", lambda path: {"main": lambda argv: None})  # already finished
+    message = f"{checkpoint} is not as it was saved .* remove {checkpoint.with_name('finished.json')}"
+    with pytest.raises(InputError, match=message):
+        runner.make_cell(study, cell, digests)
+    assert not study.cell_file(cell).exists()
 
 
 def test_finished_cells_are_not_made_again_and_other_settings_are_refused(ran, monkeypatch, capsys):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, redact
 from flexqwen.training.arguments import as_dict, parse
+from flexqwen.training.runs import describe, say
 
 CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("*.yaml") if "study" not in path.stem)
 
@@ -51,5 +52,31 @@ def test_a_bad_config_is_named_with_its_key(tmp_path, text, message):
 def test_bad_options_are_named(tmp_path):
     with pytest.raises(InputError, match="--max_stepz; did you mean 'max_steps'"):
         parse(["--max_stepz", "5"])
+    with pytest.raises(InputError, match="--hub_tokn; did you mean 'hub_token'"):
+        parse(["--hub-tokn=hf_secret"])
+    with pytest.raises(InputError, match="unknown option <hidden>"):
+        parse(["--hub_token", "secret", "hf_secret"])
     with pytest.raises(InputError, match=r"nowhere\.yaml cannot be read"):
         parse([str(tmp_path / "nowhere.yaml")])
+
+
+def test_options_with_dashes_are_the_same_options(tmp_path):
+    """The config.yaml of a run makes it again, whichever way its options were written."""
+    command = ["--max-steps", "9", "--learning-rate=1e-3", "--no-tie-word-embeddings", "--output-dir", str(tmp_path)]
+    arguments = parse(command)
+    assert arguments.given == ["max_steps", "learning_rate", "tie_word_embeddings", "output_dir"]
+    say(tmp_path, describe(arguments, {}, {}, command))
+    assert as_dict(parse([str(tmp_path / "config.yaml")])) == as_dict(arguments)
+
+
+@pytest.mark.parametrize("option", ["--hub_token", "--hub-token"])
+@pytest.mark.parametrize("token", ["hf_secret", "secret"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_no_token_is_recorded(tmp_path, option, token, joined):
+    command = ["--output_dir", str(tmp_path), *([f"{option}={token}"] if joined else [option, token]), "--seed", "3"]
+    arguments = parse(command)
+    assert arguments.training.hub_token == token
+    say(tmp_path, describe(arguments, {}, {}, ["train.py", *command]))
+    assert not [path for path in tmp_path.iterdir() if "secret" in path.read_text()]
+    assert redact(command)[:2] == command[:2] and redact(command)[-2:] == ["--seed", "3"]
+    assert redact(["--dataset", "https://hf_secret@hub"]) == ["--dataset", "https://<hidden>@hub"]

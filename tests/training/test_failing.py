@@ -10,6 +10,7 @@ import torch
 
 import train
 from flexqwen.data.packing import PackedRows
+from flexqwen.training import trainer
 from tests.helpers.runs import ROOT, logged, options, run, same_weights, start
 from tests.training.test_resume import wait_for_step
 
@@ -36,6 +37,23 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_documents(whole
     assert 1 < int(step) <= 4 and named.split(", ")[0] in known
     assert "the last good checkpoint is none" in line
     assert not list((place / "nan" / "hybrid-shift-64").glob("step_000003"))
+
+
+def test_a_held_out_loss_that_is_not_a_number_stops_the_run(whole, built, tokenizer_folder, place, monkeypatch, capsys):
+    score, scored = trainer.score, []
+
+    def score_wrong(*args):
+        scored.append(args[2])
+        return score(*args) * (float("nan") if len(scored) == 4 else 1)  # the second evaluation's masked mode
+
+    monkeypatch.setattr(trainer, "score", score_wrong)
+    with pytest.raises(SystemExit) as stopped:
+        train.main(options(built, tokenizer_folder, place / "held-out"))
+    folder = place / "held-out" / "hybrid-shift-64"
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and error.startswith("error: eval_loss_masked after step 10 is nan")
+    assert f"the last good checkpoint is {folder / 'step_000009'}" in error
+    assert "NaN" not in (folder / "metrics.jsonl").read_text() and max(e["step"] for e in logged(folder)) == 10
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(whole, built, tokenizer_folder, place):

@@ -3,13 +3,16 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import time
 
 import pytest
 
+import train
 from flexqwen.training.objectives import STRATEGIES
-from flexqwen.training.runs import differences
+from flexqwen.training.runs import defect, differences
 from tests.helpers.runs import logged, options, run, same_weights, start
 
 
@@ -80,6 +83,98 @@ def test_ctrl_c_saves_and_exits(built, tokenizer_folder, place, whole):
     assert run(arguments, output) == 0
     assert same_weights(folder / "step_000012", whole("hybrid-shift") / "step_000012")
     assert logged(folder) == logged(whole("hybrid-shift"))
+
+
+def interrupted(whole, root):
+    """A copy of a finished run's folder that is to go on from its last checkpoint."""
+    folder = root / whole.name
+    shutil.copytree(whole, folder)
+    (folder / "finished.json").unlink()
+    return folder
+
+
+DAMAGES = {
+    "optimizer.pt": (None, r"optimizer\* is missing"),
+    "model.safetensors": (100, "model.safetensors has 100 bytes instead of"),
+    "rng_state.pth": (0, "rng_state.pth has 0 bytes instead of"),
+    "config.json": (None, "config.json is missing"),
+    "files.json": (5, "files.json is malformed"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_checkpoint_lists_its_files(name, whole, tmp_path):
+    checkpoint = tmp_path / "step_000012"
+    shutil.copytree(whole("hybrid-shift") / checkpoint.name, checkpoint)
+    listed = json.loads((checkpoint / "files.json").read_text())
+    left = {"files.json", "training_args.bin"}
+    assert listed == {file.name: file.stat().st_size for file in checkpoint.iterdir() if file.name not in left}
+    assert defect(checkpoint) is None
+    kept, message = DAMAGES[name]
+    if kept is None:
+        (checkpoint / name).unlink()
+    else:
+        os.truncate(checkpoint / name, kept)
+    assert re.match(message, defect(checkpoint))
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "sums.json"])
+@pytest.mark.parametrize("content", ["[", "[]", "null", '{"step": 10}', '{"global_step": "12"}', '{"loss": NaN}', "5"])
+def test_malformed_json_is_a_defect(name, content, whole, tmp_path):
+    checkpoint = tmp_path / "step_000012"
+    shutil.copytree(whole("hybrid-shift") / checkpoint.name, checkpoint)
+    (checkpoint / "files.json").unlink()
+    assert defect(checkpoint) is None
+    (checkpoint / name).write_text(content)
+    assert re.match(rf"{name} is (malformed|of step)", defect(checkpoint))
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(built, tokenizer_folder, place, whole):
+    expected, root, output = whole("hybrid-shift"), place / "damaged", place / "damaged-log"
+    folder = interrupted(expected, root)
+    (folder / "step_000012" / "optimizer.pt").unlink()
+    sums = folder / "step_000009" / "sums.json"
+    sums.write_text(sums.read_text().replace("{", "[", 1))  # of the same size
+    (folder / "step_000006" / "files.json").unlink()  # an older one, whole
+    assert run(options(built, tokenizer_folder, root), output) == 0
+    said = [line for line in output.read_text().splitlines() if line.startswith("run: ")]
+    assert [line.split("step_")[1][:6] for line in said[:2]] == ["000009", "000012"]
+    assert "(sums.json is malformed); going on from step_000006" in said[0]
+    assert "(optimizer* is missing); going on from step_000006" in said[1]
+    assert said[2].endswith("going on from step_000006") and len(said) == 3
+    assert same_weights(folder / "step_000012", expected / "step_000012")
+    assert same_weights(folder / "best", expected / "best")
+    assert logged(folder) == logged(expected)
+
+
+def test_a_run_without_a_whole_checkpoint_stays_as_it_is_unless_told(built, tokenizer_folder, place, whole):
+    expected, root, output = whole("hybrid-shift"), place / "none", place / "none-log"
+    folder = interrupted(expected, root)
+    for checkpoint in folder.glob("step_*"):
+        (checkpoint / "scheduler.pt").unlink()
+    arguments = options(built, tokenizer_folder, root)
+    before = sorted(folder.rglob("*"))
+    assert run(arguments, output) == 2
+    (line,) = output.read_text().splitlines()
+    assert line.startswith(f"error: {folder} cannot go on from any") and "step_000012: scheduler.pt is missing" in line
+    assert "--overwrite" in line and sorted(folder.rglob("*")) == before
+    assert run([*arguments, "--resume_changed"], output) == 2 and sorted(folder.rglob("*")) == before
+    assert run([*arguments, "--overwrite"], output) == 0
+    assert same_weights(folder / "step_000012", expected / "step_000012") and logged(folder) == logged(expected)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(built, tokenizer_folder, place, monkeypatch):
+    folder, synced, fsync = place / "synced" / "hybrid-shift-64", [], os.fsync
+
+    def sync(descriptor):
+        synced.append((os.fstat(descriptor).st_ino, (folder / "step_000003").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    train.main(options(built, tokenizer_folder, place / "synced", max_steps=3))
+    checkpoint = folder / "step_000003"
+    assert {(path.stat().st_ino, False) for path in (checkpoint, *checkpoint.iterdir())} <= set(synced)
+    assert (folder.stat().st_ino, True) in synced
 
 
 def test_changed_settings_are_refused_unless_told(built, tokenizer_folder, place):

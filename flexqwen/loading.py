@@ -1,0 +1,104 @@
+"""Loads checkpoints: no code of theirs is run unasked, and every weight is theirs and a number.
+
+This repository's own classes stand behind the Auto classes for whatever says `model_type: flexqwen`, so that the code
+beside such a checkpoint, or named by its `auto_map`, is neither run nor fetched.
+"""
+
+import functools
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PreTrainedConfig, Qwen3Config
+
+import modeling_flexqwen
+from configuration_flexqwen import AUTO_MAP, FlexQwenConfig
+from flexqwen.cli import InputError
+
+AutoConfig.register(FlexQwenConfig.model_type, FlexQwenConfig, exist_ok=True)
+for _auto_class, _place in AUTO_MAP.items():
+    if _auto_class != "AutoConfig":
+        _own = getattr(modeling_flexqwen, _place.rpartition(".")[2])
+        getattr(transformers, _auto_class).register(FlexQwenConfig, _own, exist_ok=True)
+
+
+def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options):
+    """`cls.from_pretrained`, for a config or a tokenizer, in a folder or on the Hub; says so where foreign code ran.
+
+    Args:
+        cls: a class of transformers or of this repository, or an Auto class.
+        trust_remote_code: run the code that a checkpoint brings along, if it is no FlexQwen.
+
+    Raises:
+        InputError: whatever goes wrong, and code that would have to be run.
+    """
+    before = set(sys.modules)
+    try:
+        if trust_remote_code:
+            trust_remote_code = PreTrainedConfig.get_config_dict(path)[0].get("model_type") != FlexQwenConfig.model_type
+        return cls.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+    except Exception as error:  # damaged files and foreign code raise anything
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise InputError(
+                f"{path} needs code of its own; read that first, and then eval.py --trust_remote_code runs it "
+                "(never that of a FlexQwen)"
+            ) from error
+        raise InputError(f"{path} does not load as {cls.__name__}: {lines[0]}") from error
+    finally:
+        if any(name.startswith("transformers_modules.") for name in set(sys.modules) - before):
+            _say_once(f"note: code of {path} is run (--trust_remote_code)")
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def load_model(cls: type, path: str | Path, new_head: bool = False, trust_remote_code: bool = False, **options):
+    """`load` for a model, in float32 unless `options` have a dtype.
+
+    Args:
+        new_head: the class's head may be missing in the checkpoint, and another head be there.
+
+    Raises:
+        InputError: as `load`; also weights that are missing (other than tied ones), of another shape, too many, or not
+            finite. It names the file and the first of them.
+    """
+    for file in sorted(Path(path).glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} is damaged: {error}") from error
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # what its report would say is said here
+    try:
+        options = {"dtype": torch.float32, **options, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = load(cls, path, trust_remote_code, **options)
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    missing, unexpected = info["missing_keys"], info["unexpected_keys"]
+    if new_head:
+        missing = [name for name in missing if not _is_of_a_head(name, model)]
+    if new_head or not isinstance(model.config, Qwen3Config):  # a BERT was pre-trained with a head more
+        unexpected = [name for name in unexpected if not _is_of_a_head(name, model)]
+    for what, names in {
+        "lacks weights": missing,
+        "has weights in other shapes than those": [name for name, *_ in info["mismatched_keys"]],
+        "has weights that are none": unexpected,
+        "has NaN or infinity in weights": [n for n, weight in model.named_parameters() if not weight.isfinite().all()],
+    }.items():
+        if names:
+            file = Path(path) / "model.safetensors"
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise InputError(f"{file if file.is_file() else path} {what} of {type(model).__name__}: {min(names)}{more}")
+    return model
+
+
+def _is_of_a_head(name: str, model) -> bool:
+    """Whether a weight is not the base model's; one that was saved without its head has names without the prefix."""
+    in_base = name.startswith(f"{model.base_model_prefix}.") or hasattr(model.base_model, name.partition(".")[0])
+    return not in_base or "pooler." in name

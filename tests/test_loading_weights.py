@@ -1,0 +1,229 @@
+"""Checkpoints that are not to be trusted: their code is not run, their weights are looked at."""
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+import eval as evaluation
+from configuration_flexqwen import AUTO_MAP
+from flexqwen import loading
+from flexqwen.cli import InputError
+from flexqwen.data.tokenizer import adapt_tokenizer
+from flexqwen.evaluation import finetuning, likelihood
+from flexqwen.hub.export import export
+from flexqwen.hub.export import main as export_main
+from flexqwen.study import grid
+from flexqwen.training.arguments import ModelArguments
+from flexqwen.training.model import build_model
+from flexqwen.training.objectives import ObjectiveArguments
+from modeling_flexqwen import FlexQwenForCausalLM, FlexQwenForSequenceClassification
+from tests.helpers.tiny import make_model, make_qwen3
+
+CODE = """
+from pathlib import Path
+from transformers import AutoModel, Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification, Qwen3Model
+Path({marker!r}).touch()
+class Config(Qwen3Config):
+    model_type = "foreign"
+class Model(Qwen3Model):
+    config_class = Config
+AutoModel.register(Config, Model)
+class CausalLM(Qwen3ForCausalLM):
+    config_class = Config
+class Classifier(Qwen3ForSequenceClassification):
+    config_class = Config
+"""
+FOREIGN_MAP = {
+    "AutoConfig": "foreign.Config",
+    "AutoModelForCausalLM": "foreign.CausalLM",
+    "AutoModelForSequenceClassification": "foreign.Classifier",
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer, tmp_path_factory):
+    """A FlexQwen, not to be changed."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoint"
+    make_model(vocab_size=len(tokenizer), max_position_embeddings=48).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def marker(tmp_path, monkeypatch):
+    """What foreign code writes when it is run. No line of it, nor the network, is asked for here."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path / "was_run"
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+
+
+def change_config(folder, file="config.json", **changes):
+    config = json.loads((folder / file).read_text()) | changes
+    (folder / file).write_text(json.dumps(config))
+
+
+def spoil(folder, marker):
+    """Every file of code in the folder, and some new ones, write the marker."""
+    (folder / "foreign.py").write_text(CODE.format(marker=str(marker)))
+    for file in folder.glob("*_flexqwen.py"):
+        file.write_text(f"open({str(marker)!r}, 'w')\n" + file.read_text())
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(f"open({str(marker)!r}, 'w')\ndef generate(): pass\n")
+
+
+def build(checkpoint):
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    model = ModelArguments(model_name_or_path=str(checkpoint))
+    return build_model(model, ObjectiveArguments(), tokenizer, 48)
+
+
+def fine_tuned(checkpoint, **changes):
+    settings = finetuning.Settings(max_length=32, **changes)
+    tokenizer = finetuning.load_tokenizer(str(checkpoint), settings)
+    return finetuning.load_model(str(checkpoint), finetuning.classification(2), tokenizer, settings.trust_remote_code)
+
+
+def exported(checkpoint):
+    export(checkpoint, checkpoint.parent / "exported")
+
+
+def scored(checkpoint):
+    return likelihood.load(str(checkpoint))
+
+
+EVERY_WAY = [scored, fine_tuned, build, exported]
+
+
+@pytest.mark.parametrize(
+    "auto_map",
+    [AUTO_MAP, FOREIGN_MAP, dict.fromkeys(AUTO_MAP, "other/repo--modeling.Class")],
+    ids=["its own", "another's", "elsewhere"],
+)
+def test_a_flexqwen_is_loaded_without_its_code(checkpoint, marker, monkeypatch, capsys, auto_map):
+    spoil(checkpoint, marker)
+    change_config(checkpoint, auto_map=auto_map)
+    asked = []
+    monkeypatch.setattr("transformers.dynamic_module_utils.cached_file", lambda *args, **_: asked.append(args))
+    monkeypatch.setattr("builtins.input", lambda *args: asked.append(args))
+    assert type(likelihood.load(str(checkpoint), trust_remote_code=True).model) is FlexQwenForCausalLM
+    assert type(scored(checkpoint).model) is FlexQwenForCausalLM
+    assert type(fine_tuned(checkpoint)) is FlexQwenForSequenceClassification
+    assert build(checkpoint).config.auto_map == AUTO_MAP  # so that what is trained from it is not spoilt either
+    exported(checkpoint)
+    assert grid.flops(checkpoint, 100, 100) > 0
+    with pytest.raises(InputError):
+        adapt_tokenizer(str(checkpoint))  # which has other tokens
+    assert not asked and not marker.exists() and "is run" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("load", [likelihood.load, lambda path, **trust: fine_tuned(path, **trust)])
+def test_foreign_code_is_run_only_when_asked_for_and_that_is_said(checkpoint, marker, capsys, load):
+    make_qwen3(make_model(vocab_size=len(AutoTokenizer.from_pretrained(checkpoint)))).save_pretrained(checkpoint)
+    spoil(checkpoint, marker)
+    change_config(checkpoint, model_type="foreign", auto_map=FOREIGN_MAP, max_position_embeddings=48)
+    with pytest.raises(InputError, match="--trust_remote_code") as caught:
+        load(str(checkpoint))
+    assert "\n" not in str(caught.value) and not marker.exists()
+    load(str(checkpoint), trust_remote_code=True)
+    assert marker.exists() and capsys.readouterr().err.count("is run (--trust_remote_code)") == 1
+
+
+def test_eval_runs_foreign_code_only_with_its_option(checkpoint, marker, capsys):
+    make_qwen3(make_model(vocab_size=len(AutoTokenizer.from_pretrained(checkpoint)))).save_pretrained(checkpoint)
+    spoil(checkpoint, marker)
+    change_config(checkpoint, model_type="foreign", auto_map=FOREIGN_MAP, max_position_embeddings=48)
+    command = ["--model", str(checkpoint), "--dataset", str(checkpoint)]
+    for options, was_run in ([], False), (["--trust_remote_code"], True):
+        with pytest.raises(SystemExit):
+            evaluation.main([*command, *options])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert ("--trust_remote_code" in error) == (not was_run) == (not marker.exists())
+
+
+def test_a_tokenizer_with_code_is_refused(checkpoint, marker, monkeypatch):
+    spoil(checkpoint, marker)
+    change_config(
+        checkpoint,
+        "tokenizer_config.json",
+        auto_map={"AutoTokenizer": [None, "foreign.X"]},
+        tokenizer_class="X",
+    )
+    monkeypatch.setattr("builtins.input", lambda *args: "y")
+    for load in (scored, fine_tuned, lambda folder: loading.load(AutoTokenizer, folder)):
+        with pytest.raises(InputError, match="--trust_remote_code"):
+            load(checkpoint)
+    with pytest.raises(InputError):
+        adapt_tokenizer(str(checkpoint))
+    assert not marker.exists()
+
+
+def edit(folder, change):
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+DAMAGES = {
+    "missing": (lambda weights: weights.pop(DOWN), f"lacks weights of .*: {DOWN}$"),
+    "shape": (lambda weights: weights.update({DOWN: torch.zeros(32, 63)}), f"other shapes than those of .*: {DOWN}$"),
+    "unexpected": (
+        lambda weights: weights.update({DOWN.replace("1", "7"): torch.zeros(3)}),
+        f"has weights that are none of .*: {DOWN.replace('1', '7')}$",
+    ),
+    "nan": (lambda weights: weights[DOWN][0, :2].fill_(torch.nan), f"NaN or infinity in weights of .*: {DOWN}$"),
+    "infinity": (lambda weights: weights[DOWN][3].fill_(torch.inf), f"NaN or infinity in weights of .*: {DOWN}$"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("load", EVERY_WAY)
+def test_weights_that_are_not_the_models_are_refused_by_name(checkpoint, load, damage):
+    change, message = DAMAGES[damage]
+    edit(checkpoint, change)
+    with pytest.raises(InputError, match=rf"{re.escape(str(checkpoint))}/model\.safetensors .*{message}"):
+        load(checkpoint)
+    assert not (checkpoint.parent / "exported").exists()
+
+
+def test_a_head_is_strange_only_where_no_new_one_is_made(checkpoint):
+    edit(checkpoint, lambda weights: weights.update({"score.bias": torch.zeros(2)}))
+    fine_tuned(checkpoint)
+    for load in (scored, build, exported):
+        with pytest.raises(InputError, match=r"weights that are none of .*: score\.bias"):
+            load(checkpoint)
+
+
+@pytest.mark.parametrize("load", EVERY_WAY)
+@pytest.mark.parametrize("size", [0, 5, 1000, -100])
+def test_a_damaged_file_is_one_line(checkpoint, load, size):
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(InputError, match=rf"{re.escape(str(file))} is damaged") as caught:
+        load(checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", ["{", "[]", '{"model_type": "flexqwen", "hidden_size": "many"}'])
+def test_a_damaged_config_is_one_line(checkpoint, config, capsys):
+    (checkpoint / "config.json").write_text(config)
+    commands = [(evaluation.main, ["--model", str(checkpoint)])]
+    commands += [(export_main, [str(checkpoint), str(checkpoint.parent / "exported")])]
+    for main, argv in commands:
+        with pytest.raises(SystemExit):
+            main(argv)
+        assert str(checkpoint) in (error := capsys.readouterr().err) and len(error.splitlines()) == 1
