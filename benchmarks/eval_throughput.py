@@ -10,16 +10,12 @@ random weights in quickstart's shape is timed. The sentences are drawn from all 
 wsc_pt and mpararel_pt score.
 """
 
-# ruff: noqa: E402 (the repository is put on the path first)
 import argparse
 import json
 import random
 import sys
 import time
 from pathlib import Path
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch

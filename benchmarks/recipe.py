@@ -19,11 +19,9 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
+from flexqwen.files import versions, write_json
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from flexqwen.files import versions, write_json  # noqa: E402
-
 DEFAULT = "default"
 VARIANTS = {  # the default is configs/quickstart.yaml: AdamW, cosine to 10 %, warm-up, clipping, mask rate 30 -> 15 %
     DEFAULT: [],

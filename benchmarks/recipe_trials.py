@@ -5,18 +5,16 @@
 Called by recipe.py. Neither is an option of train.py: benchmarks/README.md says what they brought.
 """
 
+import runpy
 import sys
 from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-import train  # noqa: E402
-from flexqwen.data.packing import IGNORE  # noqa: E402
-from flexqwen.training.trainer import FlexQwenTrainer  # noqa: E402
+from flexqwen.data.packing import IGNORE
+from flexqwen.training import trainer
+from flexqwen.training.trainer import FlexQwenTrainer
 
 EMA_DECAY = 0.98
 Z_LOSS = 1e-4  # PaLM's (arXiv 2204.02311)
@@ -75,5 +73,5 @@ class ZLossTrainer(FlexQwenTrainer):
 
 
 if __name__ == "__main__":
-    train.FlexQwenTrainer = {"ema": EMATrainer, "z_loss": ZLossTrainer}[sys.argv.pop(1)]
-    train.main(sys.argv[1:])
+    trainer.FlexQwenTrainer = {"ema": EMATrainer, "z_loss": ZLossTrainer}[sys.argv.pop(1)]  # train.py imports it
+    runpy.run_path(str(Path(__file__).parents[1] / "train.py"), run_name="__main__")
