@@ -66,13 +66,14 @@ class SaveOnSignal(TrainerCallback):
 
 
 class OnStart(TrainerCallback):
-    """Calls a function once the Trainer has made all that can fail, and before it writes anything."""
+    """Calls functions once the Trainer has made all that can fail, and before it writes anything."""
 
-    def __init__(self, start: Callable[[], None]):
-        self.start = start
+    def __init__(self, *functions: Callable[[], None]):
+        self.functions = functions
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start()
+        for function in self.functions:
+            function()
 
 
 def ignore_signals(worker: int) -> None:

@@ -93,6 +93,7 @@ def lock_run(folder: Path) -> Iterator[None]:
         InputError: another one is training there.
     """
     path = folder.with_name(f"{folder.name}.lock")
+    is_new = not folder.parent.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
@@ -106,6 +107,9 @@ def lock_run(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a run began there
+                if is_new:
+                    folder.parent.rmdir()
     finally:
         os.close(descriptor)
 

@@ -1,9 +1,11 @@
 """transformers' Trainer with a mode for each row, losses by mode, and checkpoints that are complete or absent."""
 
 import contextlib
+import functools
 import itertools
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from flexqwen.evaluation.heldout import MODES, HeldOut, score
 from flexqwen.files import atomic_write, remove_path
 from flexqwen.training.arguments import Arguments, fix_training_arguments
 from flexqwen.training.callbacks import OnStart, Progress, SaveOnSignal, ignore_signals
-from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, list_checkpoints, read_sums
+from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, list_checkpoints, read_sums, step_of
 from flexqwen.training.compat import allow_fsdp_on_cpu, saved_as
 from flexqwen.training.metrics import TrainingMetrics
 from flexqwen.training.objectives import ObjectiveArguments, TrainingRows, collate
@@ -299,12 +301,15 @@ class FlexQwenTrainer(transformers.Trainer):
         sums = None if checkpoint is None else read_sums(checkpoint)
         step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
         # First of the callbacks: others write into the folder, which a new run empties.
-        self.callback_handler.callbacks.insert(0, OnStart(on_start))
-        self.add_callback(OnStart(lambda: self.metrics.resume(step, sums, self.args)))
+        on_start = OnStart(on_start, functools.partial(self.metrics.resume, step, sums, self.args))
+        self.callback_handler.callbacks.insert(0, on_start)
         try:
             with self.on_signal.listening():
                 self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             if self.state.global_step < self.args.max_steps:
+                if self.args.should_save:
+                    last = last_checkpoint(self.folder)
+                    print(f"stopped at step {step_of(last)}: {last}; the same command resumes it", file=sys.stderr)
                 return False
             if not (self.folder / "best").is_dir():
                 self.state.best_metric = None

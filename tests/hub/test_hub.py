@@ -94,7 +94,7 @@ def resumed(hub, interrupted, place):
 
 def test_training_is_not_held_up_and_what_is_there_loads_at_every_commit(hub, interrupted, place):
     code, printed = interrupted
-    assert code == 130 and "the same command goes on" in printed and f"hub:        {hub.url}/{MODEL}" in printed
+    assert code == 130 and "the same command resumes it" in printed and f"hub:        {hub.url}/{MODEL}" in printed
     repo = hub.repos["model", MODEL]
     first, *later = list(repo.commits.values())[1:]
     assert {"README.md", "modeling_flexqwen.py", "configuration_flexqwen.py", "tokenizer.json"} <= first.keys()

@@ -131,6 +131,7 @@ train.main(sys.argv[1:])
         ({"max_steps": 0}, "max_steps is 0"),
         ({"learning_rate": -1}, r"learning_rate is -1\.0; it must be at least 0"),
         ({"eval_strategy": "epoch"}, "eval_strategy is epoch"),
+        ({"strategy": "alternating"}, "no masked row would be trained"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong, message, built, tokenizer_folder, place, capsys):

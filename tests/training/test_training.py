@@ -15,6 +15,7 @@ import eval as evaluation
 import train
 from flexqwen.data import tokenizer as tokenizer_module
 from flexqwen.data.tokenizer import QWEN3_ROLES
+from flexqwen.training import trainer
 from modeling_flexqwen import FlexQwenForMaskedLM
 from tests.helpers.runs import options as tiny_options
 from tests.helpers.tiny import SHAPE
@@ -127,7 +128,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(finished, run, tmp_path,
     class Interrupted(Exception):
         pass
 
-    save = train.FlexQwenTrainer._save_checkpoint
+    save = trainer.FlexQwenTrainer._save_checkpoint
 
     def save_and_stop(self, *args):
         save(self, *args)
@@ -135,7 +136,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(finished, run, tmp_path,
             raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.FlexQwenTrainer, "_save_checkpoint", save_and_stop)
+        patch.setattr(trainer.FlexQwenTrainer, "_save_checkpoint", save_and_stop)
         with pytest.raises(Interrupted):
             run(root=tmp_path)
     folder = run(root=tmp_path)
