@@ -140,7 +140,7 @@ def stored_digest(dataset: str, config: str, tokenizer_digest: str, sequence_len
     stores = [read_json(file) for file in Path(root).glob(f"{config}-{sequence_length}-*/info.json")]
     found = {info["dataset_digest"] for info in stores if wanted.items() <= info.items()}
     if len(found) == 1:
-        print(f"note: there is no dataset in {dataset}; this run trains on the one token store in {root} that fits")
+        print(f"note: no dataset in {dataset}; this run trains on the one token store in {root} that fits")
         return found.pop()
     stores = f"{len(found) or 'no'} token stores of {config} with this tokenizer and sequence_length {sequence_length}"
     raise InputError(
