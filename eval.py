@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--dataset", default=Options.dataset, help="folder made by carolina_originality.py")
     add("--split", default=Options.split, help="split of its heldout config")
     add("--documents", type=int, default=Options.documents, help="documents of it that are scored, at most")
-    add("--exclude_seen", action="store_true", help="leave out items of which a 13-gram was trained on")
+    add("--exclude_seen", action="store_true", help="leave out items that share a 13-gram with the training splits")
     add("--limit", type=int, help="items of each task, at most; all by default")
     add("--seeds", type=int, default=Options.seeds, help="fine-tuned tasks: runs, with seeds 0, 1, ...")
     rates = list(Options.learning_rates)

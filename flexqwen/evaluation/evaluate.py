@@ -1,6 +1,6 @@
-"""Measures a checkpoint on tasks: each task once, whatever interrupts, and all of it reused where nothing changed.
+"""Measures a checkpoint on tasks. A task that is finished is not measured again, and results that are there are reused.
 
-Reuse is decided by the checkpoint, the dataset, the settings and the versions of the tasks; versions of libraries are
+The checkpoint, the dataset, the settings and the versions of the tasks decide what is reused. Versions of libraries are
 written down and decide nothing.
 """
 
@@ -70,7 +70,7 @@ class Options:
 
 
 def default_folder(model: str) -> Path:
-    """Where results of a checkpoint lie: beside its folder; under `runs`, those of a model of the Hub."""
+    """Where the results of a checkpoint lie: beside its folder; those of a model on the Hub lie under `runs`."""
     path = Path(model)
     return (path.parent if path.is_dir() else Path("runs")) / f"eval-{path.name}"
 
@@ -199,8 +199,8 @@ def _make_once(options: Options, task: Task, made_by: dict, make: Callable[[], l
 
 
 def _is_made_by(header: dict, made_by: dict) -> bool:
-    found = header.get("made_by", {})
-    return {name: value for name, value in found.items() if name != "versions"} == made_by  # once they stood there
+    """Whether results are of this checkpoint, data and settings. Older files have library versions among them."""
+    return {name: value for name, value in header.get("made_by", {}).items() if name != "versions"} == made_by
 
 
 def _write(options: Options, made_by: dict, results: list[Result], folder: Path, notes: Sequence[str] = ()) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from flexqwen.data.packing import cut, encode_documents
+from flexqwen.data.packing import IGNORE, cut, encode_documents
 from flexqwen.data.texts import read_texts
 from flexqwen.evaluation.likelihood import Row, make_batches
 
@@ -79,7 +79,7 @@ def score(model, text: HeldOut, mode: str, batch_tokens: int | None = None, prog
     model.eval()
     title = f"held-out, {mode}" if progress else None
     for batch in make_batches(make_rows(text, masked), batch_tokens or BATCH_TOKENS, progress=title):
-        labels = np.full_like(batch.input_ids, -100)
+        labels = np.full_like(batch.input_ids, IGNORE)
         labels[batch.predicted] = batch.input_ids[batch.predicted]
         if masked:
             batch.input_ids[batch.predicted] = text.mask_token_id

@@ -37,7 +37,7 @@ class Request:
 
     Attributes:
         start, end: characters. Masked scoring counts the tokens of this part (all by default); causal scoring those
-            from `start` to the end of the text, since what stands after the part speaks of it as well.
+            from `start` to the end of the text, since what follows the part depends on it.
     """
 
     text: str
@@ -147,7 +147,7 @@ def log_probabilities(
             options["is_causal"] = not masked
         if is_flexible or not masked:
             options["use_cache"] = False
-        with only_at(model, line, column - shift):
+        with keep_positions(model, line, column - shift):
             logits = model(input_ids=torch.from_numpy(batch.input_ids).to(device), **options).logits[0].float()
         chosen = logits.gather(-1, targets[:, None])[:, 0]
         values = (chosen - logits.logsumexp(-1)).double().cpu().numpy()
@@ -158,7 +158,7 @@ def log_probabilities(
 
 
 @contextmanager
-def only_at(model, rows: np.ndarray, columns: np.ndarray) -> Iterator[None]:
+def keep_positions(model, rows: np.ndarray, columns: np.ndarray) -> Iterator[None]:
     """Within it the head sees the hidden states of these positions only, as one row: `(1, positions, hidden)`.
 
     Every head of transformers works on each position by itself, so the logits are those of the whole.
