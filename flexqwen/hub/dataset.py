@@ -28,8 +28,7 @@ def publish(folder: Path, repository: Repository, tag: str | None = None) -> tup
         InputError: `folder` is no finished build, the repository holds something else, the tag is another build's, or
             the Hub refuses.
     """
-    files = built_files(folder)
-    manifest = read_manifest(folder)
+    files, manifest = built_files(folder), read_manifest(folder)
     tag = tag or f"v{manifest['versions']['flexqwen']}-{manifest['inputs'][:8]}"
     try:
         with tempfile.TemporaryDirectory() as temporary:

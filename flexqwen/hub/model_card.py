@@ -1,6 +1,8 @@
 """The model card and the evaluation results of a repository, from the records of its runs and from nothing else."""
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +61,8 @@ def read_run(folder: Path) -> Run:
     """Reads `run.json`, `metrics.jsonl`, `finished.json` and `eval-*/results.json` of a run's folder."""
     last: dict[str, float] = {}
     for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
+        with suppress(ValueError):  # it was copied while it was being written
             last.update(json.loads(line))
-        except ValueError:  # it was copied while it was being written
-            continue
     evaluations = []
     for file in sorted(folder.glob(f"eval-*/{RESULTS}")):
         found = read_json(file)
@@ -113,9 +113,7 @@ def metadata(runs: list[Run], example: Run, repo_id: str) -> ModelCardData:
             metric_value=round(row.value, 4),
             metric_name=f"{row.metric}, {row.mode}, {run.name}/{checkpoint}, {spread(row)}",
         )
-        for run in runs
-        for checkpoint, _, rows in run.evaluations
-        for row in rows
+        for run, checkpoint, _, row in figures(runs)
         if row.subset == "all" or row.task.startswith("bits_per_byte")
     ]
     return ModelCardData(
@@ -133,18 +131,23 @@ def metadata(runs: list[Run], example: Run, repo_id: str) -> ModelCardData:
 def result_entries(runs: list[Run]) -> dict[str, list[EvalResultEntry]]:
     """By task, the figures that belong to a dataset of the Hub: the benchmark, or the held-out text trained beside."""
     found: dict[str, list[EvalResultEntry]] = {}
+    for run, checkpoint, made_by, row in figures(runs):
+        dataset = BENCHMARKS.get(row.task) if row.subset == "all" else None
+        of_training = made_by["dataset_digest"] == run.description["digests"]["dataset"]
+        if (row.task, row.metric) == ("bits_per_byte", "bits_per_byte") and of_training:
+            dataset = (run.dataset, f"heldout/{row.subset}") if run.dataset else None
+        if dataset:
+            notes = f"{run.name}/{checkpoint}, {row.mode} mode, {row.metric}, {spread(row)}"
+            entry = EvalResultEntry(*dataset, round(row.value, 4), notes=notes)
+            found.setdefault(row.task, []).append(entry)
+    return found
+
+
+def figures(runs: list[Run]) -> Iterator[tuple[Run, str, dict, Result]]:
+    """Every figure, with its run, its checkpoint and what made it."""
     for run in runs:
         for checkpoint, made_by, rows in run.evaluations:
-            for row in rows:
-                dataset = BENCHMARKS.get(row.task) if row.subset == "all" else None
-                of_training = made_by["dataset_digest"] == run.description["digests"]["dataset"]
-                if (row.task, row.metric) == ("bits_per_byte", "bits_per_byte") and of_training:
-                    dataset = (run.dataset, f"heldout/{row.subset}") if run.dataset else None
-                if dataset:
-                    notes = f"{run.name}/{checkpoint}, {row.mode} mode, {row.metric}, {spread(row)}"
-                    entry = EvalResultEntry(*dataset, round(row.value, 4), notes=notes)
-                    found.setdefault(row.task, []).append(entry)
-    return found
+            yield from ((run, checkpoint, made_by, row) for row in rows)
 
 
 def spread(row: Result) -> str:

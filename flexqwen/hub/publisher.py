@@ -80,7 +80,7 @@ class Publisher:
             say(f"{self.repository.url} cannot be read ({reason(error)}); this stops nothing, it is tried again")
 
     def restore(self, description: dict, state: str) -> bool:
-        """`restore.restore`, if the Hub could be reached."""
+        """Calls `restore` of the module of that name, if the Hub could be reached."""
         return self.is_reached and restore(self.repository, self.run, description, state, self.if_changed)
 
     def publish(self, first_only: bool = False) -> None:
@@ -95,16 +95,17 @@ class Publisher:
             self.repository.create()
             overwrite = changes and self.if_changed == "overwrite"
             self._replaced = {f"{self.run.name}/{file}" for file in there} if overwrite else set()
-        for part, files in self._parts():
-            now = stat(files)
-            if self._published.get(part) != now:
+        for part, files, now in self._missing():
+            try:
                 self._upload(part, files, now)
+            finally:
+                remove_path(aside(self.run))
             if first_only:
                 return
 
     def name_missing(self, why: str) -> str | None:
         """Says what is not on the Hub, why, and how to finish it; None if all of it is there."""
-        missing = [part for part, files in self._parts() if self._published.get(part) != stat(files)]
+        missing = [part for part, _, _ in self._missing()]
         words = [self.run, "--tokenizer", self.tokenizer, "--repo", self.repository.repo_id]
         words += ["--revision", self.repository.revision] if self.repository.revision else []
         words += ["--private"] if self.repository.private else []
@@ -114,6 +115,12 @@ class Publisher:
             f"not on the Hub yet: {', '.join(missing)} ({why}); all of it is in {self.run}; to finish: "
             f"python -m flexqwen publish {shlex.join(map(str, words))}"
         )
+
+    def _missing(self) -> Iterator[tuple[str, dict[str, Path], dict]]:
+        """The parts that changed since they were published, with what their files are now."""
+        for part, files in self._parts():
+            if self._published.get(part) != (now := stat(files)):
+                yield part, files, now
 
     def _parts(self) -> Iterator[tuple[str, dict[str, Path]]]:
         """What is to be there, in order: a name, and the files by their paths in the repository."""
@@ -125,9 +132,8 @@ class Publisher:
         for folder in find_results(run, self.results):
             root |= list_folder(folder, f"{name}/eval-{folder.name.removeprefix('eval-')}")
         yield ROOT, root
-        for folder in (*list_checkpoints(run), run / "best"):
-            if folder.is_dir():
-                yield folder.name, list_folder(folder, f"{name}/{folder.name}")
+        for folder in (*list_checkpoints(run), *run.glob("best")):
+            yield folder.name, list_folder(folder, f"{name}/{folder.name}")
         if (run / LAST).is_file():
             if read_json(run / "run.json")["settings"]["strategy"] != "baseline-masked":  # which is no causal model
                 yield QWEN3, list_folder(run / "best", f"{name}/{QWEN3}")
@@ -135,16 +141,13 @@ class Publisher:
 
     def _upload(self, part: str, files: dict[str, Path], now: dict) -> None:
         """Commits a part, from copies or links that training cannot change or remove meanwhile."""
-        held, with_card = aside(self.run) / "part", part in (ROOT, LAST)
-        remove_path(held)
-        try:
+        held, with_card = aside(self.run), part in (ROOT, LAST)
+        with suppress(FileNotFoundError):
             for path_in_repo, file in files.items():
                 hold(file, held / path_in_repo, as_link=not with_card)
-        except FileNotFoundError:
+        if stat(files) != now and not with_card:
             return  # a checkpoint was removed, or a `best` replaced: the next look sees what there is
-        if not with_card and stat(files) != now:
-            return
-        found, deleted = {path_in_repo: held / path_in_repo for path_in_repo in files}, set()
+        found, deleted = {name: held / name for name in files if (held / name).exists()}, set()
         if with_card:
             there = self.repository.list_files()  # each time: other runs may have come, or an answer been lost
             deleted = self._replaced & there
@@ -160,7 +163,6 @@ class Publisher:
         self.repository.commit(found, f"{self.run.name}: {part}", deleted - found.keys())
         self._published[part] = now
         self._replaced = set()  # only the first commit of all, which has the card, deletes
-        remove_path(held)
 
 
 class PublishAtSave(TrainerCallback):
@@ -208,9 +210,6 @@ class PublishAtSave(TrainerCallback):
                 self._thread.join()
         except KeyboardInterrupt:
             wait = False
-        if not self._thread.is_alive():  # else it still writes there; the next start clears it
-            with suppress(OSError):  # what is to be said is more than a folder that stays
-                remove_path(aside(self.publisher.run))
         why = (self.failure or "changed while it was looked at") if wait else "interrupted"
         if missing := self.publisher.name_missing(why):
             raise InputError(missing)
@@ -336,6 +335,4 @@ def main(argv: list[str] | None = None) -> None:
         raise
     except Exception as error:
         raise InputError(publisher.name_missing(reason(error)) or reason(error)) from error
-    finally:
-        remove_path(aside(args.run))
     print(f"hub:        {repository.url}")

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,10 +16,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, constants, parse_eval_result_entries
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 import carolina_originality
 import eval as evaluation
-from flexqwen import remote
+from flexqwen import loading, remote
 from flexqwen.files import file_digest, read_json
 from flexqwen.hub import model_card
 from flexqwen.hub import publisher as publishing
@@ -430,6 +432,66 @@ def test_what_does_not_get_there_is_named_with_the_command_that_finishes_it(
         assert f"{RUN}/finished.json" not in hub.repos["model", repo_id].files
     publishing.main(shlex.split(message.split("python -m flexqwen publish ")[1]))
     assert hub.repos["model", repo_id].private and f"{RUN}/finished.json" in hub.repos["model", repo_id].files
+
+
+@pytest.fixture
+def unreachable(place, monkeypatch):
+    """A Hub at a port where nothing listens; its messages do not depend on how long a try takes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        connect(f"http://127.0.0.1:{free.getsockname()[1]}", str(place / "home"), WRITE, monkeypatch)
+    return time.monotonic()
+
+
+def test_an_unreachable_hub_is_said_within_seconds(built, unreachable, capsys):
+    with pytest.raises(SystemExit):
+        carolina_originality.main(["push", str(built), "--repo", DATASET])
+    assert time.monotonic() - unreachable < 15
+    assert "Connection refused" in (error := capsys.readouterr().err) and "the same command uploads" in error
+
+
+def test_training_ends_when_it_ends_where_the_hub_cannot_be_reached(whole, tokenizer_folder, unreachable, capsys):
+    publisher = publishing.Publisher(Repository(MODEL), whole, tokenizer_folder, "overwrite")
+    publisher.prepare()
+    assert not publisher.restore(read_json(whole / "run.json"), "new")
+    with pytest.raises(publishing.InputError) as caught, publishing.publishing(publisher, trainer := Saving()):
+        trainer.save()
+        trained = time.monotonic()
+    assert trained - unreachable < 10 and time.monotonic() - trained < 15
+    assert "Connection refused" in str(caught.value) and f"--repo {MODEL} --overwrite" in str(caught.value)
+    assert capsys.readouterr().err.count("this stops nothing") == 2
+
+
+def test_a_run_there_with_other_settings_is_refused_or_replaced(whole, tokenizer_folder, place, tmp_path, capsys):
+    folder = tmp_path / RUN
+    shutil.copytree(whole, folder)
+    (folder / "run.json").write_text(
+        (whole / "run.json").read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.5')
+    )
+    shutil.rmtree(folder / "step_000003")
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        connect(hub.url, str(place / "home"), WRITE, patch)
+        publishing.main([str(whole), "--repo", MODEL])
+        with pytest.raises(SystemExit):
+            publishing.main([str(folder), "--repo", MODEL])
+        assert "with other settings (learning_rate: 0.01 -> 0.5)" in capsys.readouterr().err
+        before = hub.repos["model", MODEL].files
+        publishing.main([str(folder), "--repo", MODEL, "--overwrite"])
+        after = hub.repos["model", MODEL].files
+    assert before.keys() - after.keys() == {path for path in before if "/step_000003/" in path} != set()
+    assert after[f"{RUN}/run.json"] == (folder / "run.json").read_bytes()
+
+
+def test_a_mistyped_folder_is_called_that():
+    with pytest.raises(
+        publishing.InputError, match=r"runs/one/best does not load .* is neither a folder nor a name on"
+    ):
+        loading.load(AutoConfig, "runs/one/best")
+
+
+def test_nothing_of_the_user_s_own_settings_of_the_hub_is_left():
+    assert os.environ["HF_HOME"] == constants.HF_HOME and "flexqwen-tests-" in constants.HF_HOME
+    assert not constants.HF_HUB_OFFLINE and constants.HF_HUB_DISABLE_XET
 
 
 def test_a_run_whose_token_is_wrong_is_trained_all_the_same(hub, built, tokenizer_folder, whole, place):
