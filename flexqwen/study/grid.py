@@ -143,11 +143,9 @@ class Study:
         Raises:
             InputError: an unknown strategy.
         """
-        if self.measurement.modes:
-            return tuple(self.measurement.modes)
-        options = self.options(point)
-        trained = ObjectiveArguments(options.get("strategy", ObjectiveArguments.strategy)).modes
-        return (*trained, "fused") if len(trained) == 2 else trained
+        strategy = self.options(point).get("strategy", ObjectiveArguments.strategy)
+        trained = ObjectiveArguments(strategy).modes
+        return tuple(self.measurement.modes or ((*trained, "fused") if len(trained) == 2 else trained))
 
     def value(self, point: Point, name: str) -> Any:
         """An axis or option of a point; for `causal_fraction`, the `Fraction` of rows that are trained causally."""

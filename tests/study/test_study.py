@@ -369,7 +369,7 @@ def test_a_surface_is_a_grid(tmp_path):
 )
 def test_a_config_that_cannot_be_is_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        grid.read(str(write_config(tmp_path, **changes)))
+        grid.read(str(write_config(tmp_path, **{"compare": {}, **changes})))
 
 
 @pytest.mark.parametrize("name", ["study-cpu", "study-gpu"])
