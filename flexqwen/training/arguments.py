@@ -198,8 +198,6 @@ def check(arguments: Arguments) -> None:
         InputError: one line that says what and what to do.
     """
     data, training, given = arguments.data, arguments.training, arguments.given
-    if not (Path(data.tokenizer) / "tokenizer.json").is_file():
-        raise InputError(f"no tokenizer in {data.tokenizer}; make it with python -m flexqwen tokenizer")
     for name, value, least in (
         ("per_device_train_batch_size", training.train_batch_size, 1),
         ("gradient_accumulation_steps", training.gradient_accumulation_steps, 1),

@@ -1,5 +1,6 @@
 """Makes the model of a run: new, or from a checkpoint of FlexQwen or Qwen3."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -88,23 +89,14 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer)
             f"num_attention_heads ({model.num_attention_heads}) must be a multiple of num_key_value_heads "
             f"({model.num_key_value_heads})"
         )
-    shape = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        num_hidden_layers=model.num_hidden_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_key_value_heads,
-        head_dim=model.head_dim,
-        initializer_range=model.initializer_range,
-        tie_word_embeddings=model.tie_word_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-        max_position_embeddings=tokenizer.model_max_length,
-        attn_implementation=model.attn_implementation,
-        **ids,
-    )
+    shape = dataclasses.asdict(model) | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+    }
+    del shape["model_name_or_path"]
+    rope = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
     try:
-        return FlexQwenForCausalLM(FlexQwenConfig(**shape))
+        return FlexQwenForCausalLM(FlexQwenConfig(**shape, rope_parameters=rope, **ids))
     except (ValueError, ImportError, RuntimeError, ZeroDivisionError) as error:
         raise InputError(f"the model cannot be made: {' '.join(str(error).split())}") from error
 

@@ -53,25 +53,16 @@ class ObjectiveArguments:
     )
 
     def __post_init__(self):
-        if self.strategy not in STRATEGIES:
-            raise InputError(f"strategy is {self.strategy!r}; allowed: {', '.join(STRATEGIES)}")
-        if self.loss_weighting not in ("row", "token"):
-            raise InputError(f"loss_weighting is {self.loss_weighting!r}; allowed: row, token")
+        for name, allowed in (("strategy", STRATEGIES), ("loss_weighting", ("row", "token"))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if self.mask_span_max < 1:
             raise InputError(f"mask_span_max is {self.mask_span_max}; it must be at least 1")
-        for name in (
-            "causal_fraction",
-            "mask_probability_start",
-            "mask_probability_end",
-            "mask_replace",
-            "mask_random",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
-        if self.mask_replace + self.mask_random > 1:
-            raise InputError(
-                f"mask_replace + mask_random is {self.mask_replace + self.mask_random}; it must be at most 1"
-            )
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not 0 <= value <= 1:
+                raise InputError(f"{name} is {value}; it must lie between 0 and 1")
+        if (total := self.mask_replace + self.mask_random) > 1:
+            raise InputError(f"mask_replace + mask_random is {total}; it must be at most 1")
 
     @property
     def masked_prediction(self) -> str:

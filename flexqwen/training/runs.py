@@ -56,7 +56,10 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
         InputError: neither the dataset nor its token store is there.
     """
     data = args.data
-    digests = {"tokenizer": file_digest(Path(data.tokenizer) / "tokenizer.json")}
+    tokenizer = Path(data.tokenizer) / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise InputError(f"no tokenizer in {data.tokenizer}; make it with python -m flexqwen tokenizer")
+    digests = {"tokenizer": file_digest(tokenizer)}
     if data.token_store:
         store = open_token_store(data.token_store, data.dataset_config, digests["tokenizer"], data.sequence_length)
         digests["dataset"] = store.info["dataset_digest"]

@@ -92,12 +92,6 @@ def parse_phases(given: list[str] | None, sequence_length: int) -> list[PhaseSet
     return phases
 
 
-def step_ranges(phases: list[PhaseSettings], max_steps: int) -> list[range]:
-    """The steps of each phase."""
-    ends = [round(phase.until * max_steps) for phase in phases]
-    return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-
-
 def plan_phases(
     settings: list[PhaseSettings], rows: dict[int, PackedRows], max_steps: int, train_batch_size: int, batches: int
 ) -> list[Phase]:
@@ -108,11 +102,13 @@ def plan_phases(
         train_batch_size: rows of one device's batch in the last phase.
         batches: processes times accumulated batches of a step.
     """
-    length = settings[-1].sequence_length
-    return [
-        Phase(rows[phase.sequence_length], steps, batches * phase.rows_per_batch(length, train_batch_size))
-        for phase, steps in zip(settings, step_ranges(settings, max_steps), strict=True)
-    ]
+    length, start, phases = settings[-1].sequence_length, 0, []
+    for phase in settings:
+        end = round(phase.until * max_steps)
+        size = batches * phase.rows_per_batch(length, train_batch_size)
+        phases.append(Phase(rows[phase.sequence_length], range(start, end), size))
+        start = end
+    return phases
 
 
 class StepBatches:

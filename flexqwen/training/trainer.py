@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import json
 import math
 import sys
@@ -22,6 +21,7 @@ from flexqwen.training.arguments import Arguments, fix_training_arguments
 from flexqwen.training.callbacks import OnStart, Progress, SaveOnSignal, ignore_signals
 from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, list_checkpoints, read_sums, step_of
 from flexqwen.training.compat import allow_fsdp_on_cpu, saved_as
+from flexqwen.training.finiteness import LossCheck, check_weights, suggest_remedy
 from flexqwen.training.metrics import TrainingMetrics
 from flexqwen.training.objectives import ObjectiveArguments, TrainingRows, collate
 from flexqwen.training.optimizer import MuonWithAdamW
@@ -73,7 +73,7 @@ class FlexQwenTrainer(transformers.Trainer):
             # A batch's loss is then a mean over its rows, and the Trainer takes the mean over accumulated batches.
             self.model_accepts_loss_kwargs = False
         self.metrics = TrainingMetrics(self.train_dataset.phases)
-        self._unchecked: list[tuple[int, int, torch.Tensor]] = []  # step, batch of the step, its loss
+        self.losses = LossCheck()
 
     @property
     def folder(self) -> Path:
@@ -135,7 +135,7 @@ class FlexQwenTrainer(transformers.Trainer):
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
         self.metrics.loss = self.metrics.loss + loss
-        self._unchecked.append((self.state.global_step, self._batch_of_step, loss))
+        self.losses.add(self.state.global_step, self._batch_of_step, loss)
         self._batch_of_step += 1
         if loss.device.type == "cpu":  # a GPU would have to wait: there, losses are looked at before a log or a save
             self.check_finite()
@@ -154,25 +154,8 @@ class FlexQwenTrainer(transformers.Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def check_finite(self) -> None:
-        """Stops where the loss of a batch that was not looked at yet is not a number.
-
-        Raises:
-            InputError: naming the step, the documents of the batch and the last good checkpoint.
-        """
-        unchecked, self._unchecked = self._unchecked, []
-        finite = torch.stack([loss for _, _, loss in unchecked]).isfinite().tolist() if unchecked else []
-        if all(finite):
-            return
-        step, batch, _ = unchecked[finite.index(False)]
-        rows, batches = self.train_dataset, self.step_batches()
-        number = step * batches.batches_per_step + batch * self.args.world_size + self.args.process_index
-        items = next(itertools.islice(batches, number, None))
-        documents = [name for item in items for name in rows.place(item)[0].rows.documents(rows.row_number(item))]
-        shown = ", ".join(documents[:8]) + (f" and {len(documents) - 8} more" if len(documents) > 8 else "")
-        raise InputError(
-            f"the loss of step {step + 1} is not a number; its batch has documents {shown}; the last good checkpoint "
-            f"is {last_checkpoint(self.folder) or 'none'}; lower the learning rate, or max_grad_norm, and run again"
-        )
+        """Stops where a loss that was not looked at yet is not a number."""
+        self.losses.check(self.train_dataset, self.step_batches(), self.args)
 
     # Logs and evaluation
 
@@ -209,10 +192,8 @@ class FlexQwenTrainer(transformers.Trainer):
         losses = [metrics[f"{metric_key_prefix}_loss_{mode}"] for mode in self.objective.modes]
         metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
         if wrong := next((name for name, value in metrics.items() if not math.isfinite(value)), None):
-            raise InputError(
-                f"{wrong} after step {self.state.global_step} is {metrics[wrong]}; the last good checkpoint is "
-                f"{last_checkpoint(self.folder) or 'none'}; lower the learning rate, or max_grad_norm"
-            )
+            what = f"{wrong} after step {self.state.global_step} is {metrics[wrong]}"
+            raise InputError(f"{what}; {suggest_remedy(self.args.output_dir)}")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.metrics.leave_out(time.perf_counter() - start)
@@ -243,12 +224,7 @@ class FlexQwenTrainer(transformers.Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         self.check_finite()
-        parameters = (getattr(parameter, "to_local", lambda p=parameter: p)() for parameter in model.parameters())
-        if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-            raise InputError(
-                f"the weights after step {self.state.global_step} are not numbers, though the loss was; the last good "
-                f"checkpoint is {last_checkpoint(self.folder) or 'none'}; lower the learning rate"
-            )
+        check_weights(model, self.state.global_step, self.args.output_dir)
         start, step = time.perf_counter(), self.state.global_step
         with self._saving(f"step {step}"):
             super()._save_checkpoint(model, trial)
