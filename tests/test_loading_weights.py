@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import eval as evaluation
 from configuration_flexqwen import AUTO_MAP
@@ -93,7 +93,8 @@ def build(checkpoint):
 def fine_tuned(checkpoint, **changes):
     settings = finetuning.Settings(max_length=32, **changes)
     tokenizer = finetuning.load_tokenizer(str(checkpoint), settings)
-    return finetuning.load_model(str(checkpoint), finetuning.classification(2), tokenizer, settings.trust_remote_code)
+    head = finetuning.Head(AutoModelForSequenceClassification, {"num_labels": 2})
+    return finetuning.load_model(str(checkpoint), head, tokenizer, settings.trust_remote_code)
 
 
 def exported(checkpoint):
