@@ -145,6 +145,8 @@ def make_token_store(
     tokenizer_folder: str,
     sequence_length: int,
     root: str,
+    unique_tokens: int | None = None,
+    seed: int = 0,
 ) -> PackedRows:
     """The packed rows of a dataset's `train` split: opened if they are there, made if not.
 
@@ -152,6 +154,8 @@ def make_token_store(
         digest_of_dataset: that of its manifest, also where its folder is not there.
         tokenizer: loaded from `tokenizer_folder`, whose tokenizer.json is part of the store's key.
         root: folder of the stores; this one is `<root>/<config>-<sequence_length>-<key>`.
+        unique_tokens: of documents drawn at random with `seed`, at most so many; fewer are a part of more. By default
+            all documents.
     """
     if sequence_length < 2:
         raise InputError(f"sequence_length is {sequence_length}; a row needs room for BOS and one token")
@@ -162,6 +166,8 @@ def make_token_store(
         "tokenizer_digest": file_digest(Path(tokenizer_folder) / "tokenizer.json"),
         "sequence_length": sequence_length,
     }
+    if unique_tokens is not None:
+        key |= {"unique_tokens": unique_tokens, "seed": seed}
     folder = Path(root) / f"{config}-{sequence_length}-{digest(key)[:12]}"
     if (folder / "info.json").is_file():
         print(f"tokens: {folder} is already there, made from the same dataset, tokenizer and length; reused")
@@ -175,7 +181,7 @@ def make_token_store(
     check_whole(dataset, "heldout", "validation")
     with atomic_write(folder) as aside:
         aside.mkdir()
-        info = key | _write_rows(aside, dataset, config, tokenizer, sequence_length)
+        info = key | _write_rows(aside, dataset, config, tokenizer, sequence_length, unique_tokens, seed)
         _write_validation(aside, dataset, tokenizer)
         write_json(aside / "info.json", info)
     print(
@@ -189,7 +195,25 @@ def _choose_dtype(tokenizer) -> np.dtype:
     return np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
 
 
-def _write_rows(folder: Path, dataset: str, config: str, tokenizer, sequence_length: int) -> dict[str, Any]:
+def draw_documents(lengths: Sequence[int], tokens: int, seed: int) -> np.ndarray:
+    """Numbers of documents drawn at random that have `tokens` tokens together, or a little less: int64, ascending.
+
+    With the same seed, what fewer tokens take is a part of what more take.
+
+    Raises:
+        InputError: there are not so many tokens, or the first document has more.
+    """
+    order = np.random.default_rng([seed, 3]).permutation(len(lengths))
+    ends = np.cumsum(np.asarray(lengths)[order])
+    count = int(np.searchsorted(ends, tokens, side="right"))
+    if tokens > ends[-1] or not count:
+        raise InputError(f"unique_tokens is {tokens:,}; give {ends[0]:,} to {ends[-1]:,}, or leave it out for all")
+    return np.sort(order[:count])
+
+
+def _write_rows(
+    folder: Path, dataset: str, config: str, tokenizer, sequence_length: int, unique_tokens: int | None, seed: int
+) -> dict[str, Any]:
     """Writes the rows and which documents stand in them; returns what `info.json` says of them."""
     ids: list[str] = []
     pieces: list[np.ndarray] = []
@@ -202,7 +226,11 @@ def _write_rows(folder: Path, dataset: str, config: str, tokenizer, sequence_len
             yield text
 
     total = count_texts(dataset, config, "train")
-    documents = tqdm(encode_documents(tokenizer, texts()), f"tokens of {config}", total, unit="doc")
+    bar = tqdm(encode_documents(tokenizer, texts()), f"tokens of {config}", total, unit="doc")
+    documents = [np.array(document, dtype=dtype) for document in bar]
+    if unique_tokens is not None:
+        drawn = draw_documents([len(document) for document in documents], unique_tokens, seed)
+        ids, documents = [ids[number] for number in drawn], [documents[number] for number in drawn]
     for number, document in enumerate(documents):
         for piece in cut(document, sequence_length):
             pieces.append(np.array(piece, dtype=dtype))

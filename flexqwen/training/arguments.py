@@ -29,6 +29,7 @@ class ModelArguments:
     num_attention_heads: int = 6
     num_key_value_heads: int = 6
     head_dim: int = 64
+    attention_dropout: float = 0.0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
     rope_theta: float = 10_000.0
@@ -48,6 +49,10 @@ class DataArguments:
         metadata={
             "help": "a folder in token_stores to train from instead of a dataset; the rows of phases lie beside it"
         },
+    )
+    unique_tokens: int | None = field(
+        default=None,
+        metadata={"help": "train on documents of at most so many tokens, drawn by seed; fewer are a part of more"},
     )
     sequence_length: int = field(default=512, metadata={"help": "tokens of a row"})
     phases: list[str] | None = field(
@@ -79,6 +84,10 @@ class TrainingArguments(transformers.TrainingArguments):
     )
 
 
+GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, TrainingArguments)
+DEFAULTS = {option.name: option.default for group in GROUPS for option in dataclasses.fields(group)}
+
+
 class _Parser(HfArgumentParser):
     def error(self, message: str):
         raise InputError(message)
@@ -108,7 +117,7 @@ def parse(argv: list[str]) -> Arguments:
         InputError: no such file, not a mapping, an unknown key, a value of the wrong type.
     """
     parser = _Parser(
-        (ModelArguments, DataArguments, ObjectiveArguments, TrainingArguments),
+        GROUPS,
         prog="train.py",
         usage="train.py <config.yaml> [--name value ...]",
         description="Trains a FlexQwen. The config is a YAML file of the options below.",

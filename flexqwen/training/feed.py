@@ -33,6 +33,8 @@ def load_data(args: Arguments, dataset: str, dataset_digest: str, tokenizer) -> 
             data.tokenizer,
             length,
             root,
+            data.unique_tokens,
+            training.seed,
         )
         for length in dict.fromkeys(phase.sequence_length for phase in settings)
     }

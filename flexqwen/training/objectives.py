@@ -39,6 +39,17 @@ class ObjectiveArguments:
         default=0.3, metadata={"help": "share of a masked row's tokens that is masked at the first step"}
     )
     mask_probability_end: float = field(default=0.15, metadata={"help": "the same at the last step; linear in between"})
+    mask_schedule: str = field(
+        default="linear",
+        metadata={
+            "help": "linear: from mask_probability_start to mask_probability_end; uniform: a share drawn from (0, 1) "
+            "for each row, which with loss_weighting row is masked diffusion's loss (arXiv 2512.14549)"
+        },
+    )
+    causal_mask_probability: float = field(
+        default=0.0,
+        metadata={"help": "share of a causal row's input tokens that is masked, labels unchanged (arXiv 2606.06888)"},
+    )
     mask_span_max: int = field(default=3, metadata={"help": "masked spans are of 1 to this many tokens, uniformly"})
     mask_replace: float = field(default=0.8, metadata={"help": "share of masked spans that the mask token replaces"})
     mask_random: float = field(
@@ -53,7 +64,8 @@ class ObjectiveArguments:
     )
 
     def __post_init__(self):
-        for name, allowed in (("strategy", STRATEGIES), ("loss_weighting", ("row", "token"))):
+        choices = {"strategy": STRATEGIES, "loss_weighting": ("row", "token"), "mask_schedule": ("linear", "uniform")}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if self.mask_span_max < 1:
@@ -74,8 +86,10 @@ class ObjectiveArguments:
         """The modes that the strategy trains."""
         return {"baseline-causal": ("causal",), "baseline-masked": ("masked",)}.get(self.strategy, ("causal", "masked"))
 
-    def mask_probability(self, progress: float) -> float:
-        """Share of tokens masked when `progress` (0 to 1) of the training is done."""
+    def mask_probability(self, progress: float, rng: np.random.Generator) -> float:
+        """Share of a row's tokens that is masked when `progress` (0 to 1) of the training is done."""
+        if self.mask_schedule == "uniform":
+            return rng.random()
         return self.mask_probability_start + (self.mask_probability_end - self.mask_probability_start) * progress
 
 
@@ -160,16 +174,19 @@ class TrainingRows(Dataset):
         info = phase.rows.info
         input_ids = phase.rows.input_ids[self.row_number(item)].astype(np.int64)
         positions = position_ids(input_ids, info["bos_token_id"], info["pad_token_id"])
-        is_causal = self.is_causal(item)
+        is_causal, rng = self.is_causal(item), np.random.default_rng([self.seed, 2, item])
         if is_causal:
             never = [info["bos_token_id"], info["pad_token_id"]]
             labels = np.where(np.isin(input_ids, never), IGNORE, input_ids)
+            if share := self.objective.causal_mask_probability:
+                hidden = (rng.random(len(input_ids)) < share) & ~np.isin(input_ids, self.special_ids)
+                input_ids = np.where(hidden, info["mask_token_id"], input_ids)
         else:
             progress = step / max(1, self.max_steps - 1)
             input_ids, labels = mask_spans(
                 input_ids,
-                self.objective.mask_probability(progress),
-                np.random.default_rng([self.seed, 2, item]),
+                self.objective.mask_probability(progress, rng),
+                rng,
                 self.objective,
                 self.special_ids,
                 info["mask_token_id"],

@@ -28,7 +28,7 @@ from flexqwen.cli import InputError, redact
 from flexqwen.data.packing import open_token_store
 from flexqwen.data.texts import dataset_digest, summarize
 from flexqwen.files import atomic_write, digest, file_digest, remove_path, versions, write_json
-from flexqwen.training.arguments import Arguments, TrainingArguments, as_dict
+from flexqwen.training.arguments import DEFAULTS, Arguments, TrainingArguments, as_dict
 from flexqwen.training.checkpoints import find_defect, last_checkpoint, list_checkpoints, step_of
 from flexqwen.training.curves import draw_loss_curves
 from flexqwen.training.model import save_code
@@ -239,7 +239,8 @@ def differences(old: dict, new: dict) -> list[str]:
     found = []
     for part in ("settings", "digests"):
         for name in sorted({*old[part], *new[part]}):
-            before, after = old[part].get(name), new[part].get(name)
+            # An older run knows nothing of a newer option, whose default leaves it as it was.
+            before, after = old[part].get(name, DEFAULTS.get(name)), new[part].get(name)
             if before != after and not (part == "settings" and CIRCUMSTANCES.fullmatch(name)):
                 found.append(f"{name}: {before} -> {after}")
     before, after = old.get("rows_per_step"), new["rows_per_step"]
