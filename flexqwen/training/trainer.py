@@ -95,9 +95,13 @@ class FlexQwenTrainer(transformers.Trainer):
             self.optimizer = MuonWithAdamW(model, args.learning_rate, args.weight_decay, betas, args.adam_epsilon)
         return super().create_optimizer(model)
 
-    def create_scheduler(self, *args, **kwargs):
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """The Trainer's, but `num_decay_steps` of `lr_scheduler_kwargs` may be a share of the steps."""
+        schedule = self.args.lr_scheduler_kwargs or {}
+        if 0 < (decay := schedule.get("num_decay_steps", 0)) < 1:
+            self.args.lr_scheduler_kwargs = {**schedule, "num_decay_steps": round(decay * num_training_steps)}
         try:
-            return super().create_scheduler(*args, **kwargs)
+            return super().create_scheduler(num_training_steps, optimizer)
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"the learning rate's schedule cannot be made: {' '.join(str(error).split())}") from error
 
