@@ -1,4 +1,4 @@
-"""Exports a FlexQwen checkpoint as a plain Qwen3 one, which stock transformers, vLLM and llama.cpp run.
+"""Exports a FlexQwen checkpoint as a plain Qwen3 one, which stock transformers run with no remote code.
 
     python -m flexqwen export runs/quickstart/hybrid-shift-256/best exported
 
