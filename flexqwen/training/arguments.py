@@ -72,7 +72,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     muon: bool = field(default=False, metadata={"help": "train the layers' matrices with torch's Muon"})
     resume_changed: bool = field(
-        default=False, metadata={"help": "go on from the last checkpoint of a run that was made with other settings"}
+        default=False, metadata={"help": "resume from the last checkpoint of a run that was made with other settings"}
     )
     overwrite: bool = field(
         default=False, metadata={"help": "replace a finished or interrupted run that was made with other settings"}
