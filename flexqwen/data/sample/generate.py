@@ -16,6 +16,7 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 import yaml
+from jinja2 import Template
 from tqdm import tqdm
 
 from flexqwen.cli import InputError
@@ -28,9 +29,7 @@ FORMAT = 1
 """Of the sample: raise it where the same number of documents and seed give other bytes."""
 
 STAMP = "sample.json"
-_SHARD = Path(__file__).with_name("shard.xml").read_text(encoding="utf-8")  # of one document, with names to fill in
-_START, _END = _SHARD.index("\t<TEI>"), _SHARD.index("</teiCorpus>")
-_HEAD, _DOCUMENT, _TAIL = _SHARD[:_START], _SHARD[_START:_END], _SHARD[_END:]
+_SHARD = Template(Path(__file__).with_name("shard.xml").read_text(encoding="utf-8"), trim_blocks=True)
 
 
 class Genre(NamedTuple):
@@ -69,19 +68,16 @@ class SampleDocument(NamedTuple):
 def sample_documents(documents: int = 3000, seed: int = 0) -> list[SampleDocument]:
     """Makes the documents, the true originality of each counted over all of them."""
     stock = {genre: _stock(genre, documents, seed) for genre in GENRES}
-    drafts, texts = [], set()
-    places = list(_places(documents))
+    places, texts = list(_places(documents)), {}  # a dict keeps order, and as in the real corpus no two texts are equal
     for genre, shard, number in tqdm(places, desc="sample corpus", unit="doc", disable=None, leave=False):
         random = Random(f"{seed} {shard} {number}")
-        while (text := _write(genre, stock[genre], random)) in texts:  # as in the real corpus, no two texts are equal
+        while (text := _write(genre, stock[genre], random)) in texts:
             pass
-        texts.add(text)
-        drafts.append((genre, shard, number, text))
-    originality = true_originality([text for *_, text in drafts])
+        texts[text] = len(text.split())
     found = []
-    for (genre, shard, number, text), percent in zip(drafts, originality, strict=True):
+    for place, (text, tokens), percent in zip(places, texts.items(), true_originality(list(texts)), strict=True):
+        genre, shard, number = place
         name = shard.rsplit("/", 1)[-1]
-        tokens = len(text.split())
         stated = round(percent) if tokens >= MIN_TOKENS and percent is not None else 0
         found.append(SampleDocument(f"{name[:3]}{number:09}{name[3:]}", genre, shard, number, text, tokens, stated))
     return found
@@ -187,32 +183,6 @@ def write_sample(folder: Path, documents: int = 3000, seed: int = 0) -> None:
 
 def shard_xml(documents: list[SampleDocument]) -> str:
     """The TEI of a shard."""
-    return _HEAD.format(categories=_categories()) + "".join(map(_document_xml, documents)) + _TAIL
-
-
-def _categories() -> str:
-    names = dict.fromkeys(genre.typology for genre in GENRES)
-    return "".join(f'\t\t\t\t\t<category xml:id="{n}">\n{_described(n)}\t\t\t\t\t</category>\n' for n in names)
-
-
-def _described(name: str) -> str:
-    label = name.replace("_", " ").capitalize()
-    return "".join(f'\t\t\t\t\t\t<catDesc xml:lang="{lang}">{label}</catDesc>\n' for lang in ("en", "pt"))
-
-
-def _document_xml(document: SampleDocument) -> str:
-    genre = document.genre
-    return _DOCUMENT.format(
-        id=document.id,
-        tokens=document.tokens,
-        originality=document.originality,
-        license=genre.license,
-        license_name=f"CC {genre.license.split('/')[-3].upper()} 4.0",
-        source=genre.source.format(document.number),
-        bytes=len(document.text.encode()),
-        domain=genre.domain,
-        typology=genre.typology,
-        language=genre.language,
-        taxonomy=document.shard.split("/")[0].upper(),
-        paragraphs="".join(f"\t\t\t\t<p>{escape(line)}</p>\n" for line in document.text.split("\n")),
+    return (
+        _SHARD.render(documents=documents, typologies=dict.fromkeys(g.typology for g in GENRES), escape=escape) + "\n"
     )
