@@ -26,6 +26,7 @@ from flexqwen.cli import InputError
 from flexqwen.data import card, documents, ngrams, splits
 from flexqwen.data.corpus import MIN_TOKENS, Corpus, open_corpus
 from flexqwen.data.documents import Documents, keep_only, open_documents, read_stored_texts, store_shards
+from flexqwen.data.ngrams import mean_known
 from flexqwen.data.parquet import write_splits
 from flexqwen.data.passages import LIMIT, Passages, hash_passages
 from flexqwen.data.scores import measure_agreement, score_documents
@@ -54,10 +55,6 @@ class Parameters:
     measure: str = "header"
     skip_bad_shards: bool = False
 
-    def __post_init__(self):
-        if self.documents is not None and self.documents < 1:
-            raise InputError(f"--documents {self.documents}: give 1 or more")
-
 
 def build(
     corpus_folder: str | Path,
@@ -80,10 +77,10 @@ def build(
     output = Path(output)
     if not output.name:
         raise InputError(f"--output {output}: give the name of a folder to make")
-    if workers < 1:
-        raise InputError(f"--workers {workers}: give 1 or more")
-    if memory < 0.25:
-        raise InputError(f"--memory {memory}: give 0.25 (GiB) or more")
+    limits = (("documents", parameters.documents, "1"), ("workers", workers, "1"), ("memory", memory, "0.25 (GiB)"))
+    for name, value, least in limits:
+        if value is not None and value < float(least.split()[0]):
+            raise InputError(f"--{name} {value}: give {least} or more")
     corpus = open_corpus(corpus_folder)
     inputs = digest(
         {
@@ -169,12 +166,12 @@ def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameter
     remove_path(folder / "dataset")
     (folder / "dataset").mkdir()
 
-    files, reports = store_shards(
-        corpus.shards, work / "documents", parameters.measure == "header", parameters.skip_bad_shards, pool
-    )
+    need_originality, skip_bad = parameters.measure == "header", parameters.skip_bad_shards
+    files, reports = store_shards(corpus.shards, work / "documents", need_originality, skip_bad, pool)
     in_use, dropped = open_documents(files, parameters.documents, parameters.seed)
     for report in reports:
         dropped.update(report["dropped"])
+    dropped = dict(sorted(dropped.items()))
     among_long = score_documents(in_use, folder / "grams", memory, pool)
     chosen, shares = choose_splits(in_use, parameters, folder / "heldout.npy", pool)
     bytes_ = write_splits(folder / "dataset", in_use, chosen, pool)
@@ -186,11 +183,7 @@ def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameter
         "inputs": inputs,
         "parameters": asdict(parameters),
         "versions": versions("lxml", "matplotlib", "numpy", "pyarrow", "scipy"),
-        "documents": {
-            "read": sum(report["read"] for report in reports),
-            "kept": len(in_use),
-            "dropped": dict(sorted(dropped.items())),
-        },
+        "documents": {"read": sum(r["read"] for r in reports), "kept": len(in_use), "dropped": dropped},
         "splits": describe_splits(in_use, chosen, bytes_),
         "agreement": measure_agreement(in_use, among_long),
         "checks": check_splits(in_use, chosen, shares, parameters.measure),
@@ -246,8 +239,8 @@ def describe_splits(scored: Documents, chosen: splits.Splits, bytes_: dict[str, 
     """Documents, tokens, bytes and mean originality of each split, by `<config>/<split>`."""
 
     def mean(values: np.ndarray) -> float | None:
-        values = values[~np.isnan(values)]
-        return round(float(values.mean()), 2) if len(values) else None
+        found = mean_known(values)
+        return found if found is None else round(found, 2)
 
     parts = chosen.parts() | {"index/train": np.arange(len(scored))}
     return {
@@ -263,9 +256,7 @@ def describe_splits(scored: Documents, chosen: splits.Splits, bytes_: dict[str, 
     }
 
 
-def check_splits(
-    scored: Documents, chosen: splits.Splits, shares: np.ndarray, measure: str
-) -> dict[str, dict[str, Any]]:
+def check_splits(scored: Documents, chosen: splits.Splits, shares: np.ndarray, measure: str) -> dict[str, dict]:
     """What must hold of the splits, with the figures.
 
     Raises:
@@ -274,11 +265,8 @@ def check_splits(
     checks = splits.check(chosen, scored.tokens, scored.score(measure), scored.typology)
     for config in splits.TRAINING:
         share = float(shares[chosen.training[config]].max(initial=0))
-        checks[f"{config}/train: largest share of a document's 13-grams that held-out documents hold"] = {
-            "value": round(share, 6),
-            "below": LIMIT,
-            "passed": share < LIMIT,
-        }
+        name = f"{config}/train: largest share of a document's 13-grams that held-out documents hold"
+        checks[name] = {"value": round(share, 6), "below": LIMIT, "passed": share < LIMIT}
     if failed := [name for name, result in checks.items() if not result["passed"]]:
         raise InputError(f"the splits do not pass the check '{failed[0]}'; give more shards or more --documents")
     return checks

@@ -1,7 +1,7 @@
 """A corpus or a built dataset at a glance, and where one document's copied passages stand."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from flexqwen.cli import InputError
-from flexqwen.data.card import count_by_taxonomy, read_index
+from flexqwen.data.card import count_by_taxonomy, list_splits, read_index
 from flexqwen.data.corpus import MIN_TOKENS, Shard, open_corpus, read_shard
 from flexqwen.data.ngrams import NGRAM, hash_ngrams, hash_words
 from flexqwen.data.texts import read_manifest
@@ -46,16 +46,12 @@ def describe_dataset(manifest: dict[str, Any]) -> str:
     lines += [f"bad shard {name}: {why}" for name, why in shards["bad"].items()]
     lines += [f"dropped {count:,}: {reason}" for reason, count in documents["dropped"].items()]
     header = ("split", "documents", "tokens", "originality", "n-gram", "of the size asked for")
-    columns = ("documents", "tokens", "originality", "ngram_originality", "size")
-    rows = [(name, *(split[column] for column in columns)) for name, split in manifest["splits"].items()]
-    lines.append(plain_table([header, *rows]))
+    lines.append(plain_table([header, *list_splits(manifest)]))
     for name, against in (("column", "all documents"), ("among_long", "each other only")):
         if found := agreement.get(name):
-            lines.append(
-                f"header and recomputed originality agree, {agreement['documents']:,} documents of {MIN_TOKENS} tokens "
-                f"or more, against {against}: Pearson {found['pearson']:.3f}, Spearman {found['spearman']:.3f}, "
-                f"mean difference {found['mean_absolute_difference']:.1f}"
-            )
+            among = f"{agreement['documents']:,} documents of {MIN_TOKENS} tokens or more, against {against}"
+            figures = "Pearson {pearson:.3f}, Spearman {spearman:.3f}, mean difference {mean_absolute_difference:.1f}"
+            lines.append(f"header and recomputed originality agree, {among}: {figures.format(**found)}")
     passed = sum(check["passed"] for check in manifest["checks"].values())
     lines.append(f"checks passed: {passed} of {len(manifest['checks'])}")
     return "\n".join(lines)
@@ -66,17 +62,17 @@ def describe_corpus(folder: Path, pool: Pool) -> str:
     corpus = open_corpus(folder)
     sizes = [shard.size for shard in corpus.shards]
     found = pool.map(count_shard, [(shard,) for shard in corpus.shards], "Reading shards", sizes)
-    absent = Counter(name.split("/")[0] for name in corpus.absent)
-    counts: dict[str, Counter] = {taxonomy: Counter() for taxonomy in absent}
+    counts: dict[str, Counter] = defaultdict(Counter)
     dropped: Counter[str] = Counter()
+    for name in corpus.absent:
+        counts[name.split("/")[0]]["absent"] += 1
     for shard, (count, left_out, _) in zip(corpus.shards, found, strict=True):
-        counts.setdefault(shard.taxonomy, Counter()).update(count)
+        counts[shard.taxonomy].update(count)
         dropped.update(left_out)
     rows = [("taxonomy", "shards", "absent", "documents", f">= {MIN_TOKENS} tokens", "tokens", "originality")]
     for name, count in [*sorted(counts.items()), ("all", sum(counts.values(), Counter()))]:
         mean = count["originality"] / count["long"] if count["long"] else None
-        missing = len(corpus.absent) if name == "all" else absent[name]
-        rows.append((name, count["shards"], missing, count["documents"], count["long"], count["tokens"], mean))
+        rows.append((name, *(count[column] for column in ("shards", "absent", "documents", "long", "tokens")), mean))
     return "\n".join(
         [
             f"{corpus.folder}: {len(corpus.shards):,} shards, {len(corpus.absent):,} listed but absent",
@@ -117,11 +113,8 @@ def count_shard(shard: Shard) -> tuple[Counter, Counter, str | None]:
 def describe_document(folder: Path, identifier: str, pool: Pool) -> str:
     """Where a document's copied passages are, and in which other documents of the folder they stand."""
     is_dataset = _is_dataset(folder)
-    sources = (
-        sorted(file for file in (folder / "data").glob("*/*.parquet") if file.parent.name != "index")
-        if is_dataset
-        else open_corpus(folder).shards
-    )
+    files = (file for file in (folder / "data").glob("*/*.parquet") if file.parent.name != "index")
+    sources = sorted(files) if is_dataset else open_corpus(folder).shards
     text = find_text(sources, identifier, pool)
     if text is None:
         raise InputError(f"{folder}: no document has the id {identifier!r}, or its text is not there")
@@ -135,12 +128,8 @@ def describe_document(folder: Path, identifier: str, pool: Pool) -> str:
         copies |= found
     held = set().union(*copies.values())
     shared = sum(gram in held for gram in hashes.tolist())
-    lines = [
-        first,
-        f"{shared:,} of them stand in {len(copies):,} other "
-        f"{'texts in the dataset' if is_dataset else 'documents of the corpus'}: "
-        f"originality {100 * (1 - shared / len(hashes)):.1f} %",
-    ]
+    where = f"{len(copies):,} other {'texts in the dataset' if is_dataset else 'documents of the corpus'}"
+    lines = [first, f"{shared:,} of them stand in {where}: originality {100 * (1 - shared / len(hashes)):.1f} %"]
     for passage in join_passages(hashes.tolist(), copies):
         start, end = words[passage.start][0], words[passage.end - 1][1]
         what = f"words {passage.start + 1}-{passage.end}, characters {start}-{end}, in {len(passage.others):,}:"

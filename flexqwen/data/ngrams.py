@@ -176,3 +176,9 @@ def compute_percentage(unique: np.ndarray, total: np.ndarray) -> np.ndarray:
     """100 unique / total (float64), NaN for a document without any 7-gram."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(total > 0, 100 * unique / total, np.nan)
+
+
+def mean_known(values: np.ndarray) -> float | None:
+    """The mean of the values that are not NaN; None where all are."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None

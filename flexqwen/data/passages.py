@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from flexqwen.data.ngrams import hash_ngrams, hash_words
+from flexqwen.data.ngrams import hash_ngrams, hash_words, mean_known
 from flexqwen.data.texts import count_texts, dataset_digest, read_texts
 
 NGRAM = 13
@@ -82,10 +82,9 @@ def find_seen_shares(texts: Sequence[str], dataset: str | Path, progress: bool =
 
 def describe_seen(shares: np.ndarray, excluded: int) -> dict[str, float | int | None]:
     """What the training splits hold of a task's items, for `Result.details`, from their `find_seen_shares`."""
-    known = shares[~np.isnan(shares)]
     return {
-        "seen_share": float(known.mean()) if len(known) else None,
-        "seen_items": int((known > 0).sum()),
+        "seen_share": mean_known(shares),
+        "seen_items": int((shares > 0).sum()),
         "too_short_to_tell": int(np.isnan(shares).sum()),
         "excluded": excluded,
     }
