@@ -158,9 +158,9 @@ def open_documents(files: list[Path], limit: int | None, seed: int) -> tuple[Doc
 
 def read_rows(file: Path, rows: np.ndarray, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Batches with the given rows (ascending) of an Arrow file."""
+    start = 0
     with pa.memory_map(str(file)) as source:
         reader = pa.ipc.open_file(source)
-        start = 0
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
             low, high = np.searchsorted(rows, [start, start + len(batch)])

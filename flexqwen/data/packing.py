@@ -52,8 +52,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         if space:
             if space not in rows_with_space:
                 bisect.insort(spaces, space)
-                rows_with_space[space] = []
-            rows_with_space[space].append(row)
+            rows_with_space.setdefault(space, []).append(row)
     return rows
 
 
@@ -130,8 +129,8 @@ def open_token_store(folder: str, config: str, tokenizer_digest: str, sequence_l
         InputError: there is none, or it is of another config, tokenizer or length.
     """
     store = PackedRows(folder)
-    wanted = {"format": FORMAT, "dataset_config": config, "tokenizer_digest": tokenizer_digest}
-    for name, value in {**wanted, "sequence_length": sequence_length}.items():
+    wanted = {"dataset_config": config, "tokenizer_digest": tokenizer_digest, "sequence_length": sequence_length}
+    for name, value in wanted.items():
         if store.info[name] != value:
             raise InputError(f"the token store {folder} has {name} {store.info[name]}, and this run needs {value}")
     return store
@@ -167,10 +166,8 @@ def make_token_store(
         print(f"tokens: {folder} is already there, made from the same dataset, tokenizer and length; reused")
         return PackedRows(folder)
     if dataset is None or not Path(dataset).exists():
-        raise InputError(
-            f"no dataset in {dataset}, and no token store {folder}; make the dataset with "
-            "carolina_originality.py build, or bring the store"
-        )
+        remedy = "make the dataset with carolina_originality.py build, or bring the store"
+        raise InputError(f"no dataset in {dataset}, and no token store {folder}; {remedy}")
     check_whole(dataset, config, "train")
     check_whole(dataset, "heldout", "validation")
     with atomic_write(folder) as aside:
@@ -178,10 +175,8 @@ def make_token_store(
         info = key | _write_rows(aside, dataset, config, tokenizer, sequence_length)
         _write_validation(aside, dataset, tokenizer)
         write_json(aside / "info.json", info)
-    print(
-        f"tokens: {folder} ({info['rows']:,} rows of {sequence_length}, {info['tokens']:,} tokens, "
-        f"{info['padding']:.2%} padding)"
-    )
+    what = "{rows:,} rows of {sequence_length}, {tokens:,} tokens, {padding:.2%} padding".format(**info)
+    print(f"tokens: {folder} ({what})")
     return PackedRows(folder)
 
 
@@ -191,9 +186,7 @@ def _choose_dtype(tokenizer) -> np.dtype:
 
 def _write_rows(folder: Path, dataset: str, config: str, tokenizer, sequence_length: int) -> dict[str, Any]:
     """Writes the rows and which documents stand in them; returns what `info.json` says of them."""
-    ids: list[str] = []
-    pieces: list[np.ndarray] = []
-    owners: list[int] = []  # number of the document of each piece
+    ids, pieces, owners = [], [], []  # of the documents; their pieces; number of the document of each piece
     dtype = _choose_dtype(tokenizer)
 
     def texts() -> Iterator[str]:
@@ -204,9 +197,9 @@ def _write_rows(folder: Path, dataset: str, config: str, tokenizer, sequence_len
     total = count_texts(dataset, config, "train")
     documents = tqdm(encode_documents(tokenizer, texts()), f"tokens of {config}", total, unit="doc")
     for number, document in enumerate(documents):
-        for piece in cut(document, sequence_length):
-            pieces.append(np.array(piece, dtype=dtype))
-            owners.append(number)
+        cuts = [np.array(piece, dtype=dtype) for piece in cut(document, sequence_length)]
+        pieces += cuts
+        owners += [number] * len(cuts)
     rows = best_fit([len(piece) for piece in pieces], sequence_length)
     with open(folder / "rows.bin", "wb") as file:
         for row in rows:
@@ -230,9 +223,5 @@ def _write_rows(folder: Path, dataset: str, config: str, tokenizer, sequence_len
 def _write_validation(folder: Path, dataset: str, tokenizer) -> None:
     texts = [text for _, text in read_texts(dataset, "heldout", "validation")]
     documents = [np.array(document, dtype=_choose_dtype(tokenizer)) for document in encode_documents(tokenizer, texts)]
-    np.savez(
-        folder / "validation.npz",
-        tokens=np.concatenate(documents),
-        lengths=np.array([len(document) for document in documents]),
-        bytes=np.array([len(text.encode()) for text in texts]),
-    )
+    lengths, bytes_ = [len(document) for document in documents], [len(text.encode()) for text in texts]
+    np.savez(folder / "validation.npz", tokens=np.concatenate(documents), lengths=lengths, bytes=bytes_)

@@ -45,10 +45,8 @@ def parquet_files(folder: str | Path, config: str, split: str) -> list[Path]:
     """
     files = sorted((Path(folder) / "data" / config).glob(f"{split}-*.parquet"))
     if not files:
-        known = sorted(
-            f"{path.parent.name}/{path.name.split('-')[0]}" for path in Path(folder).glob("data/*/*.parquet")
-        )
-        raise InputError(f"no split {config}/{split} in {folder}; it has: {', '.join(known) or 'none'}")
+        known = (f"{path.parent.name}/{path.name.split('-')[0]}" for path in Path(folder).glob("data/*/*.parquet"))
+        raise InputError(f"no split {config}/{split} in {folder}; it has: {', '.join(sorted(known)) or 'none'}")
     return files
 
 
@@ -68,10 +66,8 @@ def check_whole(folder: str | Path, config: str, split: str) -> None:
     found = count_texts(folder, config, split)
     wanted = read_manifest(folder).get("splits", {}).get(f"{config}/{split}", {}).get("documents", found)
     if found != wanted:
-        raise InputError(
-            f"{config}/{split} in {folder} has {found:,} of the {wanted:,} documents of its manifest; copy it again, "
-            "or run again where the Hub can be reached"
-        )
+        what = f"{config}/{split} in {folder} has {found:,} of the {wanted:,} documents of its manifest"
+        raise InputError(f"{what}; copy it again, or run again where the Hub can be reached")
 
 
 def read_texts(folder: str | Path, config: str, split: str, limit: int | None = None) -> Iterator[tuple[str, str]]:
