@@ -38,16 +38,7 @@ ADJECTIVES, QUALITIES, TRAITS, LAST_NAMES, MONTHS, WEEKDAYS = (
 _ADJECTIVES_OF = {"people": TRAITS, "products": QUALITIES, "parts": QUALITIES}
 FIRST_NAMES = {gender: names.split() for gender, names in _LEXICON["first_names"].items()}
 CITIES = dict(pair.replace("_", " ").split("/") for pair in _LEXICON["cities"].split())
-_STATE_ARTICLE = {"Pernambuco": "", "São Paulo": "", "Minas Gerais": "", "Bahia": "a", "Alagoas": "", "Sergipe": "",
-                  "Goiás": "", "Santa Catarina": "", "Mato Grosso": ""}  # fmt: skip
 _EVENTS = [(verb, group) for group, verbs in _LEXICON["verbs"].items() for verb in verbs.split()]
-_PARTICIPLES = {"escrever": "escrito", "descrever": "descrito", "abrir": "aberto", "suspender": "suspenso"}
-_ENDINGS = {  # tense -> conjugation -> (singular, plural), third person
-    "past": {"a": ("ou", "aram"), "e": ("eu", "eram"), "i": ("iu", "iram")},
-    "present": {"a": ("a", "am"), "e": ("e", "em"), "i": ("e", "em")},
-    "imperfect": {"a": ("ava", "avam"), "e": ("ia", "iam"), "i": ("ia", "iam")},
-    "future": {"a": ("ará", "arão"), "e": ("erá", "erão"), "i": ("irá", "irão")},
-}
 
 
 def plural(word: str) -> str:
@@ -79,11 +70,11 @@ def agree(adjective: str, noun: Noun) -> str:
 
 def conjugate(verb: str, tense: str, is_plural: bool) -> str:
     """Third person of a regular verb."""
-    return verb[:-2] + _ENDINGS[tense][verb[-2]][is_plural]
+    return verb[:-2] + _LEXICON["endings"][tense][verb[-2]][is_plural]
 
 
 def participle(verb: str, noun: Noun) -> str:
-    base = _PARTICIPLES.get(verb) or verb[:-2] + ("ado" if verb[-2] == "a" else "ido")
+    base = _LEXICON["participles"].get(verb) or verb[:-2] + ("ado" if verb[-2] == "a" else "ido")
     return agree(base, noun)
 
 
@@ -95,38 +86,34 @@ def first_person(verb: str) -> str:
     return (stem[:-1] + {"c": "qu", "g": "gu", "ç": "c"}[stem[-1]] if stem[-1] in "cgç" else stem) + "ei"
 
 
-_ARTICLES = {("m", False): "o", ("f", False): "a", ("m", True): "os", ("f", True): "as"}
-_INDEFINITE = {("m", False): "um", ("f", False): "uma", ("m", True): "alguns", ("f", True): "algumas"}
-_CONTRACTIONS = {"de": "d{}", "em": "n{}", "por": "pel{}"}
-
-
 def the(noun: Noun, preposition: str = "") -> str:
     """Noun with the definite article, contracted with the preposition where Portuguese does so."""
-    article = _ARTICLES[noun.gender, noun.plural]
-    if preposition == "a":
-        article = {"o": "ao", "a": "à", "os": "aos", "as": "às"}[article]
-    elif preposition in _CONTRACTIONS:
-        article = _CONTRACTIONS[preposition].format(article)
-    elif preposition:
-        article = f"{preposition} {article}"
-    return f"{article} {noun.text}"
+    article = _LEXICON["definite"][noun.gender][noun.plural]
+    joined = _LEXICON["contractions"].get(preposition, {}).get(article) or f"{preposition} {article}".lstrip()
+    return f"{joined} {noun.text}"
 
 
 def some(noun: Noun) -> str:
     """Noun with the indefinite article."""
-    return f"{_INDEFINITE[noun.gender, noun.plural]} {noun.text}"
+    return f"{_LEXICON['indefinite'][noun.gender][noun.plural]} {noun.text}"
 
 
 def in_state(city: str) -> str:
     """`em Pernambuco`, `na Bahia`: the state of a city, with its article where it has one."""
     state = CITIES[city]
-    article = _STATE_ARTICLE.get(state, "o")
+    article = _LEXICON["state_articles"].get(state, "o")
     return the(Noun(state, "mf"[article == "a"]), "em") if article else f"em {state}"
 
 
 _TEMPLATES = Environment(variable_start_string="{", variable_end_string="}", undefined=StrictUndefined)
 _TEMPLATES.globals |= {f.__name__: f for f in (agree, conjugate, participle, first_person, the, some, in_state)}
-_TEMPLATES.globals |= {"qualities": QUALITIES, "weekdays": WEEKDAYS}
+_TEMPLATES.globals |= {
+    "months": MONTHS,
+    "nouns": NOUNS,
+    "qualities": QUALITIES,
+    "weekdays": WEEKDAYS,
+    "women": FIRST_NAMES["f"],
+}
 _compile, _compile_expression = cache(_TEMPLATES.from_string), cache(_TEMPLATES.compile_expression)
 
 
@@ -146,9 +133,6 @@ class Writer:
     def event(self) -> tuple[str, str]:
         """A verb, and the group of nouns that it takes."""
         return self.pick(_EVENTS)
-
-    def word(self, group: str) -> str:
-        return self.pick(NOUNS[group]).text
 
     def noun(self, group: str, is_plural: bool | None = None) -> Noun:
         """A noun, perhaps in the plural, perhaps with an adjective that suits it."""
@@ -170,24 +154,15 @@ class Writer:
         """A noun phrase in either number, with its article."""
         return the(self.noun(group), preposition)
 
-    def first_name(self, gender: str) -> str:
-        return self.pick(FIRST_NAMES[gender])
-
     def person(self) -> Noun:
         gender = self.pick("mf")
-        return Noun(f"{self.first_name(gender)} {self.pick(LAST_NAMES)}", gender)
+        return Noun(f"{self.pick(FIRST_NAMES[gender])} {self.pick(LAST_NAMES)}", gender)
 
     def city(self) -> str:
         return self.pick(list(CITIES))
 
-    def month(self) -> str:
-        return self.pick(MONTHS)
-
-    def weekday(self) -> str:
-        return self.pick(WEEKDAYS)
-
     def date(self, first_year: int = 1890, last_year: int = 2023) -> str:
-        return f"{self.number(1, 28)} de {self.month()} de {self.number(first_year, last_year)}"
+        return f"{self.number(1, 28)} de {self.pick(MONTHS)} de {self.number(first_year, last_year)}"
 
     def subject(self) -> tuple[str, Noun]:
         """A noun phrase that can act, and the noun that its verb agrees with."""
@@ -211,8 +186,7 @@ class Writer:
         verb, group = self.event()
         if group not in ("people", "themes") and self.random.random() < 0.2:
             noun = self.noun(group)
-            auxiliary = {"past": ("foi", "foram"), "present": ("é", "são"), "imperfect": ("era", "eram")}
-            be = auxiliary.get(tense, ("será", "serão"))[noun.plural]
+            be = _LEXICON["be"][tense][noun.plural]
             return f"{the(noun)} {be} {participle(verb, noun)} {self.nps('agents', 'por')}"
         text, agent = self.subject()
         return f"{text} {conjugate(verb, tense, agent.plural)} {self.object(group)}"
