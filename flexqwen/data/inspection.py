@@ -2,19 +2,18 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from flexqwen.cli import InputError
 from flexqwen.data.card import count_by_taxonomy, list_splits, read_index
 from flexqwen.data.corpus import MIN_TOKENS, Shard, open_corpus, read_shard
 from flexqwen.data.ngrams import NGRAM, hash_ngrams, hash_words
-from flexqwen.data.texts import read_manifest
+from flexqwen.data.texts import read_file, read_manifest
 from flexqwen.parallel import Pool
 from flexqwen.tables import plain_table
 
@@ -27,8 +26,8 @@ def describe_folder(folder: Path, pool: Pool) -> str:
     if not _is_dataset(folder):
         return describe_corpus(folder, pool)
     header = ("taxonomy", "documents", f">= {MIN_TOKENS} tokens", "tokens", "originality", "n-gram")
-    by_taxonomy = plain_table([header, *sorted(count_by_taxonomy(read_index(folder)))])
-    return f"{describe_dataset(read_manifest(folder))}\n{by_taxonomy}"
+    table = plain_table([header, *sorted(count_by_taxonomy(read_index(folder)))])
+    return f"{describe_dataset(read_manifest(folder))}\n{table}"
 
 
 def _is_dataset(folder: Path) -> bool:
@@ -130,11 +129,11 @@ def describe_document(folder: Path, identifier: str, pool: Pool) -> str:
     shared = sum(gram in held for gram in hashes.tolist())
     where = f"{len(copies):,} other {'texts in the dataset' if is_dataset else 'documents of the corpus'}"
     lines = [first, f"{shared:,} of them stand in {where}: originality {100 * (1 - shared / len(hashes)):.1f} %"]
-    for passage in join_passages(hashes.tolist(), copies):
-        start, end = words[passage.start][0], words[passage.end - 1][1]
-        what = f"words {passage.start + 1}-{passage.end}, characters {start}-{end}, in {len(passage.others):,}:"
+    for first_word, end_word, holders in join_passages(hashes.tolist(), copies):
+        start, end = words[first_word][0], words[end_word - 1][1]
+        what = f"words {first_word + 1}-{end_word}, characters {start}-{end}, in {len(holders):,}:"
         lines += [f"\n{what}", f"  «{_shorten(text[start:end])}»"]
-        others = sorted(passage.others.items(), key=lambda item: (-item[1], item[0]))
+        others = sorted(holders.items(), key=lambda item: (-item[1], item[0]))
         lines += [f"  {name} ({count} 7-grams)" for name, count in others[:_SHOWN]]
         if len(others) > _SHOWN:
             lines.append(f"  and {len(others) - _SHOWN:,} more")
@@ -147,8 +146,7 @@ def read_source(source: Shard | Path) -> Iterator[tuple[str, str]]:
         for document in read_shard(source, Counter(), need_originality=False):
             yield document.id, document.text
     else:
-        for batch in pq.ParquetFile(source).iter_batches(_BATCH, columns=["id", "text"]):
-            yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)
+        yield from read_file(source)
 
 
 def find_text(sources: list[Shard] | list[Path], identifier: str, pool: Pool) -> str | None:
@@ -177,28 +175,22 @@ def find_copies(source: Shard | Path, identifier: str, grams: np.ndarray) -> dic
     return found
 
 
-class Passage(NamedTuple):
-    """Words [start, end) of a document that stand in others too: {document id: how many of its 7-grams}."""
+def join_passages(hashes: list[int], copies: dict[str, set[int]]) -> list[tuple[int, int, Counter]]:
+    """Joins those 7-grams of a document (`hashes`, in order) that other documents hold into passages.
 
-    start: int
-    end: int
-    others: Counter
-
-
-def join_passages(hashes: list[int], copies: dict[str, Iterable[int]]) -> list[Passage]:
-    """Joins those 7-grams of a document (`hashes`, in order) that other documents hold into passages."""
-    holders: dict[int, list[str]] = {}
+    Returns words [start, end) of each, and {document id: how many of its 7-grams}.
+    """
+    holders: dict[int, list[str]] = defaultdict(list)
     for name, held in copies.items():
         for gram in held:
-            holders.setdefault(gram, []).append(name)
-    passages: list[Passage] = []
-    for start, gram in enumerate(hashes):
-        if gram not in holders:
-            continue
-        if not passages or start > passages[-1].end - NGRAM + 1:
-            passages.append(Passage(start, start, Counter()))
-        passages[-1].others.update(holders[gram])
-        passages[-1] = passages[-1]._replace(end=start + NGRAM)
+            holders[gram].append(name)
+    passages: list[tuple[int, int, Counter]] = []
+    for place, gram in enumerate(hashes):
+        if gram in holders:
+            is_next = passages and place <= passages[-1][1] - NGRAM + 1
+            start, _, others = passages.pop() if is_next else (place, 0, Counter())
+            others.update(holders[gram])
+            passages.append((start, place + NGRAM, others))
     return passages
 
 

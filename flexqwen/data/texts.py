@@ -1,7 +1,7 @@
 """Reads the texts of a built dataset folder; all that training and evaluation know of it."""
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,12 @@ def check_whole(folder: str | Path, config: str, split: str) -> None:
 
 def read_texts(folder: str | Path, config: str, split: str, limit: int | None = None) -> Iterator[tuple[str, str]]:
     """`(id, text)` of each document of a split in file order, at most `limit` of them."""
+    return islice(chain.from_iterable(map(read_file, parquet_files(folder, config, split))), limit)
+
+
+def read_file(file: Path) -> Iterator[tuple[str, str]]:
+    """`(id, text)` of each document of a Parquet file."""
     import pyarrow.parquet as pq
 
-    def read() -> Iterator[tuple[str, str]]:
-        for file in parquet_files(folder, config, split):
-            for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=4096):
-                yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)
-
-    return islice(read(), limit)
+    for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=4096):
+        yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)
