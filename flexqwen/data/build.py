@@ -57,16 +57,12 @@ class Parameters:
 
 
 def build(
-    corpus_folder: str | Path,
-    output: str | Path,
-    parameters: Parameters,
-    workers: int = 2,
-    memory: float = 2,
-    overwrite: bool = False,
+    corpus_folder: str | Path, output: str | Path, parameters: Parameters, workers=2, memory=2.0, overwrite=False
 ) -> dict[str, Any]:
     """Builds the dataset folder `output` and returns its manifest; reuses a finished one that has the same inputs.
 
     Args:
+        workers: number of processes.
         memory: GiB that scoring may take, all processes together.
         overwrite: replace an `output` that has other inputs; of one that has the same, write the card anew.
 
@@ -104,10 +100,8 @@ def build(
                 print(f"{output}: built")
             remove_path(work)
     except OSError as error:  # a full disk, above all
-        raise InputError(
-            f"{error.filename or output}: cannot be written ({error.strerror or error}); make room and run the same "
-            "again, finished shards are kept"
-        ) from error
+        what = f"{error.filename or output}: cannot be written ({error.strerror or error})"
+        raise InputError(f"{what}; make room and run the same again, finished shards are kept") from error
     return read_manifest(output)
 
 
@@ -198,13 +192,8 @@ def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameter
     card.write_card(folder / "dataset")
 
 
-# Scores -> splits
-
-
-def choose_splits(
-    scored: Documents, parameters: Parameters, heldout_file: Path, pool: Pool
-) -> tuple[splits.Splits, np.ndarray]:
-    """The splits, and the share of each document's 13-grams that held-out documents hold (0 where it was not asked).
+def choose_splits(scored: Documents, parameters: Parameters, heldout_file: Path, pool: Pool):
+    """The `Splits`, and the share of each document's 13-grams that held-out documents hold (0 where it was not asked).
 
     Leaves the hashes of the held-out documents' 13-grams in `heldout_file` (uint64, ascending).
     """
@@ -232,24 +221,18 @@ def find_heldout_shares(file: Path, rows: np.ndarray, heldout_file: Path) -> np.
     return np.concatenate([np.empty(0), *(heldout.find_shares(texts) for texts in read_stored_texts(file, rows))])
 
 
-# What is said of the splits
-
-
 def describe_splits(scored: Documents, chosen: splits.Splits, bytes_: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Documents, tokens, bytes and mean originality of each split, by `<config>/<split>`."""
 
-    def mean(values: np.ndarray) -> float | None:
-        found = mean_known(values)
-        return found if found is None else round(found, 2)
-
+    ngram = np.where(scored.tokens >= MIN_TOKENS, scored.ngram, np.nan)
     parts = chosen.parts() | {"index/train": np.arange(len(scored))}
     return {
         name: {
             "documents": len(part),
             "tokens": int(scored.tokens[part].sum()),
             "bytes": bytes_[name],
-            "originality": mean(scored.header[part]),
-            "ngram_originality": mean(scored.ngram[part][scored.tokens[part] >= MIN_TOKENS]),
+            "originality": mean_known(scored.header[part], 2),
+            "ngram_originality": mean_known(ngram[part], 2),
             "size": chosen.notes.get(name, "all"),
         }
         for name, part in parts.items()

@@ -173,7 +173,8 @@ def compute_percentage(unique: np.ndarray, total: np.ndarray) -> np.ndarray:
         return np.where(total > 0, 100 * unique / total, np.nan)
 
 
-def mean_known(values: np.ndarray) -> float | None:
-    """The mean of the values that are not NaN; None where all are."""
+def mean_known(values: np.ndarray, digits: int | None = None) -> float | None:
+    """The mean of the values that are not NaN, rounded to so many digits if need be; None where all are."""
     known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
+    mean = float(known.mean()) if len(known) else None
+    return mean if mean is None or digits is None else round(mean, digits)

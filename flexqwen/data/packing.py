@@ -79,8 +79,7 @@ def position_ids(input_ids: np.ndarray, bos_token_id: int, pad_token_id: int) ->
     """int64 positions `(..., sequence)` that restart at every BOS and at the first padding token of a row."""
     columns = np.arange(input_ids.shape[-1])
     is_pad = input_ids == pad_token_id
-    first_pad = is_pad.copy()
-    first_pad[..., 1:] &= ~is_pad[..., :-1]
+    first_pad = is_pad & np.diff(is_pad, prepend=False)
     starts = np.where((input_ids == bos_token_id) | first_pad, columns, 0)
     return columns - np.maximum.accumulate(starts, axis=-1)
 
@@ -172,22 +171,18 @@ def make_token_store(
     check_whole(dataset, "heldout", "validation")
     with atomic_write(folder) as aside:
         aside.mkdir()
-        info = key | _write_rows(aside, dataset, config, tokenizer, sequence_length)
-        _write_validation(aside, dataset, tokenizer)
+        dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+        info = key | _write_rows(aside, dataset, config, tokenizer, sequence_length, dtype)
+        _write_validation(aside, dataset, tokenizer, dtype)
         write_json(aside / "info.json", info)
     what = "{rows:,} rows of {sequence_length}, {tokens:,} tokens, {padding:.2%} padding".format(**info)
     print(f"tokens: {folder} ({what})")
     return PackedRows(folder)
 
 
-def _choose_dtype(tokenizer) -> np.dtype:
-    return np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-
-
-def _write_rows(folder: Path, dataset: str, config: str, tokenizer, sequence_length: int) -> dict[str, Any]:
+def _write_rows(folder: Path, dataset: str, config: str, tokenizer, length: int, dtype: np.dtype) -> dict[str, Any]:
     """Writes the rows and which documents stand in them; returns what `info.json` says of them."""
     ids, pieces, owners = [], [], []  # of the documents; their pieces; number of the document of each piece
-    dtype = _choose_dtype(tokenizer)
 
     def texts() -> Iterator[str]:
         for document, text in read_texts(dataset, config, "train"):
@@ -197,14 +192,14 @@ def _write_rows(folder: Path, dataset: str, config: str, tokenizer, sequence_len
     total = count_texts(dataset, config, "train")
     documents = tqdm(encode_documents(tokenizer, texts()), f"tokens of {config}", total, unit="doc")
     for number, document in enumerate(documents):
-        cuts = [np.array(piece, dtype=dtype) for piece in cut(document, sequence_length)]
+        cuts = [np.array(piece, dtype=dtype) for piece in cut(document, length)]
         pieces += cuts
         owners += [number] * len(cuts)
-    rows = best_fit([len(piece) for piece in pieces], sequence_length)
+    rows = best_fit([len(piece) for piece in pieces], length)
     with open(folder / "rows.bin", "wb") as file:
         for row in rows:
             line = np.concatenate([pieces[piece] for piece in row])
-            file.write(np.pad(line, (0, sequence_length - len(line)), constant_values=tokenizer.pad_token_id).tobytes())
+            np.pad(line, (0, length - len(line)), constant_values=tokenizer.pad_token_id).tofile(file)
     row_of_piece = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     np.save(folder / "pieces.npy", np.stack([row_of_piece, np.array(owners)[np.concatenate(rows)]]).astype(np.int32))
     (folder / "documents.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
@@ -214,14 +209,14 @@ def _write_rows(folder: Path, dataset: str, config: str, tokenizer, sequence_len
         "rows": len(rows),
         "documents": len(ids),
         "tokens": tokens,
-        "padding": 1 - tokens / (len(rows) * sequence_length),
+        "padding": 1 - tokens / (len(rows) * length),
         "vocab_size": len(tokenizer),
         **{f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "mask")},
     }
 
 
-def _write_validation(folder: Path, dataset: str, tokenizer) -> None:
+def _write_validation(folder: Path, dataset: str, tokenizer, dtype: np.dtype) -> None:
     texts = [text for _, text in read_texts(dataset, "heldout", "validation")]
-    documents = [np.array(document, dtype=_choose_dtype(tokenizer)) for document in encode_documents(tokenizer, texts)]
+    documents = [np.array(document, dtype=dtype) for document in encode_documents(tokenizer, texts)]
     lengths, bytes_ = [len(document) for document in documents], [len(text.encode()) for text in texts]
     np.savez(folder / "validation.npz", tokens=np.concatenate(documents), lengths=lengths, bytes=bytes_)
