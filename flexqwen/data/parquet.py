@@ -1,6 +1,7 @@
 """Splits -> the dataset's Parquet files, data/<config>/<split>-*.parquet."""
 
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,30 +50,27 @@ def write_rows(
 
     Returns the bytes of the columns.
     """
-    size = 0
     ends = np.flatnonzero(np.diff(np.cumsum(length) // _ROW_GROUP_BYTES)) + 1
     edges = np.unique([0, *ends, *range(0, len(shard), _ROW_GROUP), len(shard)])
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as out:
-        for start, end in pairwise(edges):
-            table = _add_score(gather_rows(files, shard[start:end], row[start:end]), ngram[start:end])
-            out.write_table(table)
-            size += table.nbytes
-    return size
+    groups = (gather_rows(files, shard[start:end], row[start:end]) for start, end in pairwise(edges))
+    return _write_groups(path, SCHEMA, groups, ngram)
 
 
 def write_index(path: Path, documents: Documents) -> int:
     """Writes the index; returns the bytes of its columns."""
     schema = pa.schema([field for field in SCHEMA if field.name != "text"])
-    size = 0
+    starts = range(0, len(documents), _INDEX_ROW_GROUP)
+    groups = (documents.table.slice(start, _INDEX_ROW_GROUP) for start in starts)
+    return _write_groups(path, schema, groups, documents.ngram)
+
+
+def _write_groups(path: Path, schema: pa.Schema, groups: Iterable[pa.Table], ngram: np.ndarray) -> int:
+    """Writes row groups with their n-gram originality, null where it is NaN; returns the bytes of the columns."""
+    size = done = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as out:
-        for start in range(0, len(documents), _INDEX_ROW_GROUP):
-            table = documents.table.slice(start, _INDEX_ROW_GROUP)
-            table = _add_score(table, documents.ngram[start : start + _INDEX_ROW_GROUP]).cast(schema)
+        for group in groups:
+            scores = pa.array(ngram[done : done + len(group)], from_pandas=True)
+            table = group.append_column(SCHEMA.field("ngram_originality"), scores).cast(schema)
             out.write_table(table)
-            size += table.nbytes
+            size, done = size + table.nbytes, done + len(table)
     return size
-
-
-def _add_score(table: pa.Table, ngram: np.ndarray) -> pa.Table:
-    """The table and its n-gram originality, null where it is NaN."""
-    return table.append_column(SCHEMA.field("ngram_originality"), pa.array(ngram, from_pandas=True))

@@ -31,7 +31,7 @@ MIN_GAP = 10
 """Points of originality, at least, by which a document exceeds its control."""
 
 PAIRS = (("gold", "matched"), ("gold_typology", "matched_typology"))
-TRAINING = ("gold", "matched", "gold_typology", "matched_typology", "tokenizer")
+TRAINING = (*PAIRS[0], *PAIRS[1], "tokenizer")
 
 
 @dataclass
@@ -70,14 +70,12 @@ def propose(tokens: np.ndarray, originality: np.ndarray, typology: np.ndarray, s
     """
     documents = len(tokens)
     order = random_order(documents, seed)
-    by_chance = np.argsort(order)
     size = sizes(documents)
     held = size["heldout"]
-    heldout = {"validation": by_chance[:held], "test": by_chance[held : 2 * held]}
-    tokenizer = by_chance[2 * held : 2 * held + size["tokenizer"]]
-    free = np.ones(documents, bool)
-    free[by_chance[: 2 * held + size["tokenizer"]]] = False
-    eligible = np.flatnonzero(free & (tokens >= MIN_TOKENS) & ~np.isnan(originality))
+    edges = [held, 2 * held, 2 * held + size["tokenizer"]]
+    validation, test, tokenizer, free = np.split(np.argsort(order), edges)
+    heldout = {"validation": validation, "test": test}
+    eligible = np.sort(free[(tokens[free] >= MIN_TOKENS) & ~np.isnan(originality[free])])
 
     pairs = match(eligible, tokens, originality, order)
     held_pairs = min(held, len(pairs) // 10)
@@ -95,10 +93,8 @@ def propose(tokens: np.ndarray, originality: np.ndarray, typology: np.ndarray, s
         is_held[part] = True
     left = np.setdiff1d(eligible, pairs[is_held], assume_unique=True)
     typology_pairs = match(left[typology[left] >= 0], tokens, originality, order, typology)
-    training = {"tokenizer": tokenizer}
-    training["gold"], training["matched"] = pairs[~is_held].T
-    training["gold_typology"], training["matched_typology"] = typology_pairs.T
-    return Splits(training, heldout)
+    columns = (*pairs[~is_held].T, *typology_pairs.T, tokenizer)
+    return Splits(dict(zip(TRAINING, columns, strict=True)), heldout)
 
 
 def sizes(documents: int) -> dict[str, int]:
@@ -190,7 +186,7 @@ def decontaminate(splits: Splits, contaminated: np.ndarray, tokens: np.ndarray, 
     A training document is contaminated where it shares half or more of its 13-grams with the held-out ones.
     """
     size = sizes(len(tokens))
-    wanted = {"gold": size["gold"], "gold_typology": size["gold"], "tokenizer": size["tokenizer"]}
+    wanted = size | {"gold_typology": size["gold"]}
     training, notes = {}, {}
     for name, partner in (*PAIRS, ("tokenizer", None)):
         rows = np.stack([splits.training[key] for key in (name, partner) if key])
@@ -201,9 +197,8 @@ def decontaminate(splits: Splits, contaminated: np.ndarray, tokens: np.ndarray, 
             cut = _balance(cut.T, tokens).T
         reasons = []
         if rows.shape[1] < wanted[name]:
-            reasons.append(
-                f"no more pairs of one length, {MIN_GAP} points or more apart" if partner else "no more documents"
-            )
+            pairs = f"pairs of one length, {MIN_GAP} points or more apart"
+            reasons.append(f"no more {pairs if partner else 'documents'}")
         if dropped := rows.shape[1] - clean.shape[1]:
             reasons.append(f"{dropped:,} left out for what they share with held-out documents")
         why = f" ({'; '.join(reasons)})" if cut.shape[1] < wanted[name] else ""
@@ -240,7 +235,7 @@ def check(splits: Splits, tokens: np.ndarray, originality: np.ndarray, typology:
     a, b = training["gold_typology"], training["matched_typology"]
     same = (typology[a] == typology[b]) & (typology[a] >= 0)
     add("gold_typology: pairs of different typology", int((~same).sum()), 0)
-    others = np.concatenate([training[name] for name in TRAINING if name != "tokenizer"])
+    others = np.concatenate([training[name] for pair in PAIRS for name in pair])
     add("documents in both tokenizer and another training split", len(np.intersect1d(training["tokenizer"], others)), 0)
     everything = np.concatenate([others, training["tokenizer"]])
     add("documents in both training and held-out", len(np.intersect1d(everything, heldout)), 0)

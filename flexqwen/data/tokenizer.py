@@ -40,12 +40,9 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
     if vocab_size < minimum:
         raise InputError(f"vocab_size is {vocab_size}; byte-level BPE needs at least {minimum}")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -53,14 +50,9 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=progress,
     )
-    texts = tqdm(
-        (text for _, text in read_texts(dataset, "tokenizer", "train")),
-        total=count_texts(dataset, "tokenizer", "train"),
-        desc="tokenizer",
-        unit="doc",
-        disable=not progress,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    texts = (text for _, text in read_texts(dataset, "tokenizer", "train"))
+    total = count_texts(dataset, "tokenizer", "train")
+    tokenizer.train_from_iterator(tqdm(texts, "tokenizer", total, unit="doc", disable=not progress), trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         raise InputError(
             f"the tokenizer split of {dataset} gives only {tokenizer.get_vocab_size()} tokens, vocab_size asks for "
@@ -99,10 +91,8 @@ def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> Pre
 
 def _begin_with(tokenizer: Tokenizer, bos: str, eos: str) -> None:
     """Makes encoding put BOS in front of a text, and EOS between two."""
-    ids = [(token, tokenizer.token_to_id(token)) for token in (bos, eos)]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {eos} $B:1", special_tokens=ids
-    )
+    ids, pair = [(token, tokenizer.token_to_id(token)) for token in (bos, eos)], f"{bos} $A {eos} $B:1"
+    tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", pair, ids)
 
 
 @command
