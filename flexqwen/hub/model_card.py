@@ -11,7 +11,6 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 
 from flexqwen.evaluation.results import RESULTS, Result, format_results
 from flexqwen.files import read_json
-from flexqwen.tables import markdown_table
 from flexqwen.training.objectives import ObjectiveArguments
 
 TEMPLATE = Path(__file__).with_suffix(".md")  # Jinja, as huggingface_hub's own
@@ -83,7 +82,6 @@ def write(folder: Path, repo_id: str) -> dict[str, Path]:
         example=example,
         exported=next((run.name for run in runs if run.finished and "causal" in run.modes), None),
         is_generated=any(run.is_generated for run in runs),
-        facts=facts,
         format_results=format_results,
     )
     card.save(folder / "README.md")
@@ -153,28 +151,3 @@ def figures(runs: list[Run]) -> Iterator[tuple[Run, str, dict, Result]]:
 def spread(row: Result) -> str:
     """The interval of a figure, and of how many items it is."""
     return f"95 % [{row.interval[0]:.3f}, {row.interval[1]:.3f}], n = {row.n}"
-
-
-def facts(run: Run) -> str:
-    """The table of a run: what it was made from, and how."""
-    settings, last, digests = run.settings, run.last, run.description["digests"]
-    data, parameters = run.description.get("data"), run.description.get("parameters")
-    size = f", {data['documents']:,} documents, {data['tokens']:,} words" if data else ""
-    losses = {mode: last[f"eval_loss_{mode}"] for mode in ("causal", "masked") if f"eval_loss_{mode}" in last}
-    finished, step = run.finished, last.get("step", 0)
-    rows = {
-        "state": f"finished at step {finished['step']:,}" if finished else f"in training, step {step:,}",
-        "training data": f"`{settings['dataset_config']}` of `{settings['dataset']}`{size}; "
-        f"manifest SHA-256 `{digests['dataset'][:16]}…`",
-        "tokenizer": f"SHA-256 `{digests['tokenizer'][:16]}…`",
-        "started from": f"`{settings['model_name_or_path']}`" if settings["model_name_or_path"] else "new weights",
-        "strategy": f"`{settings['strategy']}`, causal fraction {settings['causal_fraction']}",
-        "size": f"{parameters:,} parameters" if parameters else None,
-        "tokens seen": f"{last['tokens_seen']:,}, padding included" if "tokens_seen" in last else None,
-        "sequence length": str(settings["sequence_length"]),
-        "hardware": run.description.get("hardware"),
-        "speed": f"{last['tokens_per_second']:,.0f} tokens/s at the end" if "tokens_per_second" in last else None,
-        "held-out loss, last": ", ".join(f"{mode} {loss:.3f}" for mode, loss in losses.items()),
-        "versions": ", ".join(f"{name} {version}" for name, version in run.description["versions"].items()),
-    }
-    return markdown_table(("", ""), [row for row in rows.items() if row[1]], text_columns=2)

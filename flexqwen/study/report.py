@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jinja2 import StrictUndefined, Template
 
 from flexqwen.cli import InputError
 from flexqwen.evaluation.statistics import JOINT_SAMPLES
@@ -21,6 +22,7 @@ from flexqwen.study.plots import draw, read_source, to_words
 from flexqwen.study.runner import OVERLAP
 from flexqwen.tables import markdown_table
 
+TEMPLATE = Path(__file__).with_suffix(".md")
 FRONT, FINDINGS, CITED = "README.md", "findings.md", "<!-- cited -->"
 NUMBER = re.compile(r"(?<![\w.,:])[+−-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w:])")
 
@@ -59,24 +61,6 @@ def format_scale(results: Results) -> str:
     )
 
 
-def run_table(results: Results) -> str:
-    """What was run, on what, and what it was measured on."""
-    study, made_by = results.study, [content["made_by"] for content in results.cells.values()]
-    rows = [["runs", f"{len(results.cells)} of {len(study.cells)} finished"], ["scale", format_scale(results)]]
-    rows += [[to_words(axis), ", ".join(f"`{value}`" for value in study.values(axis))] for axis in study.axes]
-    rows += [[f"{name}, SHA-256", f"`{made_by[0]['digests'][name][:16]}`"] for name in ("dataset", "tokenizer")]
-    for measure in results.measures:
-        count, weight = len(results.items[measure.key]["ids"]), results.effective(measure)
-        even = f", which weigh as much as {weight:.1f} of one length" if weight < 0.9 * count else ""
-        rows.append([measure.title, f"{count:,} items{even}"])
-    for task, row in (read_json(study.results / OVERLAP) or {}).items():
-        shared = f"{row['seen']:,} of {row['items']:,} have 13 words in a row in common with a training split"
-        rows.append([f"`{task}`, overlap", f"{shared}; {row['short']:,} are too short to tell"])
-    for entry in dict.fromkeys(describe_maker(entry) for entry in made_by):
-        rows.append(["made by", entry])
-    return markdown_table(["what", "value"], rows, 2)
-
-
 def describe_maker(made_by: dict) -> str:
     """Code, packages and machine of a cell."""
     machine, packages = made_by["machine"], made_by["versions"]
@@ -105,10 +89,9 @@ def comparison_rows(results: Results, comparison: Comparison) -> list[list[str]]
     return rows
 
 
-def comparison_table(results: Results, comparison: Comparison) -> str:
+def comparison_table(results: Results, comparison: Comparison, rows: list[list[str]]) -> str:
     by = [f"`{value}`" for value in (results.study.values(comparison.by) if comparison.by else [])]
-    head = ["difference [95 %]", "measured on", "mode", "unit", *by, "mean"]
-    return fit_table(head, comparison_rows(results, comparison), 4)
+    return fit_table(["difference [95 %]", "measured on", "mode", "unit", *by, "mean"], rows, 4)
 
 
 def sweep_table(results: Results) -> str:
@@ -169,61 +152,23 @@ def cost_table(results: Results) -> str:
 def format_report(results: Results) -> str:
     """The whole report."""
     study, path = results.study, results.study.results / FINDINGS
-    rows = [row[4:] for comparison in study.comparisons for row in comparison_rows(results, comparison)]
-    shown = sum(len(set(row) - {"–"}) for row in rows)  # the mean of one value is that value
-    parts = [
-        f"<!-- Made by python -m flexqwen study report {study.path.as_posix()}; edit {FINDINGS}. -->\n# {study.name}",
-        "## Findings",
-        path.read_text(encoding="utf-8").strip() if path.is_file() else f"None are written yet in `{path}`.",
-        "## What was run",
-        run_table(results),
-        "All runs have the same tokenizer and held-out texts; and the same tokens and updates, where the grid does not "
-        "change them. Two runs of one seed begin with the same weights.",
-        "## Main differences",
-        "First minus second, the mean over all else in the grid. Fewer bits per byte or nats and more accuracy are "
-        "better. Bold: the interval leaves out 0. Held-out splits whose documents weigh less than "
-        f"{ENOUGH} of one length are left out here.",
-        main_table(results),
-        f"{shown} differences are in this report; were none real, one in twenty would still leave out 0.",
-    ]
-    for comparison in study.comparisons:
-        title = f"Differences: {to_words(comparison.name)}"
-        parts += [f"## {title}", comparison_table(results, comparison), f"![{title}]({comparison.name}.png)"]
-    if study.sweep:
-        parts += ["## Sweep", sweep_table(results), "![Sweep](sweep.png)"]
-        if study.sweep.over == "causal_fraction":
-            parts += [
-                "GPT-BERT's figures (arXiv 2410.24159) are of English: BLiMP instead of Portuguese minimal pairs, a "
-                "larger model and 100 million words."
-            ]
-    for measure in results.with_subsets:
-        task = measure.key.split("/")[0]
-        parts += [f"## {measure.title} by kind of item", "Accuracy in %.", subsets_table(results, measure)]
-        parts += [f"![{to_words(task)} by kind of item]({task}.png)"]
-    parts += [
-        "## All figures",
-        figures_table(results),
-        "Masked figures of held-out text predict each token once, while a seventh of its document is masked. They do "
-        "not compress, and are not to be compared with causal ones.",
-        "## Held-out loss during training",
-        "![Held-out loss against tokens and compute](loss.png)",
-        "The curves are of the validation split; all other figures are of test splits, by which nothing was chosen. "
-        "Held-out masked loss differs from the masked loss of training by design: training masks another share of the "
-        "tokens, in spans, and replaces or keeps some of them.",
-        "## Cost",
-        cost_table(results),
-        "FLOPs are those of the forward and backward passes (`flexqwen/training/flops.py`): the head runs only where "
-        "there is a label. Minutes are as measured; what else the machine did makes them longer.",
-        "## How the intervals are made",
-        f"A figure is the mean over seeds. Its interval joins the chance of the items (bootstrap, {JOINT_SAMPLES:,} "
-        "samples; items made from one sentence are drawn together) and that of the seeds (Student's t), as the root of "
-        "the sum of the squared half-widths. Differences are taken seed by seed and item by item.",
-        "## How to repeat it",
-        f"`python -m flexqwen study run {study.path.as_posix()}` makes the cells that are not there. Every number here "
-        f"comes from the {len(results.cells)} files in [`cells/`](cells) (digest `{results.source}`). Each names its "
-        "command, seed, data, code and machine.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    made_by = [content["made_by"] for content in results.cells.values()]
+    compared = [(comparison, comparison_rows(results, comparison)) for comparison in study.comparisons]
+    tools = (to_words, main_table, comparison_table, sweep_table, subsets_table, figures_table, cost_table)
+    return Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True, undefined=StrictUndefined).render(
+        {tool.__name__: tool for tool in tools},
+        results=results,
+        study=study,
+        findings=path.read_text(encoding="utf-8").strip() if path.is_file() else f"None are written yet in `{path}`.",
+        scale=format_scale(results),
+        overlap=read_json(study.results / OVERLAP) or {},
+        made_by=made_by,
+        makers=dict.fromkeys(map(describe_maker, made_by)),
+        enough=ENOUGH,
+        compared=compared,
+        shown=sum(len(set(row[4:]) - {"–"}) for _, rows in compared for row in rows),  # a mean of one is that one
+        samples=JOINT_SAMPLES,
+    )
 
 
 def make_pages(results: Results) -> dict[Path, str]:
