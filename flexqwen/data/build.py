@@ -31,7 +31,7 @@ from flexqwen.data.parquet import write_splits
 from flexqwen.data.passages import LIMIT, Passages, hash_passages
 from flexqwen.data.scores import measure_agreement, score_documents
 from flexqwen.data.texts import read_manifest
-from flexqwen.files import digest, is_empty, remove_path, replace_path, versions, write_json
+from flexqwen.files import digest, is_empty, remove_leftovers, remove_path, replace_path, versions, write_json
 from flexqwen.parallel import Pool, interrupts_held
 
 NAME = "carolina_originality"
@@ -116,6 +116,7 @@ def lock_work_folder(output: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"{work}: another build is at work there; wait for it") from error
+        remove_leftovers(output)
         try:
             yield work
         finally:

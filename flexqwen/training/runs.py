@@ -27,7 +27,7 @@ import yaml
 from flexqwen.cli import InputError, redact
 from flexqwen.data.packing import open_token_store
 from flexqwen.data.texts import dataset_digest, summarize
-from flexqwen.files import atomic_write, digest, file_digest, remove_path, versions, write_json
+from flexqwen.files import atomic_write, digest, file_digest, remove_leftovers, remove_path, versions, write_json
 from flexqwen.training.arguments import Arguments, TrainingArguments, as_dict
 from flexqwen.training.checkpoints import find_defect, last_checkpoint, list_checkpoints, step_of
 from flexqwen.training.curves import draw_loss_curves
@@ -106,6 +106,7 @@ def lock_run(folder: Path) -> Iterator[None]:
             raise InputError(
                 f"another process is training in {folder}; wait for it, or pass another --output_dir"
             ) from None
+        remove_leftovers(folder)
         try:
             yield
         finally:
