@@ -29,7 +29,9 @@ FORMAT = 1
 """Of the sample: raise it where the same number of documents and seed give other bytes."""
 
 STAMP = "sample.json"
-_SHARD = Template(Path(__file__).with_name("shard.xml").read_text(encoding="utf-8"), trim_blocks=True)
+_SHARD = Template(
+    Path(__file__).with_name("shard.xml").read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True
+)
 
 
 class Genre(NamedTuple):
@@ -181,6 +183,4 @@ def write_sample(folder: Path, documents: int = 3000, seed: int = 0) -> None:
 
 def shard_xml(documents: list[SampleDocument]) -> str:
     """The TEI of a shard."""
-    return (
-        _SHARD.render(documents=documents, typologies=dict.fromkeys(g.typology for g in GENRES), escape=escape) + "\n"
-    )
+    return _SHARD.render(documents=documents, typologies=dict.fromkeys(g.typology for g in GENRES), escape=escape)

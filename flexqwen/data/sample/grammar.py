@@ -5,6 +5,7 @@ article and contraction, verb ending) is computed, not listed, so that a small m
 the lexicon is wide enough that two sentences seldom share seven words in a row.
 """
 
+import re
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -41,30 +42,23 @@ CITIES = dict(pair.replace("_", " ").split("/") for pair in _LEXICON["cities"].s
 _EVENTS = [(verb, group) for group, verbs in _LEXICON["verbs"].items() for verb in verbs.split()]
 
 
-def plural(word: str) -> str:
-    """Plural of a noun or of an adjective; of each part where there are two words."""
+@cache
+def inflect(word: str, form: str) -> str:
+    """The word in one of the forms of `lexicon.yaml`; each part where there are two words."""
     if " " in word:
-        return " ".join(plural(part) for part in word.split(" "))
-    if word == "mão":
-        return "mãos"
-    if word in ("frágil", "útil"):
-        return word[:-2] + "eis"
-    if word == "cais" or word.endswith(("os", "as", "is", "es", "us")):
-        return word
-    for ending, replacement in (("ão", "ões"), ("m", "ns"), ("ês", "eses"), ("il", "is"), ("ol", "óis"), ("al", "ais")):
-        if word.endswith(ending):
-            return word.removesuffix(ending) + replacement
-    if word.endswith("el"):
-        return word[:-2] + ("eis" if any(letter in word for letter in "áéíóú") else "éis")
-    return word + ("es" if word[-1] in "rz" else "s")
+        return " ".join(inflect(part, form) for part in word.split(" "))
+    pattern, ending = next(rule for rule in _LEXICON["inflections"][form] if re.search(rule[0], word))
+    return re.sub(pattern, ending, word, count=1)
+
+
+def plural(word: str) -> str:
+    """Plural of a noun or of an adjective."""
+    return inflect(word, "plural")
 
 
 def agree(adjective: str, noun: Noun) -> str:
     """The adjective, given in the masculine singular, in the noun's gender and number."""
-    if noun.gender == "f" and adjective.endswith("o"):
-        adjective = adjective[:-1] + "a"
-    elif noun.gender == "f" and adjective.endswith("ês"):
-        adjective = adjective[:-2] + "esa"
+    adjective = inflect(adjective, "feminine") if noun.gender == "f" else adjective
     return plural(adjective) if noun.plural else adjective
 
 
@@ -74,16 +68,12 @@ def conjugate(verb: str, tense: str, is_plural: bool) -> str:
 
 
 def participle(verb: str, noun: Noun) -> str:
-    base = _LEXICON["participles"].get(verb) or verb[:-2] + ("ado" if verb[-2] == "a" else "ido")
-    return agree(base, noun)
+    return agree(inflect(verb, "participle"), noun)
 
 
 def first_person(verb: str) -> str:
     """First person singular of the past: `comprei`, `recebi`, `busquei`."""
-    stem = verb[:-2]
-    if verb[-2] != "a":
-        return stem + "i"
-    return (stem[:-1] + {"c": "qu", "g": "gu", "ç": "c"}[stem[-1]] if stem[-1] in "cgç" else stem) + "ei"
+    return inflect(verb, "first_person")
 
 
 def the(noun: Noun, preposition: str = "") -> str:
