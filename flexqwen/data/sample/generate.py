@@ -29,13 +29,10 @@ FORMAT = 1
 """Of the sample: raise it where the same number of documents and seed give other bytes."""
 
 STAMP = "sample.json"
-_SHARD = Template(
-    Path(__file__).with_name("shard.xml").read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True
-)
 
 
 class Genre(NamedTuple):
-    """Texts of one kind: the `Writer` method that makes them, where they stand, and how long and how many they are."""
+    """Texts of one kind: their genre in `grammar.yaml`, where they stand, and how long and how many they are."""
 
     writer: str
     shards: tuple[str, ...]
@@ -183,4 +180,6 @@ def write_sample(folder: Path, documents: int = 3000, seed: int = 0) -> None:
 
 def shard_xml(documents: list[SampleDocument]) -> str:
     """The TEI of a shard."""
-    return _SHARD.render(documents=documents, typologies=dict.fromkeys(g.typology for g in GENRES), escape=escape)
+    source = Path(__file__).with_name("shard.xml").read_text(encoding="utf-8")
+    template = Template(source, trim_blocks=True, keep_trailing_newline=True)
+    return template.render(documents=documents, typologies=dict.fromkeys(g.typology for g in GENRES), escape=escape)

@@ -44,22 +44,20 @@ _EVENTS = [(verb, group) for group, verbs in _LEXICON["verbs"].items() for verb 
 
 @cache
 def inflect(word: str, form: str) -> str:
-    """The word in one of the forms of `lexicon.yaml`; each part where there are two words."""
+    """The word in a form of `lexicon.yaml`: plural, feminine, participle or first_person (of the past).
+
+    An adjective is given in the masculine singular, a verb in the infinitive; of two words each is inflected.
+    """
     if " " in word:
         return " ".join(inflect(part, form) for part in word.split(" "))
     pattern, ending = next(rule for rule in _LEXICON["inflections"][form] if re.search(rule[0], word))
     return re.sub(pattern, ending, word, count=1)
 
 
-def plural(word: str) -> str:
-    """Plural of a noun or of an adjective."""
-    return inflect(word, "plural")
-
-
 def agree(adjective: str, noun: Noun) -> str:
     """The adjective, given in the masculine singular, in the noun's gender and number."""
     adjective = inflect(adjective, "feminine") if noun.gender == "f" else adjective
-    return plural(adjective) if noun.plural else adjective
+    return inflect(adjective, "plural") if noun.plural else adjective
 
 
 def conjugate(verb: str, tense: str, is_plural: bool) -> str:
@@ -69,11 +67,6 @@ def conjugate(verb: str, tense: str, is_plural: bool) -> str:
 
 def participle(verb: str, noun: Noun) -> str:
     return agree(inflect(verb, "participle"), noun)
-
-
-def first_person(verb: str) -> str:
-    """First person singular of the past: `comprei`, `recebi`, `busquei`."""
-    return inflect(verb, "first_person")
 
 
 def the(noun: Noun, preposition: str = "") -> str:
@@ -96,14 +89,8 @@ def in_state(city: str) -> str:
 
 
 _TEMPLATES = Environment(variable_start_string="{", variable_end_string="}", undefined=StrictUndefined)
-_TEMPLATES.globals |= {f.__name__: f for f in (agree, conjugate, participle, first_person, the, some, in_state)}
-_TEMPLATES.globals |= {
-    "months": MONTHS,
-    "nouns": NOUNS,
-    "qualities": QUALITIES,
-    "weekdays": WEEKDAYS,
-    "women": FIRST_NAMES["f"],
-}
+_TEMPLATES.globals |= {f.__name__: f for f in (agree, conjugate, inflect, participle, the, some, in_state)}
+_TEMPLATES.globals |= {"names": FIRST_NAMES, "nouns": NOUNS, "qualities": QUALITIES, "months": MONTHS, "days": WEEKDAYS}
 _compile, _compile_expression = cache(_TEMPLATES.from_string), cache(_TEMPLATES.compile_expression)
 
 
@@ -130,7 +117,7 @@ class Writer:
         if is_plural is None:
             is_plural = self.random.random() < 0.25
         if is_plural:
-            noun = Noun(plural(noun.text), noun.gender, True)
+            noun = Noun(inflect(noun.text, "plural"), noun.gender, True)
         if self.random.random() < 0.55:
             adjective = self.pick(_ADJECTIVES_OF.get(group, ADJECTIVES))
             noun = noun._replace(text=f"{noun.text} {agree(adjective, noun)}")
@@ -157,11 +144,10 @@ class Writer:
     def subject(self) -> tuple[str, Noun]:
         """A noun phrase that can act, and the noun that its verb agrees with."""
         kind = self.random.random()
-        if kind < 0.25:
-            person = self.person()
-            return person.text, person
         if kind < 0.45:
             person = self.person()
+            if kind < 0.25:
+                return person.text, person
             role = self.pick([noun for noun in NOUNS["people"] if noun.gender == person.gender])
             return f"{the(role)} {person.text}", person
         noun = self.noun("institutions" if kind < 0.75 else "people")
