@@ -108,12 +108,10 @@ def _fill_card(folder: Path, manifest: dict[str, Any], index: pa.Table, pairs: d
         "taxonomies": count_by_taxonomy(index),
         "typologies": _divide_by_typology(index, pairs),
         "licences": sorted((-n, name) for n, name in zip(np.bincount(codes).tolist(), names, strict=False) if n),
-        "min_tokens": MIN_TOKENS,
-        "min_gap": MIN_GAP,
-        "tolerance": TOLERANCE,
     }
+    limits = {"min_tokens": MIN_TOKENS, "min_gap": MIN_GAP, "tolerance": TOLERANCE}
     template = Template(CARD, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
-    return template.render(manifest | found, number=format_cell, table=_tabulate)
+    return template.render(manifest | found | limits, number=format_cell, table=_tabulate)
 
 
 # Figures. Colours: original blue, control orange, everywhere.

@@ -21,8 +21,7 @@ from flexqwen.subsampling import subsample
 FORMAT = 1
 """Of what is read of a shard: raise it where the same shard gives another file, and every shard is read again."""
 
-_NUMBERS = ("tokens", "originality")
-STORED = pa.schema([(name, pa.int32() if name in _NUMBERS else pa.string()) for name in Document._fields])
+STORED = pa.schema([(n, pa.int32() if n in ("tokens", "originality") else pa.string()) for n in Document._fields])
 _REPEATED = ("taxonomy", "typology", "language", "license", "source")
 _BATCH_CHARACTERS = 1 << 23  # of text in one batch of an Arrow file
 

@@ -54,11 +54,6 @@ class Splits:
         return training | {f"heldout/{split}": part for split, part in self.heldout.items()}
 
 
-def random_order(documents: int, seed: int) -> ndarray:
-    """Place of each document in a random order: int64 of shape `(documents,)`."""
-    return np.random.default_rng([seed, 1]).permutation(documents)
-
-
 def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int) -> Splits:
     """Chooses the splits, before decontamination (see `decontaminate`).
 
@@ -70,7 +65,7 @@ def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int)
     Training configs hold some more than is asked for; `decontaminate` cuts them to size.
     """
     documents = len(tokens)
-    order = random_order(documents, seed)
+    order = np.random.default_rng([seed, 1]).permutation(documents)  # place of each document in a random order
     size = sizes(documents)
     held = size["heldout"]
     edges = [held, 2 * held, 2 * held + size["tokenizer"]]
@@ -101,11 +96,8 @@ def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int)
 def sizes(documents: int) -> dict[str, int]:
     """Documents asked for from a corpus of so many: `gold` (and matched), `tokenizer`, `heldout` (each split)."""
     share = min(1.0, documents / CORPUS_DOCUMENTS)
-    return {
-        "gold": round(GOLD * share),
-        "tokenizer": round(TOKENIZER * share),
-        "heldout": min(HELDOUT, round(HELDOUT_SHARE * documents)),
-    }
+    heldout = min(HELDOUT, round(HELDOUT_SHARE * documents))
+    return {"gold": round(GOLD * share), "tokenizer": round(TOKENIZER * share), "heldout": heldout}
 
 
 def match(

@@ -120,15 +120,15 @@ def _write(genre: Genre, stock: list[list[str]], random: Random) -> str:
     sentences: list[str] = []
     words = copied = 0
     while words < length:
-        if copied < share * min(length, words + 30):
+        if is_copy := copied < share * min(length, words + 30):
             source = random.choice(stock)
             start = random.randrange(len(source))
             run = source[start : start + random.randint(2, 5)]
-            copied += sum(len(sentence.split()) for sentence in run)
         else:
             run = writer.text(genre.writer, min(30, length - words))
         sentences += run
-        words += sum(len(sentence.split()) for sentence in run)
+        more = sum(len(sentence.split()) for sentence in run)
+        words, copied = words + more, copied + more * is_copy
     step = genre.sentences
     return "\n".join(" ".join(sentences[start : start + step]) for start in range(0, len(sentences), step))
 

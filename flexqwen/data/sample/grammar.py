@@ -38,8 +38,8 @@ ADJECTIVES, QUALITIES, TRAITS, LAST_NAMES, MONTHS, WEEKDAYS = (
 )
 _ADJECTIVES_OF = {"people": TRAITS, "products": QUALITIES, "parts": QUALITIES}
 FIRST_NAMES = {gender: names.split() for gender, names in _LEXICON["first_names"].items()}
-CITIES = dict(pair.replace("_", " ").split("/") for pair in _LEXICON["cities"].split())
-_EVENTS = [(verb, group) for group, verbs in _LEXICON["verbs"].items() for verb in verbs.split()]
+CITIES = [pair.replace("_", " ").split("/") for pair in _LEXICON["cities"].split()]
+EVENTS = [(verb, group) for group, verbs in _LEXICON["verbs"].items() for verb in verbs.split()]
 
 
 @cache
@@ -81,16 +81,10 @@ def some(noun: Noun) -> str:
     return f"{_LEXICON['indefinite'][noun.gender][noun.plural]} {noun.text}"
 
 
-def in_state(city: str) -> str:
-    """`em Pernambuco`, `na Bahia`: the state of a city, with its article where it has one."""
-    state = CITIES[city]
-    article = _LEXICON["state_articles"].get(state, "o")
-    return the(Noun(state, "mf"[article == "a"]), "em") if article else f"em {state}"
-
-
 _TEMPLATES = Environment(variable_start_string="{", variable_end_string="}", undefined=StrictUndefined)
-_TEMPLATES.globals |= {f.__name__: f for f in (agree, conjugate, inflect, participle, the, some, in_state)}
+_TEMPLATES.globals |= {f.__name__: f for f in (agree, conjugate, inflect, participle, the, some)}
 _TEMPLATES.globals |= {"names": FIRST_NAMES, "nouns": NOUNS, "qualities": QUALITIES, "months": MONTHS, "days": WEEKDAYS}
+_TEMPLATES.globals |= {"events": EVENTS, "cities": CITIES, "in_states": _LEXICON["in_states"]}
 _compile, _compile_expression = cache(_TEMPLATES.from_string), cache(_TEMPLATES.compile_expression)
 
 
@@ -106,10 +100,6 @@ class Writer:
 
     def one_of(self, *options: str) -> str:
         return self.pick(options)
-
-    def event(self) -> tuple[str, str]:
-        """A verb, and the group of nouns that it takes."""
-        return self.pick(_EVENTS)
 
     def noun(self, group: str, is_plural: bool | None = None) -> Noun:
         """A noun, perhaps in the plural, perhaps with an adjective that suits it."""
@@ -136,10 +126,7 @@ class Writer:
         return Noun(f"{self.pick(FIRST_NAMES[gender])} {self.pick(LAST_NAMES)}", gender)
 
     def city(self) -> str:
-        return self.pick(list(CITIES))
-
-    def date(self, first_year: int = 1890, last_year: int = 2023) -> str:
-        return f"{self.number(1, 28)} de {self.pick(MONTHS)} de {self.number(first_year, last_year)}"
+        return self.pick(CITIES)[0]
 
     def subject(self) -> tuple[str, Noun]:
         """A noun phrase that can act, and the noun that its verb agrees with."""
@@ -159,7 +146,7 @@ class Writer:
         return f"{text} {self.phrase('complement')}" if self.random.random() < 0.3 else text
 
     def clause(self, tense: str = "past") -> str:
-        verb, group = self.event()
+        verb, group = self.pick(EVENTS)
         if group not in ("people", "themes") and self.random.random() < 0.2:
             noun = self.noun(group)
             be = _LEXICON["be"][tense][noun.plural]
