@@ -189,7 +189,7 @@ def _write_rows(folder: Path, dataset: str, config: str, tokenizer, length: int,
     with open(folder / "rows.bin", "wb") as file:
         for row in rows:
             line = np.concatenate([pieces[piece] for piece in row])
-            np.pad(line, (0, length - len(line)), constant_values=tokenizer.pad_token_id).tofile(file)
+            file.write(np.pad(line, (0, length - len(line)), constant_values=tokenizer.pad_token_id).tobytes())
     row_of_piece = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     np.save(folder / "pieces.npy", np.stack([row_of_piece, np.array(owners)[np.concatenate(rows)]]).astype(np.int32))
     (folder / "documents.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
