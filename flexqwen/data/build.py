@@ -224,7 +224,6 @@ def find_heldout_shares(file: Path, rows: np.ndarray, heldout_file: Path) -> np.
 
 def describe_splits(scored: Documents, chosen: splits.Splits, bytes_: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Documents, tokens, bytes and mean originality of each split, by `<config>/<split>`."""
-
     ngram = np.where(scored.tokens >= MIN_TOKENS, scored.ngram, np.nan)
     parts = chosen.parts() | {"index/train": np.arange(len(scored))}
     return {

@@ -4,6 +4,7 @@ Both are made from the finished folder, its manifest and its Parquet files: a ch
 """
 
 from bisect import bisect
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,13 @@ from flexqwen.tables import format_cell, markdown_table
 
 TEXTS = yaml.safe_load(Path(__file__).with_name("card.yaml").read_text(encoding="utf-8"))
 CARD = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
 
 
 def write_card(folder: Path) -> None:
     """Writes `<folder>/README.md` and `<folder>/figures/*.png` of a dataset that has all else."""
     manifest, index = read_manifest(folder), read_index(folder)
     pairs = {name: pq.read_table(folder / "data" / name, columns=["typology", "tokens"]) for name in sum(PAIRS, ())}
-    front = yaml.safe_dump(_front_matter(folder, manifest), sort_keys=False, allow_unicode=True, width=120)
-    text = f"---\n{front}---\n\n{_write_body(manifest, index, pairs)}"
     for name, figure in (
         ("header_and_ngram", draw_agreement(index)),
         ("originality_by_taxonomy", draw_taxonomies(index)),
@@ -41,7 +41,7 @@ def write_card(folder: Path) -> None:
     ):
         save_figure(figure, folder / "figures" / f"{name}.png", dpi=110, metadata={"Software": None})
     with atomic_write(folder / "README.md") as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(_fill_card(folder, manifest, index, pairs), encoding="utf-8")
 
 
 def read_index(folder: Path) -> pa.Table:
@@ -55,45 +55,13 @@ def count_by_taxonomy(index: pa.Table) -> Iterator[tuple]:
     """For each taxonomy, the largest first: name, documents, those of at least 21 tokens, tokens, means of both
     measures."""
     (codes, names), tokens = encode_column(index, "taxonomy"), index["tokens"].to_numpy()
+    measures = header_originality(index), index["ngram_originality"].to_numpy()
     for code in np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable"):
         part = codes == code
         if part.any():
             long = part & (tokens >= MIN_TOKENS)
-            means = [
-                mean_known(values[long])
-                for values in (header_originality(index), index["ngram_originality"].to_numpy())
-            ]
+            means = [mean_known(values[long]) for values in measures]
             yield names[code], int(part.sum()), int(long.sum()), int(tokens[part].sum()), *means
-
-
-def _front_matter(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    configs, info = [], []
-    for config in TEXTS["configs"]:
-        parts = [(name.split("/")[1], split) for name, split in manifest["splits"].items() if f"{config}/" in name]
-        files = [{"split": name, "path": f"data/{config}/{name}-*.parquet"} for name, _ in parts]
-        configs.append({"config_name": config, "data_files": files} | ({"default": True} if config == "gold" else {}))
-        columns = {name: dtype for name, (dtype, _) in TEXTS["columns"].items() if (config, name) != ("index", "text")}
-        info.append(
-            {
-                "config_name": config,
-                "features": [{"name": name, "dtype": dtype} for name, dtype in columns.items()],
-                "splits": [{"name": n, "num_bytes": s["bytes"], "num_examples": s["documents"]} for n, s in parts],
-                "download_size": sum(path.stat().st_size for path in (folder / "data" / config).iterdir()),
-                "dataset_size": sum(split["bytes"] for _, split in parts),
-            }
-        )
-    sizes = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
-    texts = TEXTS["generated" if manifest["generated"] else "real"]
-    return {
-        "pretty_name": texts["title"],
-        "language": ["pt"],
-        **texts["license"],
-        "task_categories": ["text-generation", "fill-mask"],
-        "size_categories": [sizes[bisect([10**power for power in range(3, 8)], manifest["documents"]["kept"])]],
-        "tags": texts["tags"],
-        "configs": configs,
-        "dataset_info": info,
-    }
 
 
 def _tabulate(header: Sequence[str], rows: Iterable[Sequence], text_columns: int | Collection[int] = 1) -> str:
@@ -121,26 +89,29 @@ def list_splits(manifest: dict[str, Any]) -> list[tuple]:
     return [(name, *(split[value] for value in values)) for name, split in manifest["splits"].items()]
 
 
-def _write_body(manifest: dict[str, Any], index: pa.Table, pairs: dict[str, pa.Table]) -> str:
+def _fill_card(folder: Path, manifest: dict[str, Any], index: pa.Table, pairs: dict[str, pa.Table]) -> str:
     """The text of `card.md`, filled in."""
     codes, names = encode_column(index, "license")
-    return Template(CARD, undefined=StrictUndefined).render(
-        manifest
-        | {
-            "texts": TEXTS["generated" if manifest["generated"] else "real"],
-            "configs": TEXTS["configs"],
-            "columns": [(name, *column) for name, column in TEXTS["columns"].items()],
-            "splits": list_splits(manifest),
-            "taxonomies": count_by_taxonomy(index),
-            "typologies": _divide_by_typology(index, pairs),
-            "licences": sorted((-n, name) for n, name in zip(np.bincount(codes).tolist(), names, strict=False) if n),
-            "min_tokens": MIN_TOKENS,
-            "min_gap": MIN_GAP,
-            "tolerance": TOLERANCE,
-            "number": format_cell,
-            "table": _tabulate,
-        }
-    )
+    downloads, sizes = Counter(), Counter()
+    for name, split in manifest["splits"].items():
+        config, part = name.split("/")
+        downloads[config] += sum(path.stat().st_size for path in (folder / "data" / config).glob(f"{part}-*"))
+        sizes[config] += split["bytes"]
+    found = {
+        "texts": TEXTS["generated" if manifest["generated"] else "real"],
+        "size": _SIZES[bisect([10**power for power in range(3, 8)], manifest["documents"]["kept"])],
+        "configs": TEXTS["configs"],
+        "columns": [(name, *column) for name, column in TEXTS["columns"].items()],
+        "downloads": downloads,
+        "sizes": sizes,
+        "rows": list_splits(manifest),
+        "taxonomies": count_by_taxonomy(index),
+        "typologies": _divide_by_typology(index, pairs),
+        "licences": sorted((-n, name) for n, name in zip(np.bincount(codes).tolist(), names, strict=False) if n),
+    }
+    limits = {"min_tokens": MIN_TOKENS, "min_gap": MIN_GAP, "tolerance": TOLERANCE}
+    template = Template(CARD, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
+    return template.render(manifest | found | limits, number=format_cell, table=_tabulate)
 
 
 # Figures. Colours: original blue, control orange, everywhere.

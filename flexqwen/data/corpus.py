@@ -186,9 +186,9 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
             stream = _Stream(file)
             # huge_tree lifts libxml2's limit of 10 MB for one text node. The limits on entities that it lifts too are
             # not needed: there is no DOCTYPE. The encoding is fixed so that no other hides one.
-            refused = dict.fromkeys(("resolve_entities", "load_dtd", "collect_ids"), False)
-            options = {"encoding": "utf-8", "remove_blank_text": True, "no_network": True, "huge_tree": True} | refused
-            elements = etree.iterparse(stream, tag=NAMESPACE + "TEI", **options)
+            safe = {"resolve_entities": False, "load_dtd": False, "no_network": True}
+            options = {"encoding": "utf-8", "remove_blank_text": True, "collect_ids": False, "huge_tree": True}
+            elements = etree.iterparse(stream, tag=NAMESPACE + "TEI", **safe, **options)
             for _, element in elements:
                 number += 1
                 document = _read_document(element, shard.taxonomy, need_originality)

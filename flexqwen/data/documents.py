@@ -21,8 +21,7 @@ from flexqwen.subsampling import subsample
 FORMAT = 1
 """Of what is read of a shard: raise it where the same shard gives another file, and every shard is read again."""
 
-_NUMBERS = ("tokens", "originality")
-STORED = pa.schema([(name, pa.int32() if name in _NUMBERS else pa.string()) for name in Document._fields])
+STORED = pa.schema([(n, pa.int32() if n in ("tokens", "originality") else pa.string()) for n in Document._fields])
 _REPEATED = ("taxonomy", "typology", "language", "license", "source")
 _BATCH_CHARACTERS = 1 << 23  # of text in one batch of an Arrow file
 
@@ -141,9 +140,9 @@ def open_documents(files: list[Path], limit: int | None, seed: int) -> tuple[Doc
     for file in files:
         with pa.memory_map(str(file)) as source:  # the text is not touched
             table = pa.ipc.open_file(source).read_all().drop_columns("text")
-            for place, name in enumerate(table.schema.names):
-                if name in _REPEATED:  # a code for each document instead of a text, of which there are few
-                    table = table.set_column(place, name, pc.dictionary_encode(table[name]))
+            for name in _REPEATED:  # a code for each document instead of a text, of which there are few
+                place = table.schema.get_field_index(name)
+                table = table.set_column(place, name, pc.dictionary_encode(table[name]))
             tables.append(table)
     shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     row = np.concatenate([np.arange(len(table)) for table in tables])
@@ -161,8 +160,7 @@ def read_rows(file: Path, rows: np.ndarray, columns: list[str] | None = None) ->
     start = 0
     with pa.memory_map(str(file)) as source:
         reader = pa.ipc.open_file(source)
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
+        for batch in map(reader.get_batch, range(reader.num_record_batches)):
             low, high = np.searchsorted(rows, [start, start + len(batch)])
             if low < high:
                 wanted = batch.select(columns) if columns else batch

@@ -3,7 +3,6 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import numpy as np
 from flexqwen.cli import InputError
 from flexqwen.data.card import count_by_taxonomy, list_splits, read_index
 from flexqwen.data.corpus import MIN_TOKENS, Shard, open_corpus, read_shard
-from flexqwen.data.ngrams import NGRAM, hash_ngrams, hash_words
+from flexqwen.data.ngrams import NGRAM, cut_batches, hash_ngrams, hash_words
 from flexqwen.data.texts import read_file, read_manifest
 from flexqwen.parallel import Pool
 from flexqwen.tables import plain_table
 
-_BATCH = 2000
+_BATCH_CHARACTERS = 1 << 23
 _SHOWN = 3  # documents named for each passage
 
 
@@ -166,8 +165,7 @@ def find_text_in(source: Shard | Path, identifier: str) -> str | None:
 def find_copies(source: Shard | Path, identifier: str, grams: np.ndarray) -> dict[str, set[int]]:
     """The other documents that hold any of the 7-grams `grams` (uint64): which of them."""
     found: dict[str, set[int]] = {}
-    texts = read_source(source)
-    while batch := list(islice(texts, _BATCH)):
+    for batch in cut_batches(read_source(source), _BATCH_CHARACTERS, lambda document: len(document[1])):
         hashes, owner = hash_ngrams(*hash_words([text for _, text in batch]))
         for place in np.flatnonzero(np.isin(hashes, grams)):
             found.setdefault(batch[owner[place]][0], set()).add(int(hashes[place]))

@@ -136,31 +136,21 @@ def open_token_store(folder: str, config: str, tokenizer_digest: str, sequence_l
 
 
 def make_token_store(
-    dataset: str | None,
-    digest_of_dataset: str,
-    config: str,
-    tokenizer,
-    tokenizer_folder: str,
-    sequence_length: int,
-    root: str,
+    dataset: str | None, digest_of_dataset: str, config: str, tokenizer, tokenizer_folder: str, length: int, root: str
 ) -> PackedRows:
     """The packed rows of a dataset's `train` split: opened if they are there, made if not.
 
     Args:
         digest_of_dataset: that of its manifest, also where its folder is not there.
         tokenizer: loaded from `tokenizer_folder`, whose tokenizer.json is part of the store's key.
-        root: folder of the stores; this one is `<root>/<config>-<sequence_length>-<key>`.
+        length: tokens of a row, the run's sequence_length.
+        root: folder of the stores; this one is `<root>/<config>-<length>-<key>`.
     """
-    if sequence_length < 2:
-        raise InputError(f"sequence_length is {sequence_length}; a row needs room for BOS and one token")
-    key = {
-        "format": FORMAT,
-        "dataset_digest": digest_of_dataset,
-        "dataset_config": config,
-        "tokenizer_digest": file_digest(Path(tokenizer_folder) / "tokenizer.json"),
-        "sequence_length": sequence_length,
-    }
-    folder = Path(root) / f"{config}-{sequence_length}-{digest(key)[:12]}"
+    if length < 2:
+        raise InputError(f"sequence_length is {length}; a row needs room for BOS and one token")
+    key = {"format": FORMAT, "dataset_digest": digest_of_dataset, "dataset_config": config}
+    key |= {"tokenizer_digest": file_digest(Path(tokenizer_folder) / "tokenizer.json"), "sequence_length": length}
+    folder = Path(root) / f"{config}-{length}-{digest(key)[:12]}"
     if (folder / "info.json").is_file():
         print(f"tokens: {folder} is already there, made from the same dataset, tokenizer and length; reused")
         return PackedRows(folder)
@@ -172,7 +162,7 @@ def make_token_store(
     with atomic_write(folder) as aside:
         aside.mkdir()
         dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-        info = key | _write_rows(aside, dataset, config, tokenizer, sequence_length, dtype)
+        info = key | _write_rows(aside, dataset, config, tokenizer, length, dtype)
         _write_validation(aside, dataset, tokenizer, dtype)
         write_json(aside / "info.json", info)
     what = "{rows:,} rows of {sequence_length}, {tokens:,} tokens, {padding:.2%} padding".format(**info)
@@ -199,20 +189,14 @@ def _write_rows(folder: Path, dataset: str, config: str, tokenizer, length: int,
     with open(folder / "rows.bin", "wb") as file:
         for row in rows:
             line = np.concatenate([pieces[piece] for piece in row])
-            np.pad(line, (0, length - len(line)), constant_values=tokenizer.pad_token_id).tofile(file)
+            file.write(np.pad(line, (0, length - len(line)), constant_values=tokenizer.pad_token_id).tobytes())
     row_of_piece = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     np.save(folder / "pieces.npy", np.stack([row_of_piece, np.array(owners)[np.concatenate(rows)]]).astype(np.int32))
     (folder / "documents.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
     tokens = sum(len(piece) for piece in pieces)
-    return {
-        "dtype": dtype.name,
-        "rows": len(rows),
-        "documents": len(ids),
-        "tokens": tokens,
-        "padding": 1 - tokens / (len(rows) * length),
-        "vocab_size": len(tokenizer),
-        **{f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "mask")},
-    }
+    special = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "mask")}
+    counts = {"rows": len(rows), "documents": len(ids), "tokens": tokens, "vocab_size": len(tokenizer)}
+    return {"dtype": dtype.name, **counts, "padding": 1 - tokens / (len(rows) * length), **special}
 
 
 def _write_validation(folder: Path, dataset: str, tokenizer, dtype: np.dtype) -> None:

@@ -66,9 +66,8 @@ def find_seen_shares(texts: Sequence[str], dataset: str | Path, progress: bool =
     dataset_digest(dataset)
     wanted = Passages(np.unique(hash_passages(texts)[0]))
     is_seen = np.zeros(len(wanted.hashes), bool)
-    for config in sorted({path.parent.name for path in Path(dataset).glob("data/*/train-*.parquet")}):
-        if config in ("tokenizer", "index"):  # no model is trained on these
-            continue
+    configs = {path.parent.name for path in Path(dataset).glob("data/*/train-*.parquet")}
+    for config in sorted(configs - {"tokenizer", "index"}):  # no model is trained on these
         trained = (text for _, text in read_texts(dataset, config, "train"))
         bar = tqdm(trained, f"13-grams of {config}", count_texts(dataset, config, "train"), disable=not progress)
         for batch in cut_batches(bar, _BATCH_CHARACTERS):

@@ -54,20 +54,14 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
     total = count_texts(dataset, "tokenizer", "train")
     tokenizer.train_from_iterator(tqdm(texts, "tokenizer", total, unit="doc", disable=not progress), trainer)
     if tokenizer.get_vocab_size() < vocab_size:
-        raise InputError(
-            f"the tokenizer split of {dataset} gives only {tokenizer.get_vocab_size()} tokens, vocab_size asks for "
-            f"{vocab_size}; lower vocab_size or build the dataset from more documents"
-        )
+        what = f"the tokenizer split of {dataset} gives only {tokenizer.get_vocab_size()} tokens"
+        remedy = "lower vocab_size or build the dataset from more documents"
+        raise InputError(f"{what}, vocab_size asks for {vocab_size}; {remedy}")
     _begin_with(tokenizer, BOS, EOS)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        mask_token=AddedToken(MASK, lstrip=True, special=True),
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    special = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS}
+    special["mask_token"] = AddedToken(MASK, lstrip=True, special=True)
+    options = {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
 
 
 def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> PreTrainedTokenizerFast:

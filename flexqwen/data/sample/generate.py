@@ -29,11 +29,10 @@ FORMAT = 1
 """Of the sample: raise it where the same number of documents and seed give other bytes."""
 
 STAMP = "sample.json"
-_SHARD = Template(Path(__file__).with_name("shard.xml").read_text(encoding="utf-8"), trim_blocks=True)
 
 
 class Genre(NamedTuple):
-    """Texts of one kind: the `Writer` method that makes them, where they stand, and how long and how many they are."""
+    """Texts of one kind: their genre in `grammar.yaml`, where they stand, and how long and how many they are."""
 
     writer: str
     shards: tuple[str, ...]
@@ -121,15 +120,15 @@ def _write(genre: Genre, stock: list[list[str]], random: Random) -> str:
     sentences: list[str] = []
     words = copied = 0
     while words < length:
-        if copied < share * min(length, words + 30):
+        if is_copy := copied < share * min(length, words + 30):
             source = random.choice(stock)
             start = random.randrange(len(source))
             run = source[start : start + random.randint(2, 5)]
-            copied += sum(len(sentence.split()) for sentence in run)
         else:
             run = writer.text(genre.writer, min(30, length - words))
         sentences += run
-        words += sum(len(sentence.split()) for sentence in run)
+        more = sum(len(sentence.split()) for sentence in run)
+        words, copied = words + more, copied + more * is_copy
     step = genre.sentences
     return "\n".join(" ".join(sentences[start : start + step]) for start in range(0, len(sentences), step))
 
@@ -181,6 +180,6 @@ def write_sample(folder: Path, documents: int = 3000, seed: int = 0) -> None:
 
 def shard_xml(documents: list[SampleDocument]) -> str:
     """The TEI of a shard."""
-    return (
-        _SHARD.render(documents=documents, typologies=dict.fromkeys(g.typology for g in GENRES), escape=escape) + "\n"
-    )
+    source = Path(__file__).with_name("shard.xml").read_text(encoding="utf-8")
+    template = Template(source, trim_blocks=True, keep_trailing_newline=True)
+    return template.render(documents=documents, typologies=dict.fromkeys(g.typology for g in GENRES), escape=escape)

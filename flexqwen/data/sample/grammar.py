@@ -5,6 +5,7 @@ article and contraction, verb ending) is computed, not listed, so that a small m
 the lexicon is wide enough that two sentences seldom share seven words in a row.
 """
 
+import re
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -37,35 +38,26 @@ ADJECTIVES, QUALITIES, TRAITS, LAST_NAMES, MONTHS, WEEKDAYS = (
 )
 _ADJECTIVES_OF = {"people": TRAITS, "products": QUALITIES, "parts": QUALITIES}
 FIRST_NAMES = {gender: names.split() for gender, names in _LEXICON["first_names"].items()}
-CITIES = dict(pair.replace("_", " ").split("/") for pair in _LEXICON["cities"].split())
-_EVENTS = [(verb, group) for group, verbs in _LEXICON["verbs"].items() for verb in verbs.split()]
+CITIES = [pair.replace("_", " ").split("/") for pair in _LEXICON["cities"].split()]
+EVENTS = [(verb, group) for group, verbs in _LEXICON["verbs"].items() for verb in verbs.split()]
 
 
-def plural(word: str) -> str:
-    """Plural of a noun or of an adjective; of each part where there are two words."""
+@cache
+def inflect(word: str, form: str) -> str:
+    """The word in a form of `lexicon.yaml`: plural, feminine, participle or first_person (of the past).
+
+    An adjective is given in the masculine singular, a verb in the infinitive; of two words each is inflected.
+    """
     if " " in word:
-        return " ".join(plural(part) for part in word.split(" "))
-    if word == "mão":
-        return "mãos"
-    if word in ("frágil", "útil"):
-        return word[:-2] + "eis"
-    if word == "cais" or word.endswith(("os", "as", "is", "es", "us")):
-        return word
-    for ending, replacement in (("ão", "ões"), ("m", "ns"), ("ês", "eses"), ("il", "is"), ("ol", "óis"), ("al", "ais")):
-        if word.endswith(ending):
-            return word.removesuffix(ending) + replacement
-    if word.endswith("el"):
-        return word[:-2] + ("eis" if any(letter in word for letter in "áéíóú") else "éis")
-    return word + ("es" if word[-1] in "rz" else "s")
+        return " ".join(inflect(part, form) for part in word.split(" "))
+    pattern, ending = next(rule for rule in _LEXICON["inflections"][form] if re.search(rule[0], word))
+    return re.sub(pattern, ending, word, count=1)
 
 
 def agree(adjective: str, noun: Noun) -> str:
     """The adjective, given in the masculine singular, in the noun's gender and number."""
-    if noun.gender == "f" and adjective.endswith("o"):
-        adjective = adjective[:-1] + "a"
-    elif noun.gender == "f" and adjective.endswith("ês"):
-        adjective = adjective[:-2] + "esa"
-    return plural(adjective) if noun.plural else adjective
+    adjective = inflect(adjective, "feminine") if noun.gender == "f" else adjective
+    return inflect(adjective, "plural") if noun.plural else adjective
 
 
 def conjugate(verb: str, tense: str, is_plural: bool) -> str:
@@ -74,16 +66,7 @@ def conjugate(verb: str, tense: str, is_plural: bool) -> str:
 
 
 def participle(verb: str, noun: Noun) -> str:
-    base = _LEXICON["participles"].get(verb) or verb[:-2] + ("ado" if verb[-2] == "a" else "ido")
-    return agree(base, noun)
-
-
-def first_person(verb: str) -> str:
-    """First person singular of the past: `comprei`, `recebi`, `busquei`."""
-    stem = verb[:-2]
-    if verb[-2] != "a":
-        return stem + "i"
-    return (stem[:-1] + {"c": "qu", "g": "gu", "ç": "c"}[stem[-1]] if stem[-1] in "cgç" else stem) + "ei"
+    return agree(inflect(verb, "participle"), noun)
 
 
 def the(noun: Noun, preposition: str = "") -> str:
@@ -98,22 +81,10 @@ def some(noun: Noun) -> str:
     return f"{_LEXICON['indefinite'][noun.gender][noun.plural]} {noun.text}"
 
 
-def in_state(city: str) -> str:
-    """`em Pernambuco`, `na Bahia`: the state of a city, with its article where it has one."""
-    state = CITIES[city]
-    article = _LEXICON["state_articles"].get(state, "o")
-    return the(Noun(state, "mf"[article == "a"]), "em") if article else f"em {state}"
-
-
 _TEMPLATES = Environment(variable_start_string="{", variable_end_string="}", undefined=StrictUndefined)
-_TEMPLATES.globals |= {f.__name__: f for f in (agree, conjugate, participle, first_person, the, some, in_state)}
-_TEMPLATES.globals |= {
-    "months": MONTHS,
-    "nouns": NOUNS,
-    "qualities": QUALITIES,
-    "weekdays": WEEKDAYS,
-    "women": FIRST_NAMES["f"],
-}
+_TEMPLATES.globals |= {f.__name__: f for f in (agree, conjugate, inflect, participle, the, some)}
+_TEMPLATES.globals |= {"names": FIRST_NAMES, "nouns": NOUNS, "qualities": QUALITIES, "months": MONTHS, "days": WEEKDAYS}
+_TEMPLATES.globals |= {"events": EVENTS, "cities": CITIES, "in_states": _LEXICON["in_states"]}
 _compile, _compile_expression = cache(_TEMPLATES.from_string), cache(_TEMPLATES.compile_expression)
 
 
@@ -130,17 +101,13 @@ class Writer:
     def one_of(self, *options: str) -> str:
         return self.pick(options)
 
-    def event(self) -> tuple[str, str]:
-        """A verb, and the group of nouns that it takes."""
-        return self.pick(_EVENTS)
-
     def noun(self, group: str, is_plural: bool | None = None) -> Noun:
         """A noun, perhaps in the plural, perhaps with an adjective that suits it."""
         noun = self.pick(NOUNS[group])
         if is_plural is None:
             is_plural = self.random.random() < 0.25
         if is_plural:
-            noun = Noun(plural(noun.text), noun.gender, True)
+            noun = Noun(inflect(noun.text, "plural"), noun.gender, True)
         if self.random.random() < 0.55:
             adjective = self.pick(_ADJECTIVES_OF.get(group, ADJECTIVES))
             noun = noun._replace(text=f"{noun.text} {agree(adjective, noun)}")
@@ -159,19 +126,15 @@ class Writer:
         return Noun(f"{self.pick(FIRST_NAMES[gender])} {self.pick(LAST_NAMES)}", gender)
 
     def city(self) -> str:
-        return self.pick(list(CITIES))
-
-    def date(self, first_year: int = 1890, last_year: int = 2023) -> str:
-        return f"{self.number(1, 28)} de {self.pick(MONTHS)} de {self.number(first_year, last_year)}"
+        return self.pick(CITIES)[0]
 
     def subject(self) -> tuple[str, Noun]:
         """A noun phrase that can act, and the noun that its verb agrees with."""
         kind = self.random.random()
-        if kind < 0.25:
-            person = self.person()
-            return person.text, person
         if kind < 0.45:
             person = self.person()
+            if kind < 0.25:
+                return person.text, person
             role = self.pick([noun for noun in NOUNS["people"] if noun.gender == person.gender])
             return f"{the(role)} {person.text}", person
         noun = self.noun("institutions" if kind < 0.75 else "people")
@@ -183,7 +146,7 @@ class Writer:
         return f"{text} {self.phrase('complement')}" if self.random.random() < 0.3 else text
 
     def clause(self, tense: str = "past") -> str:
-        verb, group = self.event()
+        verb, group = self.pick(EVENTS)
         if group not in ("people", "themes") and self.random.random() < 0.2:
             noun = self.noun(group)
             be = _LEXICON["be"][tense][noun.plural]
