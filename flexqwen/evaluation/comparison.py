@@ -10,8 +10,6 @@ from flexqwen.evaluation.statistics import mean_interval
 from flexqwen.files import write_json
 from flexqwen.tables import markdown_table
 
-COMPARISON = "comparison.json"
-
 
 @dataclass
 class Difference:
@@ -27,9 +25,7 @@ class Difference:
     @property
     def verdict(self) -> str:
         low, high = self.interval
-        if low <= 0 <= high:
-            return "no difference"
-        return "B is higher" if low > 0 else "A is higher"
+        return "no difference" if low <= 0 <= high else "B is higher" if low > 0 else "A is higher"
 
 
 def compare(first: list[Result], second: list[Result]) -> tuple[list[Difference], list[tuple]]:
@@ -62,15 +58,14 @@ def format_comparison(differences: list[Difference]) -> str:
     """The differences as a Markdown table."""
     rows = []
     for row in differences:
-        task, _, mode, metric, subset = row.key
-        low, high = row.interval
-        difference = f"{row.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
-        rows.append([task, subset, mode, metric, row.verdict, f"{row.a:.3f}", f"{row.b:.3f}", difference, f"{row.n:,}"])
+        (task, _, mode, metric, subset), (low, high) = row.key, row.interval
+        figures = [f"{row.a:.3f}", f"{row.b:.3f}", f"{row.difference:+.3f} [{low:+.3f}, {high:+.3f}]", row.n]
+        rows.append([task, subset, mode, metric, row.verdict, *figures])
     return markdown_table(["task", "items", "mode", "metric", "", "A", "B", "B − A [95 %]", "n"], rows, text_columns=5)
 
 
 def write_comparison(folder: str | Path, differences: list[Difference]) -> Path:
     """Writes `comparison.json` and gives its path."""
-    path = Path(folder) / COMPARISON
+    path = Path(folder) / "comparison.json"
     write_json(path, [vars(row) | {"verdict": row.verdict} for row in differences])
     return path
