@@ -47,5 +47,5 @@ def load_data(args: Arguments, dataset: str, dataset_digest: str, tokenizer) -> 
             f"{max(phase.passes for phase in phases):.2f} of one: no masked row would be trained; raise max_steps"
         )
     documents, sizes = last.validation(data.eval_documents)
-    held_out = HeldOut.of(documents, sizes, data.sequence_length, tokenizer.eos_token_id, tokenizer.mask_token_id)
+    held_out = HeldOut.of(documents, sizes, data.sequence_length, tokenizer)
     return phases, held_out
