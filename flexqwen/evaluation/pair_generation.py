@@ -25,10 +25,8 @@ FORMAT = 1
 """Of the pairs that are kept: to be raised when the rules, the word lists or the fields of a pair change."""
 
 _AGREEING = ("determiner_noun", "noun_adjective", "predicative_adjective", "participle")
-PHENOMENA = (
-    *("subject_verb_number", "subject_verb_person"),
-    *(f"{kind}_{value}" for kind in _AGREEING for value in ("number", "gender")),
-)
+PHENOMENA = tuple(f"{kind}_{value}" for kind in _AGREEING for value in ("number", "gender"))
+PHENOMENA = ("subject_verb_number", "subject_verb_person", *PHENOMENA)
 MOST = 300  # pairs of one phenomenon
 WORDS = (4, 45)  # of a sentence
 MULTIWORD = ("fixed", "flat", "compound", "goeswith")  # relations within what is one word in all but spelling
@@ -172,9 +170,8 @@ class Generator:
 
     def is_verb_like(self, form: str) -> bool:
         """A finite verb has this form, by the lexicon, the treebanks or the rules of regular verbs."""
-        return form in self.verb_forms or any(
-            reading.features.isdisjoint({"PTPST", "GRD"}) for reading in self.lexicon.readings(form, "V")
-        )
+        readings = self.lexicon.readings(form, "V")
+        return form in self.verb_forms or any(verb.features.isdisjoint({"PTPST", "GRD"}) for verb in readings)
 
     def adjective_forms(self, form: str, own: tuple[str, str], wrong: str) -> str | None:
         """The form of an adjective or participle with one value changed to `wrong`; None if there is not exactly one.
@@ -195,10 +192,12 @@ class Generator:
         noun, form = sentence.tokens.get(token["head"]), token["lower"]
         if noun is None or form not in _DETERMINER or noun["id"] < token["id"]:
             return
-        row, cell = _DETERMINER[form]
-        own = self.noun_agreement(sentence, noun)
-        between = sentence.between(token, noun)
-        if own != cell or len(sentence.below(noun, "det")) != 1 or any(word["upos"] != "ADJ" for word in between):
+        (row, cell), between = _DETERMINER[form], sentence.between(token, noun)
+        if (
+            self.noun_agreement(sentence, noun) != cell
+            or len(sentence.below(noun, "det")) != 1
+            or any(word["upos"] != "ADJ" for word in between)
+        ):
             return
         if len(between) > 1 or not all(self.is_plain(sentence, word) for word in between):
             return
@@ -293,10 +292,9 @@ class Generator:
         return noun, own
 
     def predicate(self, sentence: Sentence, token: dict) -> Iterator[tuple[str, dict, str, str]]:
-        head = token
+        head = sentence.tokens.get(token["head"]) if token["deprel"] == "xcomp" else token
         if token["deprel"] == "xcomp":
-            head = sentence.tokens.get(token["head"])
-            is_copula = head is not None and head["lemma"] in COPULAS and head["feats"].get("Mood")
+            is_copula = head and head["lemma"] in COPULAS and head["feats"].get("Mood")
             if not is_copula or token["lemma"] in ADVERBIAL:
                 return
         elif not any(child["lemma"] in COPULAS for child in sentence.below(token, "cop")):
@@ -337,10 +335,8 @@ class Generator:
         if not (objects or sentence.below(token, "ccomp", "xcomp") or token["lemma"] in INTRANSITIVE):
             return
         person = PERSONAL.get(subject["lower"], "3")[0]
-        own = {person, number}
-        readings = [
-            verb for verb in self.lexicon.readings(form, "V") if own <= verb.features and verb.features & TENSES
-        ]
+        own, verbs = {person, number}, self.lexicon.readings(form, "V")
+        readings = [verb for verb in verbs if own <= verb.features and verb.features & TENSES]
         if not readings or token["feats"].get("Person") not in (None, person) or token["agreement"][1] != number:
             return
         wanted = [("number", {"3", OTHER[number]})] if person == "3" else []
