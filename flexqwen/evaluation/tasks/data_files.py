@@ -9,11 +9,7 @@ from flexqwen.cli import InputError
 
 
 def data_file(folder: Path, name: str) -> Path:
-    """The file of that name.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The file of that name. Raises InputError if there is none."""
     path = Path(folder) / name
     if not path.is_file():
         raise InputError(f"no {name} in {folder}; put the task's published files there, or let them be downloaded")
@@ -21,25 +17,24 @@ def data_file(folder: Path, name: str) -> Path:
 
 
 def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
-    """The rows of a UTF-8 CSV file with a header.
+    """The rows of a UTF-8 CSV file with a header; the last of the columns is a label, 0 or 1.
 
     Raises:
-        InputError: a column that is not there.
+        InputError: a column is not there, or a label is another.
     """
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for column in columns:
         if not rows or rows[0].get(column) is None:
             raise InputError(f"{path} has no column {column!r}; expected {', '.join(columns)}: fetch the file again")
+    for number, row in enumerate(rows, 1):
+        if row[column] not in ("0", "1"):
+            raise InputError(f"{path}: record {number} has {column} {row[column]!r}; it must be 0 or 1")
     return rows
 
 
 def read_json_file(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        InputError: it is not JSON.
-    """
+    """The content of a JSON file. Raises InputError if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
