@@ -53,7 +53,7 @@ class Estimate:
 
     @property
     def is_clear(self) -> bool:
-        """Whether its interval leaves out 0, and there are seeds to tell their chance from."""
+        """Whether its interval leaves out 0, and there are several seeds."""
         return self.seeds > 1 and not self.low <= 0 <= self.high
 
 
@@ -191,7 +191,7 @@ class Results:
     def swept(self, measure: Measure, mode: str, value: Any, line: Any) -> Estimate | None:
         """Of one place on a line of the sweep: the mean over all points that lie there."""
         plan = self.study.sweep
-        here = {**plan.where, plan.over: value, **({plan.lines: line} if plan.lines else {})}
+        here = {**plan.where, plan.over: value} | ({plan.lines: line} if plan.lines else {})
         return self.mean(measure, self.at(**here), mode)
 
 
@@ -204,9 +204,8 @@ def load(study: Study) -> Results:
     cells = {cell: content for cell in study.cells if (content := read_cell(study, cell)) is not None}
     items, first = read_json(study.results / ITEMS), {}
     if not cells or items is None:
-        raise InputError(
-            f"no finished cells in {study.results / 'cells'}; run python -m flexqwen study run {study.path}"
-        )
+        remedy = f"run python -m flexqwen study run {study.path}"
+        raise InputError(f"no finished cells in {study.results / 'cells'}; {remedy}")
     for cell, content in cells.items():
         budget = str([study.options(cell.point).get(name) for name in BUDGET])
         equal = {

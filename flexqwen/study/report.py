@@ -187,13 +187,11 @@ def check_findings(study: Study, report: str) -> None:
     tables = " ".join(line for line in report.splitlines() if line.startswith("|"))
     known = {number for found in NUMBER.findall(tables) for number in (found, found.lstrip("+-"))}
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    remedy = f"mend it, or end the line in {CITED} if it comes from elsewhere"
     for place, line in enumerate(lines, 1):
         for number in [] if line.rstrip().endswith(CITED) else NUMBER.findall(re.sub(r"`[^`]*`", "", line)):
             if number.replace("−", "-") not in known:
-                raise InputError(
-                    f"{path}, line {place}: no table of the report has {number}; mend it, or end the line in {CITED} "
-                    "if it comes from elsewhere"
-                )
+                raise InputError(f"{path}, line {place}: no table of the report has {number}; {remedy}")
 
 
 def write(study: Study) -> list[Path]:
