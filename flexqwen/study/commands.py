@@ -24,9 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     for each in parsers.values():
         each.add_argument("config", help="such as configs/study-cpu.yaml")
     parsers["run"].add_argument("--workers", type=int, default=1, help="cells at a time, which share the cores")
-    parsers["run"].add_argument(
-        "--seeds", type=int, nargs="+", help="only cells of these, so that several machines share a study"
-    )
+    parsers["run"].add_argument("--seeds", type=int, nargs="+", help="only these, so that machines share a study")
     parsers["run"].add_argument("--nice", type=int, default=0, help="how far to lower the priority, up to 19")
     parsers["report"].add_argument("--check", action="store_true", help="write nothing; fail if what is there differs")
     args = parser.parse_args(argv)

@@ -44,10 +44,6 @@ def fit_table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: 
     return markdown_table([head[i] for i in kept], [[row[i] for i in kept] for row in rows], text_columns)
 
 
-def format_column(measure: Measure, mode: str) -> str:
-    return f"{measure.title}, {mode}, {measure.unit}"
-
-
 def format_axes(results: Results, point) -> list[str]:
     return [f"`{dict(point).get(axis, '–')}`" for axis in results.study.axes]
 
@@ -78,20 +74,14 @@ def main_table(results: Results) -> str:
     return fit_table(["difference [95 %]", "mode", *(f"{one.title}, {one.unit}" for one in chosen)], rows, 2)
 
 
-def comparison_rows(results: Results, comparison: Comparison) -> list[list[str]]:
-    """A comparison on every measure: each value of its second axis, and the mean."""
-    by = [*(results.study.values(comparison.by) if comparison.by else []), None]
-    rows = []
+def comparison_table(results: Results, comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a comparison on every measure: each value of its second axis, and the mean."""
+    by, rows = [*(results.study.values(comparison.by) if comparison.by else []), None], []
     for pair, measure, mode in itertools.product(comparison.pairs, results.measures, MODES):
         found = [results.compare(measure, comparison, pair, mode, value) for value in by]
         cells = [format_estimate(estimate, measure, True) for estimate in found]
         rows.append([f"`{pair[0]}` − `{pair[1]}`", measure.title, mode, measure.unit, *cells])
-    return rows
-
-
-def comparison_table(results: Results, comparison: Comparison, rows: list[list[str]]) -> str:
-    by = [f"`{value}`" for value in (results.study.values(comparison.by) if comparison.by else [])]
-    return fit_table(["difference [95 %]", "measured on", "mode", "unit", *by, "mean"], rows, 4)
+    return ["difference [95 %]", "measured on", "mode", "unit", *(f"`{value}`" for value in by[:-1]), "mean"], rows
 
 
 def sweep_table(results: Results) -> str:
@@ -105,7 +95,7 @@ def sweep_table(results: Results) -> str:
         row = [format_value(line)] * bool(plan.lines) + [format_value(value)]
         row += [str(figure) for figure in GPT_BERT.get(format_value(value), "––")[::-1]] * is_share
         rows.append(row + [format_estimate(results.swept(*column, value, line), column[0]) for column in columns])
-    return fit_table([*head, *(format_column(*column) for column in columns)], rows, len(head))
+    return fit_table([*head, *(f"{one.title}, {mode}, {one.unit}" for one, mode in columns)], rows, len(head))
 
 
 def subsets_table(results: Results, measure: Measure) -> str:
@@ -126,7 +116,7 @@ def figures_table(results: Results) -> str:
         + [format_estimate(results.mean(measure, [point], mode), measure) for measure, mode in columns]
         for point in results.points
     ]
-    head = [*results.study.axes, "seeds", *(format_column(*column) for column in columns)]
+    head = [*results.study.axes, "seeds", *(f"{one.title}, {mode}, {one.unit}" for one, mode in columns)]
     return fit_table(head, rows, len(results.study.axes))
 
 
@@ -153,8 +143,8 @@ def format_report(results: Results) -> str:
     """The whole report."""
     study, path = results.study, results.study.results / FINDINGS
     made_by = [content["made_by"] for content in results.cells.values()]
-    compared = [(comparison, comparison_rows(results, comparison)) for comparison in study.comparisons]
-    tools = (to_words, main_table, comparison_table, sweep_table, subsets_table, figures_table, cost_table)
+    compared = {comparison.name: comparison_table(results, comparison) for comparison in study.comparisons}
+    tools = (to_words, fit_table, main_table, sweep_table, subsets_table, figures_table, cost_table)
     return Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True, undefined=StrictUndefined).render(
         {tool.__name__: tool for tool in tools},
         results=results,
@@ -166,7 +156,7 @@ def format_report(results: Results) -> str:
         makers=dict.fromkeys(map(describe_maker, made_by)),
         enough=ENOUGH,
         compared=compared,
-        shown=sum(len(set(row[4:]) - {"–"}) for _, rows in compared for row in rows),  # a mean of one is that one
+        shown=sum(len(set(row[4:]) - {"–"}) for _, rows in compared.values() for row in rows),  # not twice one alone
         samples=JOINT_SAMPLES,
     )
 
@@ -197,13 +187,11 @@ def check_findings(study: Study, report: str) -> None:
     tables = " ".join(line for line in report.splitlines() if line.startswith("|"))
     known = {number for found in NUMBER.findall(tables) for number in (found, found.lstrip("+-"))}
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    remedy = f"mend it, or end the line in {CITED} if it comes from elsewhere"
     for place, line in enumerate(lines, 1):
         for number in [] if line.rstrip().endswith(CITED) else NUMBER.findall(re.sub(r"`[^`]*`", "", line)):
             if number.replace("−", "-") not in known:
-                raise InputError(
-                    f"{path}, line {place}: no table of the report has {number}; mend it, or end the line in {CITED} "
-                    "if it comes from elsewhere"
-                )
+                raise InputError(f"{path}, line {place}: no table of the report has {number}; {remedy}")
 
 
 def write(study: Study) -> list[Path]:
