@@ -9,9 +9,9 @@ from pathlib import Path
 
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.evaluation.comparison import compare, format_comparison, write_comparison
-from flexqwen.evaluation.figures import draw_comparison, draw_evaluation
+from flexqwen.evaluation.figures import draw_dots, draw_evaluation
 from flexqwen.evaluation.likelihood import MODES
-from flexqwen.evaluation.results import RESULTS, format_held_out, format_results, read_results
+from flexqwen.evaluation.results import RESULTS, format_results, read_results
 from flexqwen.evaluation.run_tasks import Options, evaluate, find_results
 from flexqwen.evaluation.tasks import NAMES
 from flexqwen.files import atomic_write
@@ -55,8 +55,7 @@ def print_evaluation(options: Options) -> None:
     with atomic_write(options.folder / "results.md") as partial:
         partial.write_text(table + "\n", encoding="utf-8")
     drawn = draw_evaluation(results, options.folder)
-    print(format_held_out(results) if options.tasks == "bits_per_byte" else table)
-    print(f"results: {options.folder / RESULTS}\nfigures: {', '.join(map(str, drawn))}")
+    print(f"{table}\nresults: {options.folder / RESULTS}\nfigures: {', '.join(map(str, drawn))}")
 
 
 def print_comparison(first: Path, second: Path, output: str | None) -> None:
@@ -65,14 +64,16 @@ def print_comparison(first: Path, second: Path, output: str | None) -> None:
     if not differences:
         raise InputError(f"{first} and {second} have no figure in common; evaluate both on the same tasks and modes")
     print(f"A: {first}\nB: {second}\n{format_comparison(differences)}")
-    if all(row.verdict == "no difference" for row in differences):
+    if all(row.details["verdict"] == "no difference" for row in differences):
         print("no difference: every interval holds 0")
     if left:
         names = sorted({" ".join(map(str, key)) for key in left})
         print(f"not compared, since they are no mean of items that both sides have: {', '.join(names)}")
     if output:
         written = write_comparison(output, differences)
-        print(f"comparison: {written}\nfigure:     {draw_comparison(differences, written.with_suffix('.png'))}")
+        figure = written.with_suffix(".png")
+        draw_dots(differences, figure, "B − A, 95 % intervals (paired bootstrap)")
+        print(f"comparison: {written}\nfigure:     {figure}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from flexqwen.drawing import COLORS, save_figure
-from flexqwen.evaluation.comparison import Difference
 from flexqwen.evaluation.results import Result
 
 
@@ -26,7 +25,7 @@ def draw_evaluation(results: list[Result], folder: Path) -> list[Path]:
     return [folder / f"{name}.png" for name in figures]
 
 
-def draw_dots(rows: list[Result], path: Path) -> None:
+def draw_dots(rows: list[Result], path: Path, xlabel: str | None = None) -> None:
     """A line a figure, a dot a mode, with 95 % intervals, and the baseline as a stroke."""
     tasks, metrics, baselines, modes = (
         list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("task", "metric", "baseline_name", "mode")
@@ -45,7 +44,8 @@ def draw_dots(rows: list[Result], path: Path) -> None:
         line = labels.index(label(row))
         beside = [mode for mode in modes if any(label(other) == label(row) and other.mode == mode for other in rows)]
         height = line + 0.2 * ((len(beside) - 1) / 2 - beside.index(row.mode))
-        _draw_interval(axes, row.value, row.interval, height, row.mode, markersize=4)
+        error = [[row.value - row.interval[0]], [row.interval[1] - row.value]]
+        axes.errorbar(row.value, height, xerr=error, fmt="o", color=COLORS[row.mode], capsize=3, markersize=4)
         axes.plot([row.baseline] * 2, [line - 0.35, line + 0.35], color="black", linewidth=1.5)
     for mode in modes:
         axes.plot([], [], "o", color=COLORS[mode], label=mode)
@@ -53,28 +53,7 @@ def draw_dots(rows: list[Result], path: Path) -> None:
     axes.set_yticks(range(len(labels)), labels)
     axes.set_title(f"{tasks[0] if len(tasks) == 1 else 'tasks'}, 95 % intervals")
     metric = metrics[0] if len(metrics) == 1 else "value (higher is better)"
-    axes.set_xlabel("bits per byte (lower is better)" if metric == "bits_per_byte" else metric)
+    axes.set_xlabel(xlabel or ("bits per byte (lower is better)" if metric == "bits_per_byte" else metric))
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     save_figure(figure, path)
-
-
-def draw_comparison(differences: list[Difference], path: Path) -> Path:
-    """Paired differences with 95 % intervals; those that do not hold 0 are filled. Gives `path`."""
-    figure = Figure(figsize=(8, 1.2 + 0.35 * len(differences)))
-    axes = figure.subplots()
-    for line, row in enumerate(reversed(differences)):
-        fill = "none" if row.verdict == "no difference" else None
-        _draw_interval(axes, row.difference, row.interval, line, row.key[2], markerfacecolor=fill)
-    axes.axvline(0, color="black", linestyle="--")
-    names = [f"{key[0]}, {key[4]}, {key[2]}, {key[3]} (n = {row.n:,})" for row in differences for key in [row.key]]
-    axes.set_yticks(range(len(names)), names[::-1], fontsize=8)
-    axes.set_xlabel("B − A, 95 % intervals (paired bootstrap)")
-    axes.grid(axis="x", alpha=0.3)
-    save_figure(figure, path)
-    return path
-
-
-def _draw_interval(axes, value: float, interval: list[float], height: float, mode: str, **style) -> None:
-    error = [[value - interval[0]], [interval[1] - value]]
-    axes.errorbar(value, height, xerr=error, fmt="o", color=COLORS[mode], capsize=3, **style)
