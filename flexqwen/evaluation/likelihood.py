@@ -253,12 +253,12 @@ def load(path: str, batch_tokens: int | None = None, trust_remote_code: bool = F
     config = loading.load(AutoConfig, path, trust_remote_code)
     architecture = (config.architectures or ["model of unnamed class"])[0]
     endings = {"ForMaskedLM": "masked", "ForCausalLM": "causal", "LMHeadModel": "causal"}
-    kinds = [kind for ending, kind in endings.items() if architecture.endswith(ending)]
+    kind = next((kind for ending, kind in endings.items() if architecture.endswith(ending)), None)
     if config.model_type == "flexqwen":
-        kinds = ["flexqwen"]
-    if not kinds:
+        kind = "flexqwen"
+    if kind is None:
         raise InputError(f"{path} is a {architecture}; scoring needs a FlexQwen, a …ForCausalLM or a …ForMaskedLM")
-    auto = AutoModelForMaskedLM if kinds == ["masked"] else AutoModelForCausalLM
+    auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
     tokenizer = loading.load(AutoTokenizer, path, trust_remote_code)
     model = loading.load_model(auto, path, trust_remote_code=trust_remote_code)
-    return Scorer(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, kinds[0], batch_tokens)
+    return Scorer(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, kind, batch_tokens)

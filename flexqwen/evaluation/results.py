@@ -131,20 +131,7 @@ def format_results(results: list[Result]) -> str:
     """The results as a Markdown table; the baseline stands beside each figure."""
     rows = []
     for row in results:
+        value = f"{row.value:.3f} [{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
         baseline = f"{row.baseline:.3f} {row.baseline_name}"
-        rows.append([row.task, row.subset, row.mode, row.metric, _format_value(row), baseline, row.n])
+        rows.append([row.task, row.subset, row.mode, row.metric, value, baseline, row.n])
     return markdown_table(["task", "items", "mode", "metric", "value [95 %]", "baseline", "n"], rows, text_columns=4)
-
-
-def format_held_out(results: list[Result]) -> str:
-    """Both metrics of held-out text side by side, as a Markdown table."""
-    rows = []
-    for loss, bits in zip(results[::2], results[1::2], strict=True):
-        values = [cell for row in (loss, bits) for cell in (_format_value(row), f"{row.baseline:.3f}")]
-        rows.append([f"{loss.subset}, {loss.mode}", loss.n, loss.details["tokens"], *values])
-    header = ["held-out text", "documents", "tokens", "loss (nats/token)", "unigram", "bits per byte", "unigram"]
-    return markdown_table(header, rows)
-
-
-def _format_value(result: Result) -> str:
-    return f"{result.value:.3f} [{result.interval[0]:.3f}, {result.interval[1]:.3f}]"
