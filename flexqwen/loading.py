@@ -1,7 +1,6 @@
 """Loads checkpoints: no code of theirs is run unasked, and every weight is theirs and a number.
 
-This repository's own classes stand behind the Auto classes for whatever says `model_type: flexqwen`, so that the code
-beside such a checkpoint, or named by its `auto_map`, is neither run nor fetched.
+For `model_type: flexqwen` the Auto classes give this repository's own, not the code beside a checkpoint.
 """
 
 import functools
@@ -43,10 +42,8 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
         return cls.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # damaged files and foreign code raise anything
         if not trust_remote_code and "trust_remote_code" in str(error):
-            raise InputError(
-                f"{path} needs code of its own; read that first, and then eval.py --trust_remote_code runs it "
-                "(never that of a FlexQwen)"
-            ) from error
+            remedy = "read that first, and then eval.py --trust_remote_code runs it (never that of a FlexQwen)"
+            raise InputError(f"{path} needs code of its own; {remedy}") from error
         raise InputError(f"{path} does not load as {cls.__name__}: {reason(error)}") from error
     finally:
         if any(name.startswith("transformers_modules.") for name in set(sys.modules) - before):
@@ -76,8 +73,8 @@ def load_model(cls: type, path: str | Path, new_head: bool = False, trust_remote
             raise InputError(f"{file} is damaged: {error}") from error
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # what its report would say is said here
+    options = {"dtype": torch.float32, **options, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        options = {"dtype": torch.float32, **options, "output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = load(cls, path, trust_remote_code, **options)
     finally:
         transformers.logging.set_verbosity(verbosity)

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.data.texts import count_texts, dataset_digest, read_texts
 from flexqwen.files import atomic_write, is_empty, read_json, versions, write_json
+from flexqwen.remote import explain_failure
 
 PAD, BOS, EOS, MASK = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
 MADE_BY = "made_by.json"
@@ -70,10 +71,8 @@ def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> Pre
     Raises:
         InputError: it cannot be loaded, or lacks one of the tokens.
     """
-    try:
+    with explain_failure(f"no tokenizer can be loaded from {checkpoint}", "name a Qwen3 checkpoint"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer can be loaded from {checkpoint}: {' '.join(str(error).split())}") from None
     vocabulary = tokenizer.get_vocab()
     for role, token in roles.items():
         if token not in vocabulary:

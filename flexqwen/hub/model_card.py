@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -20,59 +19,38 @@ TAGS = {"masked": "masked-language-modeling", "causal": "causal-lm"}
 TASK_TYPES = {"fused": "text-generation", "causal": "text-generation", "masked": "fill-mask"}
 
 
-@dataclass
 class Run:
-    """What the records of a run say.
+    """What `run.json`, `metrics.jsonl`, `finished.json` and `eval-*/results.json` of a run's folder say.
 
     Attributes:
+        modes: that it was trained in.
+        dataset: its dataset on the Hub; None where it came from a folder, which may look like such a name.
+        is_generated: whether it was trained on the sample corpus.
         last: the last logged value of every quantity.
         evaluations: name of the evaluated checkpoint, what the figures were made by, and the figures.
     """
 
-    name: str
-    description: dict
-    last: dict[str, float]
-    finished: dict | None
-    has_curves: bool
-    evaluations: list[tuple[str, dict, list[Result]]]
-
-    @property
-    def settings(self) -> dict:
-        return self.description["settings"]
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """The modes that it was trained in."""
-        return ObjectiveArguments(strategy=self.settings["strategy"]).modes
-
-    @property
-    def dataset(self) -> str | None:
-        """Its dataset on the Hub; None where it came from a folder, which may look like such a name."""
-        return self.settings["dataset"] if self.description.get("dataset_is_of_the_hub") else None
-
-    @property
-    def is_generated(self) -> bool:
-        """Whether it was trained on the sample corpus."""
-        return bool((self.description.get("data") or {}).get("generated"))
-
-
-def read_run(folder: Path) -> Run:
-    """Reads `run.json`, `metrics.jsonl`, `finished.json` and `eval-*/results.json` of a run's folder."""
-    last: dict[str, float] = {}
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):  # it was copied while it was being written
-            last.update(json.loads(line))
-    evaluations = []
-    for file in sorted(folder.glob(f"eval-*/{RESULTS}")):
-        found = read_json(file)
-        evaluations.append((Path(found["model"]).name, found["made_by"], [Result(**row) for row in found["results"]]))
-    finished, has_curves = read_json(folder / "finished.json"), (folder / "loss.png").is_file()
-    return Run(folder.name, read_json(folder / "run.json"), last, finished, has_curves, evaluations)
+    def __init__(self, folder: Path):
+        self.name, self.description = folder.name, read_json(folder / "run.json")
+        self.settings = self.description["settings"]
+        self.modes = ObjectiveArguments(strategy=self.settings["strategy"]).modes
+        self.dataset = self.settings["dataset"] if self.description.get("dataset_is_of_the_hub") else None
+        self.is_generated = bool((self.description.get("data") or {}).get("generated"))
+        self.finished, self.has_curves = read_json(folder / "finished.json"), (folder / "loss.png").is_file()
+        self.last: dict[str, float] = {}
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # it was copied while it was being written
+                self.last.update(json.loads(line))
+        self.evaluations: list[tuple[str, dict, list[Result]]] = []
+        for file in sorted(folder.glob(f"eval-*/{RESULTS}")):
+            found = read_json(file)
+            rows = [Result(**row) for row in found["results"]]
+            self.evaluations.append((Path(found["model"]).name, found["made_by"], rows))
 
 
 def write(folder: Path, repo_id: str) -> dict[str, Path]:
     """Writes `README.md` and `.eval_results/*.yaml` about the runs in `folder`; returns the files by name."""
-    runs = [read_run(file.parent) for file in sorted(folder.glob("*/run.json"))]
+    runs = [Run(file.parent) for file in sorted(folder.glob("*/run.json"))]
     example = max(runs, key=lambda run: len(run.modes))  # the first of those that do most
     card = ModelCard.from_template(
         metadata(runs, example, repo_id),

@@ -7,12 +7,10 @@ The second finishes what the first could not upload, and adds results. A reposit
 
     README.md, *.py, tokenizer…     card, remote code and tokenizer: the first commit of all
     .eval_results/                  the figures that belong to datasets of the Hub
-    <strategy>-<sequence_length>/   a run's folder as it is on disk (see runs.py); each checkpoint is one commit
-        qwen3/                      `best` as a plain Qwen3
-        eval-best/                  results
+    <strategy>-<sequence_length>/   a run's folder as on disk (see runs.py), a commit each checkpoint; and, as `qwen3/`,
+                                    `best` as a plain Qwen3
 
-Checkpoints stay there when `save_total_limit` deletes them on disk; those that it deletes before their turn never get
-there. No pickle is published but the states of optimizer, schedule and random generators, which a run resumes from.
+Checkpoints stay there when `save_total_limit` deletes them on disk. No pickle is published but what a run resumes from.
 """
 
 import os
@@ -257,8 +255,7 @@ def make_publisher(args: Arguments, run: Path) -> Publisher | None:
         return None
     options = {"token": training.hub_token, "private": training.hub_private_repo, "revision": training.hub_revision}
     if_changed = "overwrite" if training.overwrite else "resume_changed" if training.resume_changed else ""
-    repository = Repository(training.hub_model_id, **options)
-    publisher = Publisher(repository, run, Path(args.data.tokenizer), if_changed)
+    publisher = Publisher(Repository(training.hub_model_id, **options), run, Path(args.data.tokenizer), if_changed)
     publisher.prepare()
     return publisher
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from flexqwen.cli import InputError
 from flexqwen.files import file_digest, read_json, remove_path, replace_path
 from flexqwen.hub.repository import Repository
-from flexqwen.remote import reason
+from flexqwen.remote import explain_failure
 from flexqwen.training.checkpoints import find_defect, last_checkpoint
 from flexqwen.training.runs import differences
 
@@ -113,14 +113,10 @@ def aside(path: Path) -> Path:
 @contextmanager
 def fetch_beside(path: Path, repository: Repository, patterns: list[str]) -> Iterator[Path]:
     """A folder beside a path with files of the repository, removed in the end."""
+    what = f"{repository.url} holds files that could not be fetched to {path.parent}"
     try:
-        try:
+        with explain_failure(what, "run the same command again, or leave --push_to_hub out"):
             repository.fetch(patterns, aside(path))
-        except Exception as error:
-            raise InputError(
-                f"{repository.url} holds files that could not be fetched to {path.parent} ({reason(error)}); "
-                "run the same command again, or leave --push_to_hub out"
-            ) from error
         yield aside(path)
     finally:
         remove_path(aside(path))

@@ -108,7 +108,7 @@ def test_training_is_not_held_up_and_what_is_there_loads_at_every_commit(hub, in
 
 
 def test_an_interrupted_run_goes_on_from_the_hub_to_the_same_weights(hub, whole, resumed, place):
-    assert "going on from step_" in resumed and f"{RUN} was fetched from" in resumed
+    assert "resuming from step_" in resumed and f"{RUN} was fetched from" in resumed
     folder = place / "two" / RUN
     assert same_weights(folder / "step_000012", whole / "step_000012")
     assert same_weights(folder / "best", whole / "best")
