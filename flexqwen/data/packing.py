@@ -156,7 +156,8 @@ def make_token_store(
         return PackedRows(folder)
     if dataset is None or not Path(dataset).exists():
         remedy = "make the dataset with carolina_originality.py build, or bring the store"
-        raise InputError(f"no dataset in {dataset}, and no token store {folder}; {remedy}")
+        where = "" if dataset is None else f" in {dataset}"
+        raise InputError(f"no dataset{where}, and no token store {folder}; {remedy}")
     check_whole(dataset, config, "train")
     check_whole(dataset, "heldout", "validation")
     with atomic_write(folder) as aside:

@@ -1,6 +1,7 @@
 """Compares a run with what a repository of the Hub holds of it, and brings it back from there."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,7 +81,7 @@ def restore(repository: Repository, run: Path, description: dict, state: str, if
         InputError: as `compare`; or the checkpoint could not be fetched, or is damaged there.
     """
     there, changes = compare(repository, run, description, if_changed)
-    steps = {file.split("/")[0] for file in there if file.startswith("step_")}
+    steps = {file.split("/")[0] for file in there if re.match(r"step_\d+/", file)}
     last, is_finished = max(steps, key=lambda step: int(step[5:]), default=None), LAST in there
     if last is None or state == "finished" or (changes and if_changed == "overwrite"):
         return False

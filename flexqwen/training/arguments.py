@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from flexqwen.cli import InputError, normalize_option
 from flexqwen.training.objectives import ObjectiveArguments
+from flexqwen.training.schedule import parse_phases
 
 
 @dataclass
@@ -222,6 +223,9 @@ def check(arguments: Arguments) -> None:
     for name in ("eval_strategy", "save_strategy"):
         if getattr(training, name) == "epoch":
             raise InputError(f"{name} is epoch; a run is one pass over its steps, so use steps")
+    if training.save_only_model:
+        raise InputError("save_only_model is set, and no run could resume from such checkpoints; leave it out")
+    parse_phases(data.phases, data.sequence_length)
     if training.n_gpu > 1:
         raise InputError("several GPUs in one process are not supported; start one process for each with torchrun")
     if training.push_to_hub and not training.hub_model_id:
