@@ -1,8 +1,8 @@
 """Builds the Carolina Originality dataset: shards -> documents -> scores -> splits -> Parquet, manifest and card.
 
-All work happens in `<output>.partial/`; at the end one rename makes `<output>` of it. Killed at any moment it leaves
-only `.partial`, and the next build goes on from the shards that it finds finished there, and with the same inputs from
-their 7-grams too:
+All work happens in `<output>.partial/`; at the end one rename makes `<output>` of it. A build that is killed leaves
+only `.partial`. The next build resumes from the finished shards there; if its inputs are the same, it keeps their
+7-grams too:
 
     documents/<key>.arrow               the documents of a shard, with text; the key stands for the shard and its reader
     documents/<key>.json                how many were read and dropped; written last, so that it marks a finished shard
@@ -64,7 +64,7 @@ def build(
     Args:
         workers: number of processes.
         memory: GiB that scoring may take, all processes together.
-        overwrite: replace an `output` that has other inputs; of one that has the same, write the card anew.
+        overwrite: replace an `output` that has other inputs; if it has the same inputs, write only its card anew.
 
     Raises:
         InputError: the corpus is not fit for it, `output` has other inputs and `overwrite` is not set, or `output`
