@@ -101,7 +101,7 @@ def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented UTF-8 JSON, whole or not at all.
 
     Raises:
-        InputError: it holds NaN or an infinite number, which JSON has not.
+        InputError: it holds NaN or an infinite number, which JSON cannot hold.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)

@@ -1,8 +1,8 @@
 """Builds the Carolina Originality dataset: shards -> documents -> scores -> splits -> Parquet, manifest and card.
 
-All work happens in `<output>.partial/`; at the end one rename makes `<output>` of it. Killed at any moment it leaves
-only `.partial`, and the next build goes on from the shards that it finds finished there, and with the same inputs from
-their 7-grams too:
+All work happens in `<output>.partial/`; at the end one rename makes `<output>` of it. A build that is killed leaves
+only `.partial`. The next build resumes from the finished shards there; if its inputs are the same, it keeps their
+7-grams too:
 
     documents/<key>.arrow               the documents of a shard, with text; the key stands for the shard and its reader
     documents/<key>.json                how many were read and dropped; written last, so that it marks a finished shard
@@ -64,7 +64,7 @@ def build(
     Args:
         workers: number of processes.
         memory: GiB that scoring may take, all processes together.
-        overwrite: replace an `output` that has other inputs; of one that has the same, write the card anew.
+        overwrite: replace an `output` that has other inputs; if it has the same inputs, write only its card anew.
 
     Raises:
         InputError: the corpus is not fit for it, `output` has other inputs and `overwrite` is not set, or `output`
@@ -168,8 +168,8 @@ def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameter
         dropped.update(report["dropped"])
     dropped = dict(sorted(dropped.items()))
     among_long = score_documents(in_use, folder / "grams", memory, pool)
-    chosen, shares = choose_splits(in_use, parameters, folder / "heldout.npy", pool)
-    bytes_ = write_splits(folder / "dataset", in_use, chosen, pool)
+    chosen = choose_splits(in_use, parameters, folder / "heldout.npy", pool)
+    bytes_, shares = write_splits(folder / "dataset", in_use, chosen, folder / "heldout.npy", pool)
 
     read = list(zip(corpus.shards, reports, strict=True))
     manifest = {
@@ -193,11 +193,8 @@ def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameter
     card.write_card(folder / "dataset")
 
 
-def choose_splits(scored: Documents, parameters: Parameters, heldout_file: Path, pool: Pool):
-    """The `Splits`, and the share of each document's 13-grams that held-out documents hold (0 where it was not asked).
-
-    Leaves the hashes of the held-out documents' 13-grams in `heldout_file` (uint64, ascending).
-    """
+def choose_splits(scored: Documents, parameters: Parameters, heldout_file: Path, pool: Pool) -> splits.Splits:
+    """The splits. Leaves the hashes of the held-out documents' 13-grams in `heldout_file` (uint64, ascending)."""
     tokens = scored.tokens
     proposed = splits.propose(tokens, scored.score(parameters.measure), scored.typology, parameters.seed)
     heldout = np.unique(np.concatenate(list(proposed.heldout.values())))
@@ -208,7 +205,7 @@ def choose_splits(scored: Documents, parameters: Parameters, heldout_file: Path,
     tasks = [(*shard, heldout_file) for shard in scored.group_by_shard(training)]
     shares = np.zeros(len(tokens))
     shares[training] = np.nan_to_num(np.concatenate(pool.map(find_heldout_shares, tasks, "Decontaminating")))
-    return splits.decontaminate(proposed, shares >= LIMIT, tokens, parameters.seed), shares
+    return splits.decontaminate(proposed, shares >= LIMIT, tokens, parameters.seed)
 
 
 def hash_stored_passages(file: Path, rows: np.ndarray) -> np.ndarray:
@@ -239,16 +236,15 @@ def describe_splits(scored: Documents, chosen: splits.Splits, bytes_: dict[str, 
     }
 
 
-def check_splits(scored: Documents, chosen: splits.Splits, shares: np.ndarray, measure: str) -> dict[str, dict]:
-    """What must hold of the splits, with the figures.
+def check_splits(scored: Documents, chosen: splits.Splits, shares: dict[str, float], measure: str) -> dict[str, dict]:
+    """What must hold of the splits, with the figures; `shares` are those of `write_splits`.
 
     Raises:
         InputError: it does not.
     """
     checks = splits.check(chosen, scored.tokens, scored.score(measure), scored.typology)
-    for config in splits.TRAINING:
-        share = float(shares[chosen.training[config]].max(initial=0))
-        name = f"{config}/train: largest share of a document's 13-grams that held-out documents hold"
+    for split, share in shares.items():
+        name = f"{split}: largest share of a document's 13-grams that held-out documents hold"
         checks[name] = {"value": round(share, 6), "below": LIMIT, "passed": share < LIMIT}
     if failed := [name for name, result in checks.items() if not result["passed"]]:
         raise InputError(f"the splits do not pass the check '{failed[0]}'; give more shards or more --documents")

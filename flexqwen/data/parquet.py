@@ -1,7 +1,7 @@
 """Splits -> the dataset's Parquet files, data/<config>/<split>-*.parquet."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flexqwen.data.documents import STORED, Documents, gather_rows
+from flexqwen.data.passages import Passages
 from flexqwen.data.splits import Splits
 from flexqwen.parallel import Pool
 
@@ -21,8 +22,14 @@ _INDEX_ROW_GROUP = 100_000
 _ROW_GROUP, _ROW_GROUP_BYTES = 10_000, 16 << 20
 
 
-def write_splits(folder: Path, documents: Documents, chosen: Splits, pool: Pool) -> dict[str, int]:
-    """Writes the files of all splits and of the index; returns the bytes of their columns by `<config>/<split>`."""
+def write_splits(
+    folder: Path, documents: Documents, chosen: Splits, heldout_file: Path, pool: Pool
+) -> tuple[dict[str, int], dict[str, float]]:
+    """Writes the files of all splits and of the index.
+
+    Returns by `<config>/<split>` the bytes of the columns, and for training splits the largest share of a document's
+    13-grams that is in `heldout_file`.
+    """
     length = documents.tokens * 6  # bytes of a document's text, roughly
     tasks, costs, names = [], [], []
     for name, numbers in chosen.parts().items():
@@ -32,28 +39,48 @@ def write_splits(folder: Path, documents: Documents, chosen: Splits, pool: Pool)
             path = folder / "data" / config / f"{split}-{number:05}-of-{pieces:05}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             places = (documents.files, documents.shard[piece], documents.row[piece])
-            tasks.append((path, *places, length[piece], documents.ngram[piece]))
+            heldout = None if config == "heldout" else heldout_file
+            tasks.append((path, *places, length[piece], documents.ngram[piece], heldout))
             costs.append(int(length[piece].sum()))
             names.append(name)
     bytes_: Counter[str] = Counter()
-    for name, size in zip(names, pool.map(write_rows, tasks, "Writing", costs), strict=True):
+    shares: dict[str, float] = {}
+    for name, (size, share) in zip(names, pool.map(write_rows, tasks, "Writing", costs), strict=True):
         bytes_[name] += size
+        if share is not None:
+            shares[name] = max(share, shares.get(name, 0.0))
     (folder / "data" / "index").mkdir()
     bytes_["index/train"] = write_index(folder / "data" / "index" / "train-00000-of-00001.parquet", documents)
-    return bytes_
+    return bytes_, shares
 
 
 def write_rows(
-    path: Path, files: list[Path], shard: np.ndarray, row: np.ndarray, length: np.ndarray, ngram: np.ndarray
-) -> int:
+    path: Path,
+    files: list[Path],
+    shard: np.ndarray,
+    row: np.ndarray,
+    length: np.ndarray,
+    ngram: np.ndarray,
+    heldout_file: Path | None,
+) -> tuple[int, float | None]:
     """Writes a Parquet file of the documents at (shard, row), in that order, `length` bytes of text each.
 
-    Returns the bytes of the columns.
+    Returns the bytes of the columns, and the largest share of a document's 13-grams that is in `heldout_file` (None
+    without one). The share is of the text as it is written, so that it also tells of a wrong row.
     """
+    heldout = Passages(np.load(heldout_file)) if heldout_file else None
+    shares = [0.0]
     ends = np.flatnonzero(np.diff(np.cumsum(length) // _ROW_GROUP_BYTES)) + 1
     edges = np.unique([0, *ends, *range(0, len(shard), _ROW_GROUP), len(shard)])
-    groups = (gather_rows(files, shard[start:end], row[start:end]) for start, end in pairwise(edges))
-    return _write_groups(path, SCHEMA, groups, ngram)
+
+    def read_groups() -> Iterator[pa.Table]:
+        for start, end in pairwise(edges):
+            group = gather_rows(files, shard[start:end], row[start:end])
+            if heldout:
+                shares.extend(np.nan_to_num(heldout.find_shares(group["text"].to_pylist())).tolist())
+            yield group
+
+    return _write_groups(path, SCHEMA, read_groups(), ngram), max(shares) if heldout else None
 
 
 def write_index(path: Path, documents: Documents) -> int:

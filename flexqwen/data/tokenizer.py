@@ -3,8 +3,8 @@
     python -m flexqwen tokenizer --dataset carolina_originality --vocab_size 8192 --output runs/tokenizer
     python -m flexqwen tokenizer --adapt Qwen/Qwen3-0.6B-Base --output runs/tokenizer-qwen3
 
-The second gives the tokenizer of a Qwen3 checkpoint, for training that goes on from it, the four special tokens that
-training needs: tokens that it has and that plain text never uses.
+The second adapts the tokenizer of a Qwen3 checkpoint, so that its training can be continued. Training needs four
+special tokens; it takes four that the tokenizer has and that plain text never uses.
 """
 
 from pathlib import Path
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         made_by |= {"dataset_digest": dataset_digest(args.dataset), "vocab_size": args.vocab_size}
     output = Path(args.output)
     if found := read_json(output / MADE_BY):
-        if made_by == {name: found.get(name, 1) for name in made_by}:
+        if isinstance(found, dict) and made_by == {name: found.get(name, 1) for name in made_by}:
             print(f"tokenizer: {output} is already there, made from the same things and settings; reused")
             return
         if not args.overwrite:

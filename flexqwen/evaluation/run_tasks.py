@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flexqwen import subsampling
 from flexqwen.cli import InputError
 from flexqwen.data import passages
 from flexqwen.data.texts import dataset_digest
@@ -81,7 +82,7 @@ def evaluate(options: Options) -> list[Result]:
     Raises:
         InputError: the model or the data cannot be had or do not fit the options; the folder holds other results.
     """
-    digests = digest_checkpoint(options.model)  # before it is loaded: training may go on, and replace it
+    digests = digest_checkpoint(options.model)  # before it is loaded: a running training may replace it
     scorer = likelihood.load(options.model, trust_remote_code=options.trust_remote_code)
     modes = options.modes.split(",") if options.modes else list(scorer.modes)
     if missing := [mode for mode in modes if mode not in scorer.modes]:
@@ -100,10 +101,12 @@ def evaluate(options: Options) -> list[Result]:
     if options.trust_remote_code:  # it may be other code than transformers' own
         settings.append("trust_remote_code")
     made_by |= {name: getattr(options, name) for name in settings}
+    if options.limit:
+        made_by["subsampling"] = subsampling.FORMAT
     if _is_there(options.folder, made_by):
         print(f"evaluation: {options.folder} is already there, of the same checkpoint, data and settings; reused")
         return read_results(options.folder)[1]
-    if read_json(options.folder / RESULTS) and not options.overwrite:
+    if read_json(options.folder / RESULTS) is not None and not options.overwrite:
         raise InputError(f"{options.folder} holds results made otherwise; pass --overwrite or another --output")
     results, notes = measure(options, scorer, modes, made_by)
     if not results:
@@ -162,8 +165,9 @@ def _fine_tune(task: Task, options: Options) -> list[Result]:
 
 def _is_there(folder: Path, made_by: dict) -> bool:
     """Whether its results are of this checkpoint, data and settings. Older files have library versions among them."""
-    earlier = (read_json(folder / RESULTS) or {}).get("made_by", {})
-    return earlier | {"versions": None} == made_by | {"versions": None}
+    found = read_json(folder / RESULTS)
+    earlier = found.get("made_by") if isinstance(found, dict) else None
+    return isinstance(earlier, dict) and earlier | {"versions": None} == made_by | {"versions": None}
 
 
 def _write(options: Options, made_by: dict, results: list[Result], folder: Path, notes: Sequence[str] = ()) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -151,17 +152,28 @@ def _verify(source: Source, make: Callable[[], bytes]) -> bytes | None:
 
 def _download(name: str, urls: tuple[str, ...]) -> list[bytes]:
     """What the addresses hold. Nothing of an interrupted download is kept: the files are small."""
-    pooch.get_logger().setLevel("WARNING")
     contents = []
     with tempfile.TemporaryDirectory() as folder:
-        files = {str(number): url for number, url in enumerate(urls)}
-        parts = pooch.create(folder, "", registry=dict.fromkeys(files), urls=files, retry_if_failed=RETRIES)
-        for file, url in tqdm(files.items(), desc=name, unit="file", leave=False):
+        for url in tqdm(urls, desc=name, unit="file", leave=False):
             try:
-                contents.append(Path(parts.fetch(file, downloader=pooch.HTTPDownloader(timeout=TIMEOUT))).read_bytes())
+                contents.append(_fetch(url, Path(folder) / "part"))
             except OSError as error:
                 raise InputError(
                     f"cannot download {url}: {str(error).splitlines()[0]}; run again with a network, or set "
                     "FLEXQWEN_EVAL_DATA to a folder that holds the data"
                 ) from None
     return contents
+
+
+def _fetch(url: str, path: Path) -> bytes:
+    """What the address holds, by way of `path`; asked for again unless the server refuses it (4xx)."""
+    for tried in range(RETRIES + 1):
+        try:
+            pooch.HTTPDownloader(timeout=TIMEOUT)(url, str(path), None)
+            break
+        except OSError as error:  # without a response where the connection failed
+            status = getattr(getattr(error, "response", None), "status_code", 500)
+            if tried == RETRIES or status < 500:
+                raise
+        time.sleep(tried + 1)
+    return path.read_bytes()

@@ -20,6 +20,7 @@ from flexqwen.evaluation.finetuning import Settings, load_tokenizer, tagging, te
 from flexqwen.evaluation.finetuning.tagging import Tagged
 from flexqwen.evaluation.metrics.entity_f1.entity_f1 import count_entities
 from flexqwen.evaluation.tasks import assin2, bosque_pos, faquad, harem, hatebr, toldbr
+from flexqwen.evaluation.tasks.data_files import read_csv
 from tests.helpers.finetuned import (
     SAVERS,
     WORDS,
@@ -327,6 +328,17 @@ def test_bosque_files_that_are_damaged(tmp_path, change, message):
 
 
 # Texts
+
+
+def test_labels_of_a_csv_file_are_read_from_their_own_column(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("y,text\n1,a\n0,b\n", encoding="utf-8")
+    assert [row["y"] for row in read_csv(path, label="y")] == ["1", "0"]
+    with pytest.raises(InputError, match="no column 'z'"):
+        read_csv(path, "text", label="z")
+    path.write_text("y,text\n1,0\n2,1\n", encoding="utf-8")
+    with pytest.raises(InputError, match="record 2 has y '2'"):
+        read_csv(path, "text", label="y")
 
 
 def test_hatebr_is_split_in_code(tmp_path):

@@ -16,20 +16,21 @@ def data_file(folder: Path, name: str) -> Path:
     return path
 
 
-def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
-    """The rows of a UTF-8 CSV file with a header; the last of the columns is a label, 0 or 1.
+def read_csv(path: Path, *columns: str, label: str) -> list[dict[str, str]]:
+    """The rows of a UTF-8 CSV file with a header; the column `label` holds 0 or 1.
 
     Raises:
         InputError: a column is not there, or a label is another.
     """
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
+    columns = (*columns, label)
     for column in columns:
         if not rows or rows[0].get(column) is None:
             raise InputError(f"{path} has no column {column!r}; expected {', '.join(columns)}: fetch the file again")
     for number, row in enumerate(rows, 1):
-        if row[column] not in ("0", "1"):
-            raise InputError(f"{path}: record {number} has {column} {row[column]!r}; it must be 0 or 1")
+        if row[label] not in ("0", "1"):
+            raise InputError(f"{path}: record {number} has {label} {row[label]!r}; it must be 0 or 1")
     return rows
 
 

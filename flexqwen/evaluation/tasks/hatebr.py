@@ -20,7 +20,7 @@ TEST_SHARE, DEV_SHARE = 0.20, 0.16
 
 def read(folder: Path) -> dict[str, list[Example]]:
     """The examples of `train`, `dev` and `test`, in the file's order."""
-    rows = read_csv(data_file(folder, "HateBR.csv"), "id", "comentario", "label_final")
+    rows = read_csv(data_file(folder, "HateBR.csv"), "id", "comentario", label="label_final")
     examples = [Example(row["id"], (row["comentario"],), int(row["label_final"])) for row in rows]
     split_of = {}
     for label in (0, 1):

@@ -21,7 +21,7 @@ def read(folder: Path) -> dict[str, list[Example]]:
     """The examples of `train`, `dev` and `test`; those of test that do not stand in train say so in their subsets."""
     splits = {}
     for split, name in FILES.items():
-        rows = enumerate(read_csv(data_file(folder, name), "text", "toxic"))
+        rows = enumerate(read_csv(data_file(folder, name), "text", label="toxic"))
         splits[split] = [Example(f"{split}-{number}", (row["text"],), int(row["toxic"])) for number, row in rows]
     seen = {example.texts for example in splits["train"]}
     leaked = sum(example.texts in seen for example in splits["test"])
