@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     texts = {
         "run": "make the cells that are not made yet",
         "status": "show what is made, with the figures so far",
-        "report": "write results/<study>/README.md, its figures, and the table of the front page",
+        "report": "write results/<study>/README.md, its figures, and its table in docs/studies.md",
     }
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in texts.items()}
     for each in parsers.values():

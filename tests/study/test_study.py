@@ -105,9 +105,10 @@ def test_a_grid_of_options_is_trained_and_measured(ran):
 
 
 def test_a_study_is_reported(copied, capsys):
-    Path("README.md").write_text("before\n<!-- tiny -->\nto be replaced\n<!-- end -->\nafter\n")
+    Path("docs").mkdir()
+    Path("docs/studies.md").write_text("before\n<!-- tiny -->\nto be replaced\n<!-- end -->\nafter\n")
     command.main(["report", "tiny.yaml"])
-    made, page = Path("results/tiny/README.md").read_text(), Path("README.md").read_text()
+    made, page = Path("results/tiny/README.md").read_text(), Path("docs/studies.md").read_text()
     content = json.loads(Path(f"results/tiny/cells/{CELLS[1]}.json").read_text())
     wanted = [row["value"] for row in content["figures"] if row["metric"] == "bits_per_byte"]
     assert all(f" {value:.3f} [" in made for value in wanted)
@@ -200,10 +201,11 @@ def test_a_failed_cell_stops_no_other_and_is_named(ran, tmp_path, monkeypatch, c
 
 
 def test_the_check_finds_what_was_edited(copied):
-    Path("README.md").write_text("<!-- tiny -->\n\n<!-- end -->\n")
+    Path("docs").mkdir()
+    Path("docs/studies.md").write_text("<!-- tiny -->\n\n<!-- end -->\n")
     report.write(copied)
     report.check(copied)
-    for path, message in (("results/tiny/README.md", "is not what"), ("README.md", "is not what")):
+    for path, message in (("results/tiny/README.md", "is not what"), ("docs/studies.md", "is not what")):
         made = Path(path).read_text()
         Path(path).write_text(made.replace("million", "billion", 1))
         with pytest.raises(InputError, match=f"^{path} {message}"):
@@ -395,3 +397,13 @@ def test_every_variant_of_the_recipe_is_an_option_of_train(tmp_path, monkeypatch
 def test_the_reports_are_what_their_result_files_give(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     report.check(grid.read(f"configs/{path.parent.name}.yaml"))
+
+
+def test_a_figure_edited_in_the_page_of_studies_is_found(tmp_path, monkeypatch):
+    for folder in ("results", "configs", "docs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    page, study = Path("docs/studies.md"), grid.read("configs/study-cpu.yaml")
+    page.write_text(page.read_text().replace("**+0.235**", "**+0.236**"))
+    with pytest.raises(InputError, match=r"^docs/studies\.md is not what the result files"):
+        report.check(study)
