@@ -366,6 +366,7 @@ def test_a_surface_is_a_grid(tmp_path):
             {"training": {"seed": 1, "max_steps": 500, "dataset": "d", "tokenizer": "t", "token_stores": "s"}},
             "'seed' is set",
         ),
+        ({"grid": [{"save_strategy": ["steps", "no"]}]}, "save_strategy must be steps"),
         ({"training": {"max_steps": 1}}, "training needs 'dataset'"),
     ],
 )
