@@ -52,8 +52,8 @@ def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) ->
     """Makes the cells that are not made yet, `workers` at a time, which share the cores; all seeds by default.
 
     Raises:
-        InputError: data, tokenizer or a task's items are not there, or an option is unknown, before any training; or
-            cells failed, when all others are made.
+        InputError: data, tokenizer or a task's items are not there, or an option is unknown or wrong, before any
+            training; or cells failed, when all others are made.
     """
     digests = {
         "dataset": dataset_digest(study.training["dataset"]),
@@ -61,6 +61,7 @@ def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) ->
     }
     for point in study.points:
         options = arguments.parse([str(write_config(study, Cell(point, study.seeds[0])))])
+        arguments.check(options)
         parquet_files(study.training["dataset"], options.data.dataset_config, "train")
     for split in study.measurement.heldout:
         parquet_files(study.training["dataset"], "heldout", split)

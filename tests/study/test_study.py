@@ -178,11 +178,15 @@ def test_cells_of_another_config_are_refused(change, copied):
         load(grid.read("tiny.yaml"))
 
 
-def test_an_unknown_option_is_refused_before_any_training(ran, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"unique_tokenz": [1, 2]}, "unknown key 'unique_tokenz'"), ({"weight_decay": [0.1, -1]}, "weight_decay is -1")],
+)
+def test_an_unknown_or_wrong_option_is_refused_before_any_training(options, message, ran, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     training = yaml.safe_load((ran / "tiny.yaml").read_text())["training"]
-    write_config(tmp_path, training=training, grid=[{"variant": "adamw", "unique_tokenz": [1, 2]}])
-    with pytest.raises(InputError, match="unknown key 'unique_tokenz'"):
+    write_config(tmp_path, training=training, grid=[{"variant": "adamw", **options}], compare={})
+    with pytest.raises(InputError, match=message):
         runner.run(grid.read("tiny.yaml"))
     assert not list(tmp_path.glob("runs/*/*/"))
 
