@@ -52,9 +52,11 @@ def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) ->
     """Makes the cells that are not made yet, `workers` at a time, which share the cores; all seeds by default.
 
     Raises:
-        InputError: data, tokenizer or a task's items are not there, or an option is unknown or wrong, before any
-            training; or cells failed, when all others are made.
+        InputError: train.py, data, tokenizer or a task's items are not there, or an option is unknown or wrong, before
+            any training; or cells failed, when all others are made.
     """
+    if not (ROOT / "train.py").is_file():
+        raise InputError(f"study run needs train.py, which is not in {ROOT}; run it in a checkout of the repository")
     digests = {
         "dataset": dataset_digest(study.training["dataset"]),
         "tokenizer": file_digest(Path(study.training["tokenizer"]) / "tokenizer.json"),

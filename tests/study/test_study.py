@@ -191,6 +191,12 @@ def test_an_unknown_or_wrong_option_is_refused_before_any_training(options, mess
     assert not list(tmp_path.glob("runs/*/*/"))
 
 
+def test_a_study_without_a_checkout_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    with pytest.raises(InputError, match=r"study run needs train\.py, .* run it in a checkout"):
+        runner.run(grid.read(str(write_config(tmp_path))))
+
+
 def test_a_failed_cell_stops_no_other_and_is_named(ran, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     training = yaml.safe_load((ran / "tiny.yaml").read_text())["training"] | {"token_stores": str(ran / "tokens")}
