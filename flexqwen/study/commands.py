@@ -17,8 +17,8 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=ArgumentParser)
     texts = {
         "run": "make the cells that are not made yet",
-        "status": "show what is made, with the figures so far",
-        "report": "write results/<study>/README.md, its figures, and the table of the front page",
+        "status": "show which cells are finished, and how far the others are",
+        "report": "write results/<study>/README.md, its figures, and its table in docs/studies.md",
     }
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in texts.items()}
     for each in parsers.values():

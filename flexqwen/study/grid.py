@@ -220,6 +220,8 @@ def _read(path: Path, config: dict) -> Study:
         options, _ = study.options(point), study.modes(point)
         if taken := {"seed", "output_dir"} & set(options):
             raise InputError(f"{taken.pop()!r} is set, which the study decides")
+        if options.get("save_strategy", "steps") != "steps":
+            raise InputError("save_strategy must be steps, or a cell has no last checkpoint to measure")
         if int(options["max_steps"]) % int(options.get("logging_steps", 500)):
             raise InputError("max_steps must be a multiple of logging_steps, or the last steps are not counted")
     names = [cell.name for cell in study.cells]

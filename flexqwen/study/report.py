@@ -23,7 +23,7 @@ from flexqwen.study.runner import OVERLAP
 from flexqwen.tables import markdown_table
 
 TEMPLATE = Path(__file__).with_suffix(".md")
-FRONT, FINDINGS, CITED = "README.md", "findings.md", "<!-- cited -->"
+OVERVIEW, FINDINGS, CITED = "docs/studies.md", "findings.md", "<!-- cited -->"
 NUMBER = re.compile(r"(?<![\w.,:])[+−-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w:])")
 
 
@@ -162,19 +162,19 @@ def format_report(results: Results) -> str:
 
 
 def make_pages(results: Results) -> dict[Path, str]:
-    """The report, and the front page with the table of this study if it has a place for it."""
+    """The report, and the page of all studies with the table of this one if it has a place for it."""
     study = results.study
     pages = {study.results / "README.md": format_report(results)}
-    page = Path(FRONT).read_text(encoding="utf-8") if Path(FRONT).is_file() else ""
+    page = Path(OVERVIEW).read_text(encoding="utf-8") if Path(OVERVIEW).is_file() else ""
     missing = len(study.cells) - len(results.cells)
     table = (
         f"At {format_scale(results)}{f', {missing} runs not made yet' if missing else ''} "
-        f"([report](results/{study.name}/README.md)); fewer bits per byte and more accuracy are better, bold where the "
-        f"interval leaves out 0:\n\n{main_table(results)}"
+        f"([report](../results/{study.name}/README.md)); fewer bits per byte and more accuracy are better, bold where "
+        f"the interval leaves out 0:\n\n{main_table(results)}"
     )
     place = re.compile(rf"(<!-- {re.escape(study.name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if place.search(page):
-        pages[Path(FRONT)] = place.sub(lambda found: f"{found[1]}{table}\n{found[2]}", page)
+        pages[Path(OVERVIEW)] = place.sub(lambda found: f"{found[1]}{table}\n{found[2]}", page)
     return pages
 
 
@@ -195,7 +195,7 @@ def check_findings(study: Study, report: str) -> None:
 
 
 def write(study: Study) -> list[Path]:
-    """Writes the report, its figures and the front page's table; the files.
+    """Writes the report, its figures and the table in docs/studies.md; the files.
 
     Raises:
         InputError: a number in findings.md stands in no table; all is written all the same.
@@ -212,8 +212,8 @@ def write(study: Study) -> list[Path]:
 def check(study: Study) -> None:
     """
     Raises:
-        InputError: the report, the front page or a number of the findings is not what the result files give, or a
-            figure is missing.
+        InputError: the report, its table in docs/studies.md or a number of the findings is not what the result files
+            give, or a figure is missing.
     """
     results = load(study)
     pages, remedy = make_pages(results), f"run python -m flexqwen study report {study.path}"

@@ -52,15 +52,18 @@ def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) ->
     """Makes the cells that are not made yet, `workers` at a time, which share the cores; all seeds by default.
 
     Raises:
-        InputError: data, tokenizer or a task's items are not there, or an option is unknown, before any training; or
-            cells failed, when all others are made.
+        InputError: train.py, data, tokenizer or a task's items are not there, or an option is unknown or wrong, before
+            any training; or cells failed, when all others are made.
     """
+    if not (ROOT / "train.py").is_file():
+        raise InputError(f"study run needs train.py, which is not in {ROOT}; run it in a checkout of the repository")
     digests = {
         "dataset": dataset_digest(study.training["dataset"]),
         "tokenizer": file_digest(Path(study.training["tokenizer"]) / "tokenizer.json"),
     }
     for point in study.points:
         options = arguments.parse([str(write_config(study, Cell(point, study.seeds[0])))])
+        arguments.check(options)
         parquet_files(study.training["dataset"], options.data.dataset_config, "train")
     for split in study.measurement.heldout:
         parquet_files(study.training["dataset"], "heldout", split)
