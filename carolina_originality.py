@@ -49,20 +49,17 @@ def main(argv: list[str] | None = None) -> None:
     sample.set_defaults(run=lambda args: make_sample(args.folder, args.documents, args.seed, args.overwrite))
 
     made = verbs.add_parser("build", help="build the dataset from a corpus")
-    made.add_argument("--corpus", type=path, required=True, help="the folder that holds Corpus Carolina's corpus/")
-    made.add_argument("--output", type=path, default=Path(NAME))
-    fewer = "use only so many documents, a random sample of all; every shard is read all the same"
-    made.add_argument("--documents", type=int, help=fewer)
-    made.add_argument("--seed", type=int, default=0)
-    measures = {"choices": ("header", "ngram"), "default": "header"}
-    made.add_argument("--measure", **measures, help="originality that makes the splits")
-    made.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    made.add_argument("--memory", type=float, default=2, help="GiB that scoring may take, all processes together")
-    bad = "leave bad shards out and list them in the manifest"
-    made.add_argument("--skip_bad_shards", action="store_true", help=bad)
-    replace = "replace a dataset made from other inputs; of one made from the same, write the card anew"
-    made.add_argument("--overwrite", action="store_true", help=replace)
     made.set_defaults(run=run_build)
+    add = made.add_argument
+    add("--corpus", type=path, required=True, help="the folder that holds Corpus Carolina's corpus/")
+    add("--output", type=path, default=Path(NAME))
+    add("--documents", type=int, help="use so many documents only, a random sample; all shards are read all the same")
+    add("--seed", type=int, default=0)
+    add("--measure", choices=("header", "ngram"), default="header", help="originality that makes the splits")
+    add("--workers", type=int, default=os.cpu_count(), help="processes")
+    add("--memory", type=float, default=2, help="GiB that scoring may take, all processes together")
+    add("--skip_bad_shards", action="store_true", help="leave bad shards out and list them in the manifest")
+    add("--overwrite", action="store_true", help="replace a dataset of other inputs; of the same, write the card anew")
 
     inspect = verbs.add_parser("inspect", help="show a corpus or a built dataset")
     inspect.add_argument("folder", type=path)

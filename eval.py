@@ -4,14 +4,15 @@ python eval.py --model runs/quickstart/hybrid-shift-256/best [--tasks minimal_pa
 python eval.py --compare <results of A> <results of B>
 """
 
+from dataclasses import fields
 from pathlib import Path
 
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.evaluation.comparison import compare, format_comparison, write_comparison
-from flexqwen.evaluation.evaluate import Options, evaluate, find_results
-from flexqwen.evaluation.figures import draw_comparison, draw_evaluation
+from flexqwen.evaluation.figures import draw_dots, draw_evaluation
 from flexqwen.evaluation.likelihood import MODES
-from flexqwen.evaluation.results import RESULTS, format_held_out, format_results, read_results
+from flexqwen.evaluation.results import RESULTS, format_results, read_results
+from flexqwen.evaluation.run_tasks import Options, evaluate, find_results
 from flexqwen.evaluation.tasks import NAMES
 from flexqwen.files import atomic_write
 
@@ -22,27 +23,22 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--model", help="a checkpoint: FlexQwen, or a causal or masked model of transformers")
     add("--compare", nargs=2, metavar=("A", "B"), help="folders of two results (or of checkpoints)")
-    add("--tasks", default=Options.tasks, help=f"comma-separated, or all: {', '.join(NAMES)}")
+    add("--tasks", help=f"comma-separated, or all: {', '.join(NAMES)}")
     add("--modes", help=f"comma-separated, of {', '.join(MODES)}; by default all that the model has")
     add("--within_word", action="store_true", help="masked scoring: all tokens of a word masked together")
-    add("--dataset", default=Options.dataset, help="folder made by carolina_originality.py")
-    add("--split", default=Options.split, help="split of its heldout config")
-    add("--documents", type=int, default=Options.documents, help="documents of it that are scored, at most")
+    add("--dataset", help="folder made by carolina_originality.py")
+    add("--split", help="split of its heldout config")
+    add("--documents", type=int, help="documents of it that are scored, at most")
     add("--exclude_seen", action="store_true", help="leave out items that share a 13-gram with the training splits")
     add("--limit", type=int, help="items of each task, at most; all by default")
-    add("--seeds", type=int, default=Options.seeds, help="fine-tuned tasks: runs, with seeds 0, 1, ...")
-    rates = list(Options.learning_rates)
-    add(
-        "--learning_rates",
-        type=float,
-        nargs="+",
-        default=rates,
-        help="fine-tuned tasks: the best on the development set is kept",
-    )
+    add("--seeds", type=int, help="fine-tuned tasks: runs, with seeds 0, 1, ...")
+    add("--learning_rates", type=float, nargs="+", help="fine-tuned tasks: the best on the development set is kept")
     add("--num_train_epochs", type=float, help="fine-tuned tasks: by default the task's own number")
     add("--trust_remote_code", action="store_true", help="run the code that a model brings along, if it is no FlexQwen")
     add("--output", help="folder to write; by default eval-<checkpoint> beside the checkpoint")
     add("--overwrite", action="store_true", help="replace results made otherwise")
+    defaults = {option.name: option.default for option in fields(Options) if option.name != "model"}
+    parser.set_defaults(**defaults | {"learning_rates": list(Options.learning_rates)})
     args = parser.parse_args(argv)
     if (args.model is None) == (args.compare is None):
         raise InputError("pass either --model or --compare")
@@ -59,8 +55,7 @@ def print_evaluation(options: Options) -> None:
     with atomic_write(options.folder / "results.md") as partial:
         partial.write_text(table + "\n", encoding="utf-8")
     drawn = draw_evaluation(results, options.folder)
-    print(format_held_out(results) if options.tasks == "bits_per_byte" else table)
-    print(f"results: {options.folder / RESULTS}\nfigures: {', '.join(map(str, drawn))}")
+    print(f"{table}\nresults: {options.folder / RESULTS}\nfigures: {', '.join(map(str, drawn))}")
 
 
 def print_comparison(first: Path, second: Path, output: str | None) -> None:
@@ -69,14 +64,16 @@ def print_comparison(first: Path, second: Path, output: str | None) -> None:
     if not differences:
         raise InputError(f"{first} and {second} have no figure in common; evaluate both on the same tasks and modes")
     print(f"A: {first}\nB: {second}\n{format_comparison(differences)}")
-    if all(row.verdict == "no difference" for row in differences):
+    if all(row.details["verdict"] == "no difference" for row in differences):
         print("no difference: every interval holds 0")
     if left:
         names = sorted({" ".join(map(str, key)) for key in left})
         print(f"not compared, since they are no mean of items that both sides have: {', '.join(names)}")
     if output:
         written = write_comparison(output, differences)
-        print(f"comparison: {written}\nfigure:     {draw_comparison(differences, written.with_suffix('.png'))}")
+        figure = written.with_suffix(".png")
+        draw_dots(differences, figure, "B − A, 95 % intervals (paired bootstrap)")
+        print(f"comparison: {written}\nfigure:     {figure}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def redact(words: list[str]) -> list[str]:
         name, equals, _ = word.partition("=")
         if equals and _takes_token(name):
             word = f"{name}=<hidden>"
-        hidden.append("<hidden>" if _takes_token(before) else re.sub(r"hf_\w+", "<hidden>", word))
+        hidden.append("<hidden>" if _takes_token(before) else re.sub(r"\bhf_\w+(?![\w/])", "<hidden>", word))
         before = word
     return hidden
 

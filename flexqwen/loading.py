@@ -1,7 +1,6 @@
 """Loads checkpoints: no code of theirs is run unasked, and every weight is theirs and a number.
 
-This repository's own classes stand behind the Auto classes for whatever says `model_type: flexqwen`, so that the code
-beside such a checkpoint, or named by its `auto_map`, is neither run nor fetched.
+For `model_type: flexqwen` the Auto classes give this repository's own, not the code beside a checkpoint.
 """
 
 import functools
@@ -43,10 +42,8 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
         return cls.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # damaged files and foreign code raise anything
         if not trust_remote_code and "trust_remote_code" in str(error):
-            raise InputError(
-                f"{path} needs code of its own; read that first, and then eval.py --trust_remote_code runs it "
-                "(never that of a FlexQwen)"
-            ) from error
+            remedy = "read it first; only a command with the option --trust_remote_code can run it"
+            raise InputError(f"{path} needs code of its own, which was not run; {remedy}") from error
         raise InputError(f"{path} does not load as {cls.__name__}: {reason(error)}") from error
     finally:
         if any(name.startswith("transformers_modules.") for name in set(sys.modules) - before):
@@ -76,8 +73,8 @@ def load_model(cls: type, path: str | Path, new_head: bool = False, trust_remote
             raise InputError(f"{file} is damaged: {error}") from error
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # what its report would say is said here
+    options = {"dtype": torch.float32, **options, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        options = {"dtype": torch.float32, **options, "output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = load(cls, path, trust_remote_code, **options)
     finally:
         transformers.logging.set_verbosity(verbosity)
@@ -87,15 +84,15 @@ def load_model(cls: type, path: str | Path, new_head: bool = False, trust_remote
     if new_head or not isinstance(model.config, Qwen3Config):  # a BERT was pre-trained with a head more
         unexpected = [name for name in unexpected if not _is_of_a_head(name, model)]
     for what, names in {
-        "lacks weights": missing,
-        "has weights in other shapes than those": [name for name, *_ in info["mismatched_keys"]],
-        "has weights that are none": unexpected,
-        "has NaN or infinity in weights": [n for n, weight in model.named_parameters() if not weight.isfinite().all()],
+        "lacks weights of": missing,
+        "has weights in other shapes than those of": [name for name, *_ in info["mismatched_keys"]],
+        "has weights that do not exist in": unexpected,
+        "has NaN or infinity in weights of": [n for n, w in model.named_parameters() if not w.isfinite().all()],
     }.items():
         if names:
             file = Path(path) / "model.safetensors"
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise InputError(f"{file if file.is_file() else path} {what} of {type(model).__name__}: {min(names)}{more}")
+            raise InputError(f"{file if file.is_file() else path} {what} {type(model).__name__}: {min(names)}{more}")
     return model
 
 
@@ -111,7 +108,8 @@ def digest_checkpoint(folder: str | Path) -> dict[str, str]:
     Raises:
         InputError: they are being replaced.
     """
-    files = [file for pattern in ("*.safetensors", "*.bin", "tokenizer.json") for file in Path(folder).glob(pattern)]
+    patterns = ("*.safetensors", "pytorch_model*.bin", "tokenizer.json")
+    files = [file for pattern in patterns for file in Path(folder).glob(pattern)]
     try:
         return {file.name: file_digest(file) for file in sorted(files)}
     except FileNotFoundError:
@@ -122,7 +120,7 @@ def check_unchanged(folder: str | Path, digests: dict[str, str]) -> None:
     """Compares a checkpoint's folder with its digests of before it was loaded.
 
     Raises:
-        InputError: training, which goes on, has replaced it: figures and digests would be of two models.
+        InputError: a running training has replaced it: figures and digests would be of two models.
     """
     if digest_checkpoint(folder) != digests:
         raise InputError(f"{folder} changed while it was evaluated; run again, or evaluate a copy")

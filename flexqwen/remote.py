@@ -4,7 +4,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from huggingface_hub import HfApi
@@ -60,6 +61,17 @@ def reason(error: BaseException) -> str:
         return "403: the token may not write there; make one that may, at huggingface.co/settings/tokens"
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"hf_\w+|\?X-Amz\S+", "…", text)[:200]
+
+
+@contextmanager
+def explain_failure(what: str, remedy: str) -> Iterator[None]:
+    """Makes whatever goes wrong in the block, but an InputError, an InputError: `what`, why, and the remedy."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what} ({reason(error)}); {remedy}") from error
 
 
 def _unwrap(error: BaseException) -> BaseException:

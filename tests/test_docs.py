@@ -1,6 +1,7 @@
 """The pages are short, their links lead somewhere, their commands exist, and the generated ones are current."""
 
 import ast
+import itertools
 import re
 import runpy
 from pathlib import Path
@@ -23,6 +24,18 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+def documented_options() -> dict[tuple[str, ...], set[str]]:
+    """The options of each command, by its words."""
+    reference = (ROOT / "docs/options.md").read_text(encoding="utf-8")
+    _, *parts = re.split(r"^#+ `(python [^`]+)`$", reference, flags=re.MULTILINE)
+    found = {
+        tuple(title.partition(" <")[0].split()): {"help", *re.findall(r"^\| `--(\w+)`", text, re.MULTILINE)}
+        for title, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+    found["python", "train.py"] |= {"name", *transformers.TrainingArguments.__dataclass_fields__}
+    return found
+
+
 def test_front_page_is_short():
     front, body = (ROOT / "README.md").read_text(encoding="utf-8").split("\n---\n", 1)
     assert front.startswith("---\n")
@@ -41,23 +54,23 @@ def test_links_lead_somewhere(page):
 
 @each_page
 def test_commands_exist(page):
-    reference = (ROOT / "docs/options.md").read_text(encoding="utf-8")
-    verbs = set(re.findall(r"`python -m flexqwen (\w+)", reference)) | {"<verb>"}
-    known = set(re.findall(r"`--(\w+)`", reference)) | set(transformers.TrainingArguments.__dataclass_fields__)
+    known = documented_options()
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     commands = [line for block in blocks(page, "sh") for line in block.replace("\\\n", "").splitlines()]
     commands += re.findall(r"`((?:python|make) [^`]+)`", page.read_text(encoding="utf-8"))
-    for command in commands:
+    for command in itertools.chain.from_iterable(line.split("&&") for line in commands):
         words = command.partition("#")[0].split()
         for word in words:
             if re.fullmatch(r"(configs|benchmarks|docs|tests)/.*|\w+\.py", word):
                 assert (ROOT / word).exists(), command
-        if words[:3] == ["python", "-m", "flexqwen"] and len(words) > 3:
-            assert words[3] in verbs, command
         if words[:1] == ["make"]:
             assert words[1] in targets, command
-        if any(word in ("train.py", "eval.py", "carolina_originality.py", "flexqwen") for word in words[1:]):
-            unknown = set(re.findall(r"--(\w+)", command)) - known - {"help", "name", "nproc_per_node"}
+        if words[:1] == ["torchrun"]:
+            words = ["python", *words[words.index("train.py") :]]
+        if {"train.py", "eval.py", "carolina_originality.py", "flexqwen"} & set(words[1:3]) and "<verb>" not in words:
+            named = [title for title in known if tuple(words[: len(title)]) == title]
+            assert named, command
+            unknown = set(re.findall(r"--(\w+)", " ".join(words))) - known[max(named, key=len)]
             assert not unknown, f"{command}: {unknown}"
 
 

@@ -1,8 +1,8 @@
 """Builds the Carolina Originality dataset: shards -> documents -> scores -> splits -> Parquet, manifest and card.
 
-All work happens in `<output>.partial/`; at the end one rename makes `<output>` of it. Killed at any moment it leaves
-only `.partial`, and the next build goes on from the shards that it finds finished there, and with the same inputs from
-their 7-grams too:
+All work happens in `<output>.partial/`; at the end one rename makes `<output>` of it. A build that is killed leaves
+only `.partial`. The next build resumes from the finished shards there; if its inputs are the same, it keeps their
+7-grams too:
 
     documents/<key>.arrow               the documents of a shard, with text; the key stands for the shard and its reader
     documents/<key>.json                how many were read and dropped; written last, so that it marks a finished shard
@@ -26,11 +26,12 @@ from flexqwen.cli import InputError
 from flexqwen.data import card, documents, ngrams, splits
 from flexqwen.data.corpus import MIN_TOKENS, Corpus, open_corpus
 from flexqwen.data.documents import Documents, keep_only, open_documents, read_stored_texts, store_shards
+from flexqwen.data.ngrams import mean_known
 from flexqwen.data.parquet import write_splits
 from flexqwen.data.passages import LIMIT, Passages, hash_passages
 from flexqwen.data.scores import measure_agreement, score_documents
 from flexqwen.data.texts import read_manifest
-from flexqwen.files import digest, is_empty, remove_path, replace_path, versions, write_json
+from flexqwen.files import digest, is_empty, remove_leftovers, remove_path, replace_path, versions, write_json
 from flexqwen.parallel import Pool, interrupts_held
 
 NAME = "carolina_originality"
@@ -54,24 +55,16 @@ class Parameters:
     measure: str = "header"
     skip_bad_shards: bool = False
 
-    def __post_init__(self):
-        if self.documents is not None and self.documents < 1:
-            raise InputError(f"--documents {self.documents}: give 1 or more")
-
 
 def build(
-    corpus_folder: str | Path,
-    output: str | Path,
-    parameters: Parameters,
-    workers: int = 2,
-    memory: float = 2,
-    overwrite: bool = False,
+    corpus_folder: str | Path, output: str | Path, parameters: Parameters, workers=2, memory=2.0, overwrite=False
 ) -> dict[str, Any]:
     """Builds the dataset folder `output` and returns its manifest; reuses a finished one that has the same inputs.
 
     Args:
+        workers: number of processes.
         memory: GiB that scoring may take, all processes together.
-        overwrite: replace an `output` that has other inputs; of one that has the same, write the card anew.
+        overwrite: replace an `output` that has other inputs; if it has the same inputs, write only its card anew.
 
     Raises:
         InputError: the corpus is not fit for it, `output` has other inputs and `overwrite` is not set, or `output`
@@ -80,10 +73,10 @@ def build(
     output = Path(output)
     if not output.name:
         raise InputError(f"--output {output}: give the name of a folder to make")
-    if workers < 1:
-        raise InputError(f"--workers {workers}: give 1 or more")
-    if memory < 0.25:
-        raise InputError(f"--memory {memory}: give 0.25 (GiB) or more")
+    limits = (("documents", parameters.documents, "1"), ("workers", workers, "1"), ("memory", memory, "0.25 (GiB)"))
+    for name, value, least in limits:
+        if value is not None and value < float(least.split()[0]):
+            raise InputError(f"--{name} {value}: give {least} or more")
     corpus = open_corpus(corpus_folder)
     inputs = digest(
         {
@@ -107,10 +100,8 @@ def build(
                 print(f"{output}: built")
             remove_path(work)
     except OSError as error:  # a full disk, above all
-        raise InputError(
-            f"{error.filename or output}: cannot be written ({error.strerror or error}); make room and run the same "
-            "again, finished shards are kept"
-        ) from error
+        what = f"{error.filename or output}: cannot be written ({error.strerror or error})"
+        raise InputError(f"{what}; make room and run the same again, finished shards are kept") from error
     return read_manifest(output)
 
 
@@ -125,6 +116,7 @@ def lock_work_folder(output: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"{work}: another build is at work there; wait for it") from error
+        remove_leftovers(output)
         try:
             yield work
         finally:
@@ -169,15 +161,15 @@ def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameter
     remove_path(folder / "dataset")
     (folder / "dataset").mkdir()
 
-    files, reports = store_shards(
-        corpus.shards, work / "documents", parameters.measure == "header", parameters.skip_bad_shards, pool
-    )
+    need_originality, skip_bad = parameters.measure == "header", parameters.skip_bad_shards
+    files, reports = store_shards(corpus.shards, work / "documents", need_originality, skip_bad, pool)
     in_use, dropped = open_documents(files, parameters.documents, parameters.seed)
     for report in reports:
         dropped.update(report["dropped"])
+    dropped = dict(sorted(dropped.items()))
     among_long = score_documents(in_use, folder / "grams", memory, pool)
-    chosen, shares = choose_splits(in_use, parameters, folder / "heldout.npy", pool)
-    bytes_ = write_splits(folder / "dataset", in_use, chosen, pool)
+    chosen = choose_splits(in_use, parameters, folder / "heldout.npy", pool)
+    bytes_, shares = write_splits(folder / "dataset", in_use, chosen, folder / "heldout.npy", pool)
 
     read = list(zip(corpus.shards, reports, strict=True))
     manifest = {
@@ -186,11 +178,7 @@ def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameter
         "inputs": inputs,
         "parameters": asdict(parameters),
         "versions": versions("lxml", "matplotlib", "numpy", "pyarrow", "scipy"),
-        "documents": {
-            "read": sum(report["read"] for report in reports),
-            "kept": len(in_use),
-            "dropped": dict(sorted(dropped.items())),
-        },
+        "documents": {"read": sum(r["read"] for r in reports), "kept": len(in_use), "dropped": dropped},
         "splits": describe_splits(in_use, chosen, bytes_),
         "agreement": measure_agreement(in_use, among_long),
         "checks": check_splits(in_use, chosen, shares, parameters.measure),
@@ -205,16 +193,8 @@ def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameter
     card.write_card(folder / "dataset")
 
 
-# Scores -> splits
-
-
-def choose_splits(
-    scored: Documents, parameters: Parameters, heldout_file: Path, pool: Pool
-) -> tuple[splits.Splits, np.ndarray]:
-    """The splits, and the share of each document's 13-grams that held-out documents hold (0 where it was not asked).
-
-    Leaves the hashes of the held-out documents' 13-grams in `heldout_file` (uint64, ascending).
-    """
+def choose_splits(scored: Documents, parameters: Parameters, heldout_file: Path, pool: Pool) -> splits.Splits:
+    """The splits. Leaves the hashes of the held-out documents' 13-grams in `heldout_file` (uint64, ascending)."""
     tokens = scored.tokens
     proposed = splits.propose(tokens, scored.score(parameters.measure), scored.typology, parameters.seed)
     heldout = np.unique(np.concatenate(list(proposed.heldout.values())))
@@ -225,7 +205,7 @@ def choose_splits(
     tasks = [(*shard, heldout_file) for shard in scored.group_by_shard(training)]
     shares = np.zeros(len(tokens))
     shares[training] = np.nan_to_num(np.concatenate(pool.map(find_heldout_shares, tasks, "Decontaminating")))
-    return splits.decontaminate(proposed, shares >= LIMIT, tokens, parameters.seed), shares
+    return splits.decontaminate(proposed, shares >= LIMIT, tokens, parameters.seed)
 
 
 def hash_stored_passages(file: Path, rows: np.ndarray) -> np.ndarray:
@@ -239,46 +219,33 @@ def find_heldout_shares(file: Path, rows: np.ndarray, heldout_file: Path) -> np.
     return np.concatenate([np.empty(0), *(heldout.find_shares(texts) for texts in read_stored_texts(file, rows))])
 
 
-# What is said of the splits
-
-
 def describe_splits(scored: Documents, chosen: splits.Splits, bytes_: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Documents, tokens, bytes and mean originality of each split, by `<config>/<split>`."""
-
-    def mean(values: np.ndarray) -> float | None:
-        values = values[~np.isnan(values)]
-        return round(float(values.mean()), 2) if len(values) else None
-
+    ngram = np.where(scored.tokens >= MIN_TOKENS, scored.ngram, np.nan)
     parts = chosen.parts() | {"index/train": np.arange(len(scored))}
     return {
         name: {
             "documents": len(part),
             "tokens": int(scored.tokens[part].sum()),
             "bytes": bytes_[name],
-            "originality": mean(scored.header[part]),
-            "ngram_originality": mean(scored.ngram[part][scored.tokens[part] >= MIN_TOKENS]),
+            "originality": mean_known(scored.header[part], 2),
+            "ngram_originality": mean_known(ngram[part], 2),
             "size": chosen.notes.get(name, "all"),
         }
         for name, part in parts.items()
     }
 
 
-def check_splits(
-    scored: Documents, chosen: splits.Splits, shares: np.ndarray, measure: str
-) -> dict[str, dict[str, Any]]:
-    """What must hold of the splits, with the figures.
+def check_splits(scored: Documents, chosen: splits.Splits, shares: dict[str, float], measure: str) -> dict[str, dict]:
+    """What must hold of the splits, with the figures; `shares` are those of `write_splits`.
 
     Raises:
         InputError: it does not.
     """
     checks = splits.check(chosen, scored.tokens, scored.score(measure), scored.typology)
-    for config in splits.TRAINING:
-        share = float(shares[chosen.training[config]].max(initial=0))
-        checks[f"{config}/train: largest share of a document's 13-grams that held-out documents hold"] = {
-            "value": round(share, 6),
-            "below": LIMIT,
-            "passed": share < LIMIT,
-        }
+    for split, share in shares.items():
+        name = f"{split}: largest share of a document's 13-grams that held-out documents hold"
+        checks[name] = {"value": round(share, 6), "below": LIMIT, "passed": share < LIMIT}
     if failed := [name for name, result in checks.items() if not result["passed"]]:
         raise InputError(f"the splits do not pass the check '{failed[0]}'; give more shards or more --documents")
     return checks

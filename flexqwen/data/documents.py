@@ -21,8 +21,7 @@ from flexqwen.subsampling import subsample
 FORMAT = 1
 """Of what is read of a shard: raise it where the same shard gives another file, and every shard is read again."""
 
-_NUMBERS = ("tokens", "originality")
-STORED = pa.schema([(name, pa.int32() if name in _NUMBERS else pa.string()) for name in Document._fields])
+STORED = pa.schema([(n, pa.int32() if n in ("tokens", "originality") else pa.string()) for n in Document._fields])
 _REPEATED = ("taxonomy", "typology", "language", "license", "source")
 _BATCH_CHARACTERS = 1 << 23  # of text in one batch of an Arrow file
 
@@ -53,8 +52,7 @@ class Documents:
 
     @property
     def header(self) -> np.ndarray:
-        """The header's originality: float64, NaN where it is undefined, that is under 21 tokens, or absent."""
-        return np.where(self.tokens >= MIN_TOKENS, self.table["originality"].to_numpy().astype(float), np.nan)
+        return header_originality(self.table)
 
     def score(self, measure: str) -> np.ndarray:
         """Originality as the measure "header" or "ngram" has it."""
@@ -63,8 +61,7 @@ class Documents:
     @property
     def typology(self) -> np.ndarray:
         """Codes of the source typologies, -1 where the header names none."""
-        column = self.table["typology"].combine_chunks()
-        codes, names = column.indices.to_numpy(), column.dictionary.to_pylist()
+        codes, names = encode_column(self.table, "typology")
         return np.where(codes == names.index(""), -1, codes) if "" in names else codes
 
     def group_by_shard(self, numbers: np.ndarray) -> list[tuple[Path, np.ndarray]]:
@@ -72,6 +69,17 @@ class Documents:
         cuts = np.searchsorted(self.shard[numbers], np.arange(len(self.files) + 1))
         rows = self.row[numbers]
         return [(file, rows[start:end]) for file, (start, end) in zip(self.files, pairwise(cuts), strict=True)]
+
+
+def header_originality(table: pa.Table) -> np.ndarray:
+    """The header's originality: float64, NaN where it is undefined, that is under 21 tokens, or absent."""
+    return np.where(table["tokens"].to_numpy() >= MIN_TOKENS, table["originality"].to_numpy().astype(float), np.nan)
+
+
+def encode_column(table: pa.Table, name: str) -> tuple[np.ndarray, list[str]]:
+    """A column of few distinct texts, as numbers of these texts; and the texts."""
+    column = table[name].combine_chunks()
+    return column.indices.to_numpy(), column.dictionary.to_pylist()
 
 
 def store_shards(
@@ -132,9 +140,9 @@ def open_documents(files: list[Path], limit: int | None, seed: int) -> tuple[Doc
     for file in files:
         with pa.memory_map(str(file)) as source:  # the text is not touched
             table = pa.ipc.open_file(source).read_all().drop_columns("text")
-            for place, name in enumerate(table.schema.names):
-                if name in _REPEATED:  # a code for each document instead of a text, of which there are few
-                    table = table.set_column(place, name, pc.dictionary_encode(table[name]))
+            for name in _REPEATED:  # a code for each document instead of a text, of which there are few
+                place = table.schema.get_field_index(name)
+                table = table.set_column(place, name, pc.dictionary_encode(table[name]))
             tables.append(table)
     shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     row = np.concatenate([np.arange(len(table)) for table in tables])
@@ -149,11 +157,10 @@ def open_documents(files: list[Path], limit: int | None, seed: int) -> tuple[Doc
 
 def read_rows(file: Path, rows: np.ndarray, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Batches with the given rows (ascending) of an Arrow file."""
+    start = 0
     with pa.memory_map(str(file)) as source:
         reader = pa.ipc.open_file(source)
-        start = 0
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
+        for batch in map(reader.get_batch, range(reader.num_record_batches)):
             low, high = np.searchsorted(rows, [start, start + len(batch)])
             if low < high:
                 wanted = batch.select(columns) if columns else batch

@@ -1,24 +1,22 @@
 """A corpus or a built dataset at a glance, and where one document's copied passages stand."""
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from flexqwen.cli import InputError
-from flexqwen.data.card import count_by_taxonomy, read_index
+from flexqwen.data.card import count_by_taxonomy, list_splits, read_index
 from flexqwen.data.corpus import MIN_TOKENS, Shard, open_corpus, read_shard
-from flexqwen.data.ngrams import NGRAM, hash_ngrams, hash_words
-from flexqwen.data.texts import read_manifest
+from flexqwen.data.ngrams import NGRAM, cut_batches, hash_ngrams, hash_words
+from flexqwen.data.texts import read_file, read_manifest
 from flexqwen.parallel import Pool
 from flexqwen.tables import plain_table
 
-_BATCH = 2000
+_BATCH_CHARACTERS = 1 << 23
 _SHOWN = 3  # documents named for each passage
 
 
@@ -27,8 +25,8 @@ def describe_folder(folder: Path, pool: Pool) -> str:
     if not _is_dataset(folder):
         return describe_corpus(folder, pool)
     header = ("taxonomy", "documents", f">= {MIN_TOKENS} tokens", "tokens", "originality", "n-gram")
-    by_taxonomy = plain_table([header, *sorted(count_by_taxonomy(read_index(folder)))])
-    return f"{describe_dataset(read_manifest(folder))}\n{by_taxonomy}"
+    table = plain_table([header, *sorted(count_by_taxonomy(read_index(folder)))])
+    return f"{describe_dataset(read_manifest(folder))}\n{table}"
 
 
 def _is_dataset(folder: Path) -> bool:
@@ -46,16 +44,12 @@ def describe_dataset(manifest: dict[str, Any]) -> str:
     lines += [f"bad shard {name}: {why}" for name, why in shards["bad"].items()]
     lines += [f"dropped {count:,}: {reason}" for reason, count in documents["dropped"].items()]
     header = ("split", "documents", "tokens", "originality", "n-gram", "of the size asked for")
-    columns = ("documents", "tokens", "originality", "ngram_originality", "size")
-    rows = [(name, *(split[column] for column in columns)) for name, split in manifest["splits"].items()]
-    lines.append(plain_table([header, *rows]))
+    lines.append(plain_table([header, *list_splits(manifest)]))
     for name, against in (("column", "all documents"), ("among_long", "each other only")):
         if found := agreement.get(name):
-            lines.append(
-                f"header and recomputed originality agree, {agreement['documents']:,} documents of {MIN_TOKENS} tokens "
-                f"or more, against {against}: Pearson {found['pearson']:.3f}, Spearman {found['spearman']:.3f}, "
-                f"mean difference {found['mean_absolute_difference']:.1f}"
-            )
+            among = f"{agreement['documents']:,} documents of {MIN_TOKENS} tokens or more, against {against}"
+            figures = "Pearson {pearson:.3f}, Spearman {spearman:.3f}, mean difference {mean_absolute_difference:.1f}"
+            lines.append(f"header and recomputed originality agree, {among}: {figures.format(**found)}")
     passed = sum(check["passed"] for check in manifest["checks"].values())
     lines.append(f"checks passed: {passed} of {len(manifest['checks'])}")
     return "\n".join(lines)
@@ -66,17 +60,17 @@ def describe_corpus(folder: Path, pool: Pool) -> str:
     corpus = open_corpus(folder)
     sizes = [shard.size for shard in corpus.shards]
     found = pool.map(count_shard, [(shard,) for shard in corpus.shards], "Reading shards", sizes)
-    absent = Counter(name.split("/")[0] for name in corpus.absent)
-    counts: dict[str, Counter] = {taxonomy: Counter() for taxonomy in absent}
+    counts: dict[str, Counter] = defaultdict(Counter)
     dropped: Counter[str] = Counter()
+    for name in corpus.absent:
+        counts[name.split("/")[0]]["absent"] += 1
     for shard, (count, left_out, _) in zip(corpus.shards, found, strict=True):
-        counts.setdefault(shard.taxonomy, Counter()).update(count)
+        counts[shard.taxonomy].update(count)
         dropped.update(left_out)
     rows = [("taxonomy", "shards", "absent", "documents", f">= {MIN_TOKENS} tokens", "tokens", "originality")]
     for name, count in [*sorted(counts.items()), ("all", sum(counts.values(), Counter()))]:
         mean = count["originality"] / count["long"] if count["long"] else None
-        missing = len(corpus.absent) if name == "all" else absent[name]
-        rows.append((name, count["shards"], missing, count["documents"], count["long"], count["tokens"], mean))
+        rows.append((name, *(count[column] for column in ("shards", "absent", "documents", "long", "tokens")), mean))
     return "\n".join(
         [
             f"{corpus.folder}: {len(corpus.shards):,} shards, {len(corpus.absent):,} listed but absent",
@@ -117,11 +111,8 @@ def count_shard(shard: Shard) -> tuple[Counter, Counter, str | None]:
 def describe_document(folder: Path, identifier: str, pool: Pool) -> str:
     """Where a document's copied passages are, and in which other documents of the folder they stand."""
     is_dataset = _is_dataset(folder)
-    sources = (
-        sorted(file for file in (folder / "data").glob("*/*.parquet") if file.parent.name != "index")
-        if is_dataset
-        else open_corpus(folder).shards
-    )
+    files = (file for file in (folder / "data").glob("*/*.parquet") if file.parent.name != "index")
+    sources = sorted(files) if is_dataset else open_corpus(folder).shards
     text = find_text(sources, identifier, pool)
     if text is None:
         raise InputError(f"{folder}: no document has the id {identifier!r}, or its text is not there")
@@ -135,17 +126,13 @@ def describe_document(folder: Path, identifier: str, pool: Pool) -> str:
         copies |= found
     held = set().union(*copies.values())
     shared = sum(gram in held for gram in hashes.tolist())
-    lines = [
-        first,
-        f"{shared:,} of them stand in {len(copies):,} other "
-        f"{'texts in the dataset' if is_dataset else 'documents of the corpus'}: "
-        f"originality {100 * (1 - shared / len(hashes)):.1f} %",
-    ]
-    for passage in join_passages(hashes.tolist(), copies):
-        start, end = words[passage.start][0], words[passage.end - 1][1]
-        what = f"words {passage.start + 1}-{passage.end}, characters {start}-{end}, in {len(passage.others):,}:"
+    where = f"{len(copies):,} other {'texts in the dataset' if is_dataset else 'documents of the corpus'}"
+    lines = [first, f"{shared:,} of them stand in {where}: originality {100 * (1 - shared / len(hashes)):.1f} %"]
+    for first_word, end_word, holders in join_passages(hashes.tolist(), copies):
+        start, end = words[first_word][0], words[end_word - 1][1]
+        what = f"words {first_word + 1}-{end_word}, characters {start}-{end}, in {len(holders):,}:"
         lines += [f"\n{what}", f"  «{_shorten(text[start:end])}»"]
-        others = sorted(passage.others.items(), key=lambda item: (-item[1], item[0]))
+        others = sorted(holders.items(), key=lambda item: (-item[1], item[0]))
         lines += [f"  {name} ({count} 7-grams)" for name, count in others[:_SHOWN]]
         if len(others) > _SHOWN:
             lines.append(f"  and {len(others) - _SHOWN:,} more")
@@ -158,8 +145,7 @@ def read_source(source: Shard | Path) -> Iterator[tuple[str, str]]:
         for document in read_shard(source, Counter(), need_originality=False):
             yield document.id, document.text
     else:
-        for batch in pq.ParquetFile(source).iter_batches(_BATCH, columns=["id", "text"]):
-            yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)
+        yield from read_file(source)
 
 
 def find_text(sources: list[Shard] | list[Path], identifier: str, pool: Pool) -> str | None:
@@ -179,8 +165,7 @@ def find_text_in(source: Shard | Path, identifier: str) -> str | None:
 def find_copies(source: Shard | Path, identifier: str, grams: np.ndarray) -> dict[str, set[int]]:
     """The other documents that hold any of the 7-grams `grams` (uint64): which of them."""
     found: dict[str, set[int]] = {}
-    texts = read_source(source)
-    while batch := list(islice(texts, _BATCH)):
+    for batch in cut_batches(read_source(source), _BATCH_CHARACTERS, lambda document: len(document[1])):
         hashes, owner = hash_ngrams(*hash_words([text for _, text in batch]))
         for place in np.flatnonzero(np.isin(hashes, grams)):
             found.setdefault(batch[owner[place]][0], set()).add(int(hashes[place]))
@@ -188,28 +173,22 @@ def find_copies(source: Shard | Path, identifier: str, grams: np.ndarray) -> dic
     return found
 
 
-class Passage(NamedTuple):
-    """Words [start, end) of a document that stand in others too: {document id: how many of its 7-grams}."""
+def join_passages(hashes: list[int], copies: dict[str, set[int]]) -> list[tuple[int, int, Counter]]:
+    """Joins those 7-grams of a document (`hashes`, in order) that other documents hold into passages.
 
-    start: int
-    end: int
-    others: Counter
-
-
-def join_passages(hashes: list[int], copies: dict[str, Iterable[int]]) -> list[Passage]:
-    """Joins those 7-grams of a document (`hashes`, in order) that other documents hold into passages."""
-    holders: dict[int, list[str]] = {}
+    Returns words [start, end) of each, and {document id: how many of its 7-grams}.
+    """
+    holders: dict[int, list[str]] = defaultdict(list)
     for name, held in copies.items():
         for gram in held:
-            holders.setdefault(gram, []).append(name)
-    passages: list[Passage] = []
-    for start, gram in enumerate(hashes):
-        if gram not in holders:
-            continue
-        if not passages or start > passages[-1].end - NGRAM + 1:
-            passages.append(Passage(start, start, Counter()))
-        passages[-1].others.update(holders[gram])
-        passages[-1] = passages[-1]._replace(end=start + NGRAM)
+            holders[gram].append(name)
+    passages: list[tuple[int, int, Counter]] = []
+    for place, gram in enumerate(hashes):
+        if gram in holders:
+            is_next = passages and place <= passages[-1][1] - NGRAM + 1
+            start, _, others = passages.pop() if is_next else (place, 0, Counter())
+            others.update(holders[gram])
+            passages.append((start, place + NGRAM, others))
     return passages
 
 

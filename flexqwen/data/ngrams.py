@@ -154,14 +154,9 @@ def count_unique(runs: Sequence[tuple[Path, int]], low: int, high: int, among: S
 
 def _held_by_several(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
     """For records sorted by hash: whether several documents hold the hash (bool)."""
-    first = np.ones(len(hashes), bool)
-    first[1:] = hashes[1:] != hashes[:-1]
-    differs = np.zeros(len(hashes), bool)
-    differs[1:] = ~first[1:] & (documents[1:] != documents[:-1])
-    group = np.cumsum(first) - 1
-    several = np.zeros(np.count_nonzero(first), bool)
-    several[group[differs]] = True
-    return several[group]
+    starts = np.flatnonzero(np.diff(hashes, prepend=~hashes[:1]))
+    several = np.minimum.reduceat(documents, starts) != np.maximum.reduceat(documents, starts)
+    return np.repeat(several, np.diff(starts, append=len(hashes)))
 
 
 def cut_ranges(records: int, memory: int, workers: int) -> list[tuple[int, int]]:
@@ -176,3 +171,10 @@ def compute_percentage(unique: np.ndarray, total: np.ndarray) -> np.ndarray:
     """100 unique / total (float64), NaN for a document without any 7-gram."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(total > 0, 100 * unique / total, np.nan)
+
+
+def mean_known(values: np.ndarray, digits: int | None = None) -> float | None:
+    """The mean of the values that are not NaN, rounded to so many digits if need be; None where all are."""
+    known = values[~np.isnan(values)]
+    mean = float(known.mean()) if len(known) else None
+    return mean if mean is None or digits is None else round(mean, digits)

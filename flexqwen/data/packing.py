@@ -52,8 +52,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         if space:
             if space not in rows_with_space:
                 bisect.insort(spaces, space)
-                rows_with_space[space] = []
-            rows_with_space[space].append(row)
+            rows_with_space.setdefault(space, []).append(row)
     return rows
 
 
@@ -80,8 +79,7 @@ def position_ids(input_ids: np.ndarray, bos_token_id: int, pad_token_id: int) ->
     """int64 positions `(..., sequence)` that restart at every BOS and at the first padding token of a row."""
     columns = np.arange(input_ids.shape[-1])
     is_pad = input_ids == pad_token_id
-    first_pad = is_pad.copy()
-    first_pad[..., 1:] &= ~is_pad[..., :-1]
+    first_pad = is_pad & np.diff(is_pad, prepend=False)
     starts = np.where((input_ids == bos_token_id) | first_pad, columns, 0)
     return columns - np.maximum.accumulate(starts, axis=-1)
 
@@ -130,8 +128,8 @@ def open_token_store(folder: str, config: str, tokenizer_digest: str, sequence_l
         InputError: there is none, or it is of another config, tokenizer or length.
     """
     store = PackedRows(folder)
-    wanted = {"format": FORMAT, "dataset_config": config, "tokenizer_digest": tokenizer_digest}
-    for name, value in {**wanted, "sequence_length": sequence_length}.items():
+    wanted = {"dataset_config": config, "tokenizer_digest": tokenizer_digest, "sequence_length": sequence_length}
+    for name, value in wanted.items():
         if store.info[name] != value:
             raise InputError(f"the token store {folder} has {name} {store.info[name]}, and this run needs {value}")
     return store
@@ -143,7 +141,7 @@ def make_token_store(
     config: str,
     tokenizer,
     tokenizer_folder: str,
-    sequence_length: int,
+    length: int,
     root: str,
     unique_tokens: int | None = None,
     seed: int = 0,
@@ -153,46 +151,36 @@ def make_token_store(
     Args:
         digest_of_dataset: that of its manifest, also where its folder is not there.
         tokenizer: loaded from `tokenizer_folder`, whose tokenizer.json is part of the store's key.
-        root: folder of the stores; this one is `<root>/<config>-<sequence_length>-<key>`.
+        length: tokens of a row, the run's sequence_length.
+        root: folder of the stores; this one is `<root>/<config>-<length>-<key>`.
         unique_tokens: of documents drawn at random with `seed`, at most so many; fewer are a part of more. By default
             all documents.
     """
-    if sequence_length < 2:
-        raise InputError(f"sequence_length is {sequence_length}; a row needs room for BOS and one token")
-    key = {
-        "format": FORMAT,
-        "dataset_digest": digest_of_dataset,
-        "dataset_config": config,
-        "tokenizer_digest": file_digest(Path(tokenizer_folder) / "tokenizer.json"),
-        "sequence_length": sequence_length,
-    }
+    if length < 2:
+        raise InputError(f"sequence_length is {length}; a row needs room for BOS and one token")
+    key = {"format": FORMAT, "dataset_digest": digest_of_dataset, "dataset_config": config}
+    key |= {"tokenizer_digest": file_digest(Path(tokenizer_folder) / "tokenizer.json"), "sequence_length": length}
     if unique_tokens is not None:
         key |= {"unique_tokens": unique_tokens, "seed": seed}
-    folder = Path(root) / f"{config}-{sequence_length}-{digest(key)[:12]}"
+    folder = Path(root) / f"{config}-{length}-{digest(key)[:12]}"
     if (folder / "info.json").is_file():
         print(f"tokens: {folder} is already there, made from the same dataset, tokenizer and length; reused")
         return PackedRows(folder)
     if dataset is None or not Path(dataset).exists():
-        raise InputError(
-            f"no dataset in {dataset}, and no token store {folder}; make the dataset with "
-            "carolina_originality.py build, or bring the store"
-        )
+        remedy = "make the dataset with carolina_originality.py build, or bring the store"
+        where = "" if dataset is None else f" in {dataset}"
+        raise InputError(f"no dataset{where}, and no token store {folder}; {remedy}")
     check_whole(dataset, config, "train")
     check_whole(dataset, "heldout", "validation")
     with atomic_write(folder) as aside:
         aside.mkdir()
-        info = key | _write_rows(aside, dataset, config, tokenizer, sequence_length, unique_tokens, seed)
-        _write_validation(aside, dataset, tokenizer)
+        dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+        info = key | _write_rows(aside, dataset, config, tokenizer, length, dtype, unique_tokens, seed)
+        _write_validation(aside, dataset, tokenizer, dtype)
         write_json(aside / "info.json", info)
-    print(
-        f"tokens: {folder} ({info['rows']:,} rows of {sequence_length}, {info['tokens']:,} tokens, "
-        f"{info['padding']:.2%} padding)"
-    )
+    what = "{rows:,} rows of {sequence_length}, {tokens:,} tokens, {padding:.2%} padding".format(**info)
+    print(f"tokens: {folder} ({what})")
     return PackedRows(folder)
-
-
-def _choose_dtype(tokenizer) -> np.dtype:
-    return np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
 
 
 def draw_documents(lengths: Sequence[int], tokens: int, seed: int) -> np.ndarray:
@@ -212,13 +200,10 @@ def draw_documents(lengths: Sequence[int], tokens: int, seed: int) -> np.ndarray
 
 
 def _write_rows(
-    folder: Path, dataset: str, config: str, tokenizer, sequence_length: int, unique_tokens: int | None, seed: int
+    folder: Path, dataset: str, config: str, tokenizer, length: int, dtype, unique_tokens: int | None, seed: int
 ) -> dict[str, Any]:
     """Writes the rows and which documents stand in them; returns what `info.json` says of them."""
-    ids: list[str] = []
-    pieces: list[np.ndarray] = []
-    owners: list[int] = []  # number of the document of each piece
-    dtype = _choose_dtype(tokenizer)
+    ids, pieces, owners = [], [], []  # of the documents; their pieces; number of the document of each piece
 
     def texts() -> Iterator[str]:
         for document, text in read_texts(dataset, config, "train"):
@@ -232,35 +217,25 @@ def _write_rows(
         drawn = draw_documents([len(document) for document in documents], unique_tokens, seed)
         ids, documents = [ids[number] for number in drawn], [documents[number] for number in drawn]
     for number, document in enumerate(documents):
-        for piece in cut(document, sequence_length):
-            pieces.append(np.array(piece, dtype=dtype))
-            owners.append(number)
-    rows = best_fit([len(piece) for piece in pieces], sequence_length)
+        cuts = [np.array(piece, dtype=dtype) for piece in cut(document, length)]
+        pieces += cuts
+        owners += [number] * len(cuts)
+    rows = best_fit([len(piece) for piece in pieces], length)
     with open(folder / "rows.bin", "wb") as file:
         for row in rows:
             line = np.concatenate([pieces[piece] for piece in row])
-            file.write(np.pad(line, (0, sequence_length - len(line)), constant_values=tokenizer.pad_token_id).tobytes())
+            file.write(np.pad(line, (0, length - len(line)), constant_values=tokenizer.pad_token_id).tobytes())
     row_of_piece = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     np.save(folder / "pieces.npy", np.stack([row_of_piece, np.array(owners)[np.concatenate(rows)]]).astype(np.int32))
     (folder / "documents.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
     tokens = sum(len(piece) for piece in pieces)
-    return {
-        "dtype": dtype.name,
-        "rows": len(rows),
-        "documents": len(ids),
-        "tokens": tokens,
-        "padding": 1 - tokens / (len(rows) * sequence_length),
-        "vocab_size": len(tokenizer),
-        **{f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "mask")},
-    }
+    special = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "mask")}
+    counts = {"rows": len(rows), "documents": len(ids), "tokens": tokens, "vocab_size": len(tokenizer)}
+    return {"dtype": dtype.name, **counts, "padding": 1 - tokens / (len(rows) * length), **special}
 
 
-def _write_validation(folder: Path, dataset: str, tokenizer) -> None:
+def _write_validation(folder: Path, dataset: str, tokenizer, dtype: np.dtype) -> None:
     texts = [text for _, text in read_texts(dataset, "heldout", "validation")]
-    documents = [np.array(document, dtype=_choose_dtype(tokenizer)) for document in encode_documents(tokenizer, texts)]
-    np.savez(
-        folder / "validation.npz",
-        tokens=np.concatenate(documents),
-        lengths=np.array([len(document) for document in documents]),
-        bytes=np.array([len(text.encode()) for text in texts]),
-    )
+    documents = [np.array(document, dtype=dtype) for document in encode_documents(tokenizer, texts)]
+    lengths, bytes_ = [len(document) for document in documents], [len(text.encode()) for text in texts]
+    np.savez(folder / "validation.npz", tokens=np.concatenate(documents), lengths=lengths, bytes=bytes_)

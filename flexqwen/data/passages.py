@@ -4,13 +4,12 @@ Words are lower-cased `\\w+`: a copy in other case or punctuation is contaminati
 """
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from flexqwen.data.ngrams import hash_ngrams, hash_words
+from flexqwen.data.ngrams import cut_batches, hash_ngrams, hash_words, mean_known
 from flexqwen.data.texts import count_texts, dataset_digest, read_texts
 
 NGRAM = 13
@@ -18,7 +17,7 @@ LIMIT = 0.5
 """A training document with this share or more of its 13-grams in the held-out documents is left out."""
 
 _FILTER_BITS = 24
-_BATCH = 1024
+_BATCH_CHARACTERS = 1 << 20
 
 
 def hash_passages(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -67,25 +66,20 @@ def find_seen_shares(texts: Sequence[str], dataset: str | Path, progress: bool =
     dataset_digest(dataset)
     wanted = Passages(np.unique(hash_passages(texts)[0]))
     is_seen = np.zeros(len(wanted.hashes), bool)
-    for config in sorted({path.parent.name for path in Path(dataset).glob("data/*/train-*.parquet")}):
-        if config in ("tokenizer", "index"):  # no model is trained on these
-            continue
+    configs = {path.parent.name for path in Path(dataset).glob("data/*/train-*.parquet")}
+    for config in sorted(configs - {"tokenizer", "index"}):  # no model is trained on these
         trained = (text for _, text in read_texts(dataset, config, "train"))
-        with tqdm(
-            total=count_texts(dataset, config, "train"), desc=f"13-grams of {config}", disable=not progress
-        ) as bar:
-            while batch := list(islice(trained, _BATCH)):
-                is_seen[wanted.find(hash_passages(batch)[0])[1]] = True
-                bar.update(len(batch))
+        bar = tqdm(trained, f"13-grams of {config}", count_texts(dataset, config, "train"), disable=not progress)
+        for batch in cut_batches(bar, _BATCH_CHARACTERS):
+            is_seen[wanted.find(hash_passages(batch)[0])[1]] = True
     return Passages(wanted.hashes[is_seen]).find_shares(texts)
 
 
 def describe_seen(shares: np.ndarray, excluded: int) -> dict[str, float | int | None]:
     """What the training splits hold of a task's items, for `Result.details`, from their `find_seen_shares`."""
-    known = shares[~np.isnan(shares)]
     return {
-        "seen_share": float(known.mean()) if len(known) else None,
-        "seen_items": int((known > 0).sum()),
+        "seen_share": mean_known(shares),
+        "seen_items": int((shares > 0).sum()),
         "too_short_to_tell": int(np.isnan(shares).sum()),
         "excluded": excluded,
     }

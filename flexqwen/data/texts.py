@@ -1,7 +1,7 @@
 """Reads the texts of a built dataset folder; all that training and evaluation know of it."""
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,8 @@ def parquet_files(folder: str | Path, config: str, split: str) -> list[Path]:
     """
     files = sorted((Path(folder) / "data" / config).glob(f"{split}-*.parquet"))
     if not files:
-        known = sorted(
-            f"{path.parent.name}/{path.name.split('-')[0]}" for path in Path(folder).glob("data/*/*.parquet")
-        )
-        raise InputError(f"no split {config}/{split} in {folder}; it has: {', '.join(known) or 'none'}")
+        known = (f"{path.parent.name}/{path.name.split('-')[0]}" for path in Path(folder).glob("data/*/*.parquet"))
+        raise InputError(f"no split {config}/{split} in {folder}; it has: {', '.join(sorted(known)) or 'none'}")
     return files
 
 
@@ -68,19 +66,18 @@ def check_whole(folder: str | Path, config: str, split: str) -> None:
     found = count_texts(folder, config, split)
     wanted = read_manifest(folder).get("splits", {}).get(f"{config}/{split}", {}).get("documents", found)
     if found != wanted:
-        raise InputError(
-            f"{config}/{split} in {folder} has {found:,} of the {wanted:,} documents of its manifest; copy it again, "
-            "or run again where the Hub can be reached"
-        )
+        what = f"{config}/{split} in {folder} has {found:,} of the {wanted:,} documents of its manifest"
+        raise InputError(f"{what}; copy it again, or run again where the Hub can be reached")
 
 
 def read_texts(folder: str | Path, config: str, split: str, limit: int | None = None) -> Iterator[tuple[str, str]]:
     """`(id, text)` of each document of a split in file order, at most `limit` of them."""
+    return islice(chain.from_iterable(map(read_file, parquet_files(folder, config, split))), limit)
+
+
+def read_file(file: Path) -> Iterator[tuple[str, str]]:
+    """`(id, text)` of each document of a Parquet file."""
     import pyarrow.parquet as pq
 
-    def read() -> Iterator[tuple[str, str]]:
-        for file in parquet_files(folder, config, split):
-            for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=4096):
-                yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)
-
-    return islice(read(), limit)
+    for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=4096):
+        yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)

@@ -3,8 +3,8 @@
     python -m flexqwen tokenizer --dataset carolina_originality --vocab_size 8192 --output runs/tokenizer
     python -m flexqwen tokenizer --adapt Qwen/Qwen3-0.6B-Base --output runs/tokenizer-qwen3
 
-The second gives the tokenizer of a Qwen3 checkpoint, for training that goes on from it, the four special tokens that
-training needs: tokens that it has and that plain text never uses.
+The second adapts the tokenizer of a Qwen3 checkpoint, so that its training can be continued. Training needs four
+special tokens; it takes four that the tokenizer has and that plain text never uses.
 """
 
 from pathlib import Path
@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.data.texts import count_texts, dataset_digest, read_texts
 from flexqwen.files import atomic_write, is_empty, read_json, versions, write_json
+from flexqwen.remote import explain_failure
 
 PAD, BOS, EOS, MASK = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
 MADE_BY = "made_by.json"
@@ -40,12 +41,9 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
     if vocab_size < minimum:
         raise InputError(f"vocab_size is {vocab_size}; byte-level BPE needs at least {minimum}")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -53,29 +51,18 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=progress,
     )
-    texts = tqdm(
-        (text for _, text in read_texts(dataset, "tokenizer", "train")),
-        total=count_texts(dataset, "tokenizer", "train"),
-        desc="tokenizer",
-        unit="doc",
-        disable=not progress,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    texts = (text for _, text in read_texts(dataset, "tokenizer", "train"))
+    total = count_texts(dataset, "tokenizer", "train")
+    tokenizer.train_from_iterator(tqdm(texts, "tokenizer", total, unit="doc", disable=not progress), trainer)
     if tokenizer.get_vocab_size() < vocab_size:
-        raise InputError(
-            f"the tokenizer split of {dataset} gives only {tokenizer.get_vocab_size()} tokens, vocab_size asks for "
-            f"{vocab_size}; lower vocab_size or build the dataset from more documents"
-        )
+        what = f"the tokenizer split of {dataset} gives only {tokenizer.get_vocab_size()} tokens"
+        remedy = "lower vocab_size or build the dataset from more documents"
+        raise InputError(f"{what}, vocab_size asks for {vocab_size}; {remedy}")
     _begin_with(tokenizer, BOS, EOS)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        mask_token=AddedToken(MASK, lstrip=True, special=True),
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    special = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS}
+    special["mask_token"] = AddedToken(MASK, lstrip=True, special=True)
+    options = {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
 
 
 def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> PreTrainedTokenizerFast:
@@ -84,10 +71,8 @@ def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> Pre
     Raises:
         InputError: it cannot be loaded, or lacks one of the tokens.
     """
-    try:
+    with explain_failure(f"no tokenizer can be loaded from {checkpoint}", "name a Qwen3 checkpoint"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer can be loaded from {checkpoint}: {' '.join(str(error).split())}") from None
     vocabulary = tokenizer.get_vocab()
     for role, token in roles.items():
         if token not in vocabulary:
@@ -99,10 +84,8 @@ def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> Pre
 
 def _begin_with(tokenizer: Tokenizer, bos: str, eos: str) -> None:
     """Makes encoding put BOS in front of a text, and EOS between two."""
-    ids = [(token, tokenizer.token_to_id(token)) for token in (bos, eos)]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {eos} $B:1", special_tokens=ids
-    )
+    ids, pair = [(token, tokenizer.token_to_id(token)) for token in (bos, eos)], f"{bos} $A {eos} $B:1"
+    tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", pair, ids)
 
 
 @command
@@ -121,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         made_by |= {"dataset_digest": dataset_digest(args.dataset), "vocab_size": args.vocab_size}
     output = Path(args.output)
     if found := read_json(output / MADE_BY):
-        if made_by == {name: found.get(name, 1) for name in made_by}:
+        if isinstance(found, dict) and made_by == {name: found.get(name, 1) for name in made_by}:
             print(f"tokenizer: {output} is already there, made from the same things and settings; reused")
             return
         if not args.overwrite:

@@ -27,15 +27,14 @@ class HeldOut:
     """Tokenized held-out documents.
 
     Attributes:
-        pieces: int64 arrays `(length,)`, documents or, of those longer than a row, stretches; each begins with BOS.
-        piece_documents: the document that each piece belongs to.
+        pieces: int64 `(length,)`, documents or, of those longer than a row, stretches that begin with BOS; and the
+            number of the document.
         tokens: int64 `(documents,)`, predicted tokens of each document.
         bytes: int64 `(documents,)`, UTF-8 bytes of each document's text.
         eos_token_id, mask_token_id: of the tokenizer.
     """
 
-    pieces: list[np.ndarray]
-    piece_documents: list[int]
+    pieces: list[tuple[np.ndarray, int]]
     tokens: np.ndarray
     bytes: np.ndarray
     eos_token_id: int
@@ -45,48 +44,43 @@ class HeldOut:
         return len(self.tokens)
 
     @classmethod
-    def of(cls, documents, sizes, sequence_length: int, eos_token_id: int, mask_token_id: int) -> "HeldOut":
+    def of(cls, documents, sizes, sequence_length: int, tokenizer) -> "HeldOut":
         """Cuts documents (`BOS tokens EOS` each) that are longer than a row; `sizes` are their bytes."""
-        pieces, owners = [], []
-        for number, document in enumerate(documents):
-            for piece in cut(document, sequence_length):
-                pieces.append(np.array(piece, dtype=np.int64))
-                owners.append(number)
+        pieces = [
+            (np.array(piece, np.int64), number)
+            for number, document in enumerate(documents)
+            for piece in cut(document, sequence_length)
+        ]
         tokens = np.array([len(document) - 2 for document in documents])
-        return cls(pieces, owners, tokens, np.asarray(sizes), eos_token_id, mask_token_id)
+        return cls(pieces, tokens, np.asarray(sizes), tokenizer.eos_token_id, tokenizer.mask_token_id)
 
 
 def tokenize_texts(texts: list[str], tokenizer, sequence_length: int) -> HeldOut:
     """Tokenizes documents and cuts those that are longer than `sequence_length`."""
-    documents = list(encode_documents(tokenizer, texts))
     sizes = [len(text.encode()) for text in texts]
-    return HeldOut.of(documents, sizes, sequence_length, tokenizer.eos_token_id, tokenizer.mask_token_id)
+    return HeldOut.of(list(encode_documents(tokenizer, texts)), sizes, sequence_length, tokenizer)
 
 
 @torch.no_grad()  # not inference_mode: its tensors would stay in FSDP's buffers, and training could not use them
 def score(model, text: HeldOut, mode: str, batch_tokens: int | None = None, progress: bool = False) -> np.ndarray:
-    """Scores every document with a `FlexQwenForCausalLM`.
+    """Minus the log-probability of each document's tokens for a `FlexQwenForCausalLM`: float64 `(documents,)`, in nats.
 
     Args:
         mode: "causal" or "masked".
         batch_tokens: tokens of a batch, padding included; BATCH_TOKENS by default.
-
-    Returns:
-        float64 `(documents,)`: minus the log-probability of each document's tokens, in nats.
     """
     masked = mode == "masked"
     nats, training, device = np.zeros(len(text)), model.training, next(model.parameters()).device
     model.eval()
     title = f"held-out, {mode}" if progress else None
-    for batch in make_batches(make_rows(text, masked), batch_tokens or BATCH_TOKENS, progress=title):
-        labels = np.full_like(batch.input_ids, IGNORE)
-        labels[batch.predicted] = batch.input_ids[batch.predicted]
-        if masked:
-            batch.input_ids[batch.predicted] = text.mask_token_id
+    mask_token_id = text.mask_token_id if masked else None
+    for batch in make_batches(make_rows(text, masked), batch_tokens or BATCH_TOKENS, mask_token_id, title):
+        labels = torch.full_like(batch.input_ids, IGNORE)
+        labels[batch.predicted] = batch.targets
         row_losses = model(
-            input_ids=torch.from_numpy(batch.input_ids).to(device),
-            attention_mask=batch.attention_mask().to(device),
-            labels=torch.from_numpy(labels).to(device),
+            input_ids=batch.input_ids.to(device),
+            attention_mask=batch.attention_mask.to(device),
+            labels=labels.to(device),
             is_causal=not masked,
             use_cache=False,
             logits_to_keep=1,  # the losses are made where the labels are; no other logits are wanted
@@ -98,14 +92,11 @@ def score(model, text: HeldOut, mode: str, batch_tokens: int | None = None, prog
 
 def make_rows(text: HeldOut, masked: bool) -> list[Row]:
     """A row a piece, in which all tokens are predicted; masked, a row for each group of a piece's tokens."""
-    rows = []
-    for number, (piece, owner) in enumerate(zip(text.pieces, text.piece_documents, strict=True)):
+    rows, parts = [], MASK_GROUPS if masked else 1
+    for number, (piece, owner) in enumerate(text.pieces):
         places = 1 + np.flatnonzero(piece[1:] != text.eos_token_id)
-        if masked:
-            groups = np.random.default_rng([MASK_GROUPS, number]).permutation(len(piece))[places] % MASK_GROUPS
-            rows += [Row(piece, places[groups == group], owner) for group in range(MASK_GROUPS)]
-        else:
-            rows.append(Row(piece, places, owner))
+        groups = np.random.default_rng([MASK_GROUPS, number]).permutation(len(piece))[places] % parts
+        rows += [Row(piece, places[groups == group], owner) for group in range(parts)]
     return rows
 
 
@@ -117,7 +108,7 @@ def score_unigram(dataset: str, tokenizer, text: HeldOut) -> np.ndarray:
     """
     cost = _count_costs(dataset, tokenizer)
     nats = np.zeros(len(text))
-    for piece, owner in zip(text.pieces, text.piece_documents, strict=True):
+    for piece, owner in text.pieces:
         nats[owner] += cost[piece[1:][piece[1:] != text.eos_token_id]].sum()
     return nats
 

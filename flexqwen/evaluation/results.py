@@ -1,7 +1,6 @@
 """Results of evaluation: figures with their intervals, n and baselines; files and tables of them.
 
-A results folder holds `results.json` (figures) and `items.json` (one number for each item of each figure, which paired
-comparison needs).
+A folder holds `results.json` (figures) and `items.json` (a number for each item of each, for paired comparison).
 """
 
 import math
@@ -73,9 +72,9 @@ def mean_result(
         value=float(np.average(items, weights=weights)),
         interval=mean_interval(items, weights, clusters),
         n=len(items),
-        items=[float(item) for item in items],
+        items=list(map(float, items)),
         item_ids=list(item_ids),
-        weights=None if weights is None else [float(weight) for weight in weights],
+        weights=None if weights is None else list(map(float, weights)),
         clusters=None if clusters is None else number_clusters(clusters).tolist(),
         **fields,
     )
@@ -88,9 +87,8 @@ def check_finite(results: list[Result], place: str = "") -> None:
     """
     for result in results:
         items = zip(result.item_ids or range(result.n), result.items or [], strict=False)
-        numbers = [(f"item {name}", item) for name, item in items]
-        numbers += [("value", result.value), *(("interval", bound) for bound in result.interval)]
-        for what, number in numbers:
+        numbers = [*((f"item {name}", item) for name, item in items), ("value", result.value)]
+        for what, number in [*numbers, *(("interval", bound) for bound in result.interval)]:
             if not math.isfinite(number):
                 raise InputError(
                     f"{place}{result.task}, {result.mode}: the {result.metric} of {result.subset!r} has {what} "
@@ -133,21 +131,7 @@ def format_results(results: list[Result]) -> str:
     """The results as a Markdown table; the baseline stands beside each figure."""
     rows = []
     for row in results:
+        value = f"{row.value:.3f} [{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
         baseline = f"{row.baseline:.3f} {row.baseline_name}"
-        rows.append([row.task, row.subset, row.mode, row.metric, _format_value(row), baseline, f"{row.n:,}"])
-    header = ["task", "items", "mode", "metric", "value [95 %]", "baseline", "n"]
-    return markdown_table(header, rows, text_columns=4)
-
-
-def format_held_out(results: list[Result]) -> str:
-    """Both metrics of held-out text side by side, as a Markdown table."""
-    rows = []
-    for loss, bits in zip(results[::2], results[1::2], strict=True):
-        values = [cell for row in (loss, bits) for cell in (_format_value(row), f"{row.baseline:.3f}")]
-        rows.append([f"{loss.subset}, {loss.mode}", f"{loss.n:,}", f"{loss.details['tokens']:,}", *values])
-    header = ["held-out text", "documents", "tokens", "loss (nats/token)", "unigram", "bits per byte", "unigram"]
-    return markdown_table(header, rows)
-
-
-def _format_value(result: Result) -> str:
-    return f"{result.value:.3f} [{result.interval[0]:.3f}, {result.interval[1]:.3f}]"
+        rows.append([row.task, row.subset, row.mode, row.metric, value, baseline, row.n])
+    return markdown_table(["task", "items", "mode", "metric", "value [95 %]", "baseline", "n"], rows, text_columns=4)

@@ -13,7 +13,9 @@ import json
 import os
 import re
 import tempfile
+import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,24 +113,19 @@ def read(name: str) -> bytes:
     Raises:
         InputError: the file is not in the local folder, cannot be downloaded, or has the wrong digest.
     """
-    source, path, is_local = SOURCES[name], data_folder() / name, bool(os.environ.get("FLEXQWEN_EVAL_DATA"))
-    if is_local and not path.is_file():
-        raise InputError(
-            f"{path} is missing from the folder that FLEXQWEN_EVAL_DATA names; put it there (it is made from "
-            f"{source.urls[0]}{' and others' if len(source.urls) > 1 else ''}), or unset the variable to download"
-        )
-    if path.is_file() and _is_right(source, content := _uncompress(path)):
+    source, path = SOURCES[name], data_folder() / name
+    if path.is_file() and (content := _verify(source, lambda: _uncompress(path))) is not None:
         return content
-    if is_local:
+    if os.environ.get("FLEXQWEN_EVAL_DATA"):
+        others = " and others" if len(source.urls) > 1 else ""
+        reason = "has the wrong SHA-256" if path.is_file() else "is missing"
         raise InputError(
-            f"{path} has the wrong SHA-256; put the published file there again, or unset FLEXQWEN_EVAL_DATA to "
-            f"download it from {source.urls[0]}"
+            f"{path} {reason}; put the published file there (it is made from {source.urls[0]}{others}), or unset "
+            "FLEXQWEN_EVAL_DATA to download it"
         )
-    try:
-        content = source.make(name, source.urls, _download(name, source.urls))
-    except (zipfile.BadZipFile, KeyError, ValueError):  # no archive, no such file in it, no JSON
-        content = None
-    if not _is_right(source, content):
+    parts = _download(name, source.urls)
+    content = _verify(source, lambda: source.make(name, source.urls, parts))
+    if content is None:
         raise InputError(
             f"{name}: what {source.urls[0]} gave has the wrong SHA-256; try again later, or set FLEXQWEN_EVAL_DATA to "
             "a folder that holds the right file"
@@ -138,36 +135,45 @@ def read(name: str) -> bytes:
     return content
 
 
-def _uncompress(path: Path) -> bytes | None:
-    """A file's content; None if it is broken."""
+def _uncompress(path: Path) -> bytes:
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+
+
+def _verify(source: Source, make: Callable[[], bytes]) -> bytes | None:
+    """The content; None if it is broken, or not what the digest is of."""
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = make()
+        return content if hashlib.sha256(source.digest(content)).hexdigest() == source.sha256 else None
     except PermissionError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; change its permissions") from None
-    except (OSError, EOFError, ValueError):
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}; change its permissions") from None
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):  # no archive, JSON, text, ...
         return None
-
-
-def _is_right(source: Source, content: bytes | None) -> bool:
-    try:
-        return content is not None and hashlib.sha256(source.digest(content)).hexdigest() == source.sha256
-    except ValueError:  # not text, where columns were to be cut
-        return False
 
 
 def _download(name: str, urls: tuple[str, ...]) -> list[bytes]:
     """What the addresses hold. Nothing of an interrupted download is kept: the files are small."""
-    pooch.get_logger().setLevel("WARNING")
     contents = []
     with tempfile.TemporaryDirectory() as folder:
-        files = {str(number): url for number, url in enumerate(urls)}
-        parts = pooch.create(folder, "", registry=dict.fromkeys(files), urls=files, retry_if_failed=RETRIES)
-        for file, url in tqdm(files.items(), desc=name, unit="file", leave=False):
+        for url in tqdm(urls, desc=name, unit="file", leave=False):
             try:
-                contents.append(Path(parts.fetch(file, downloader=pooch.HTTPDownloader(timeout=TIMEOUT))).read_bytes())
+                contents.append(_fetch(url, Path(folder) / "part"))
             except OSError as error:
                 raise InputError(
                     f"cannot download {url}: {str(error).splitlines()[0]}; run again with a network, or set "
                     "FLEXQWEN_EVAL_DATA to a folder that holds the data"
                 ) from None
     return contents
+
+
+def _fetch(url: str, path: Path) -> bytes:
+    """What the address holds, by way of `path`; asked for again unless the server refuses it (4xx)."""
+    for tried in range(RETRIES + 1):
+        try:
+            pooch.HTTPDownloader(timeout=TIMEOUT)(url, str(path), None)
+            break
+        except OSError as error:  # without a response where the connection failed
+            status = getattr(getattr(error, "response", None), "status_code", 500)
+            if tried == RETRIES or status < 500:
+                raise
+        time.sleep(tried + 1)
+    return path.read_bytes()

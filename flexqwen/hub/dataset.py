@@ -1,5 +1,6 @@
 """Publishes a built dataset on the Hugging Face Hub."""
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from flexqwen.data.build import NAME, read_manifest
 from flexqwen.data.texts import count_texts
 from flexqwen.files import file_digest
 from flexqwen.hub.repository import Repository
-from flexqwen.remote import reason
+from flexqwen.remote import explain_failure
 
 PATTERNS = ("README.md", "manifest.json", "figures/*.png", "data/*/*.parquet")  # nothing else is uploaded
 
@@ -16,10 +17,8 @@ PATTERNS = ("README.md", "manifest.json", "figures/*.png", "data/*/*.parquet")  
 def publish(folder: Path, repository: Repository, tag: str | None = None) -> tuple[str, str, str]:
     """Makes one commit of what changed, and tags it; returns the tag, the commit, and that of the tag.
 
-    The two differ where the tag was there and only the card has changed since: the tag stays at the text it was given.
-
-    Files that only an earlier build had are deleted, and so is a `carolina_originality.py`: datasets takes a script of
-    the repository's name for a loader, and refuses to load.
+    The two differ where the tag was there and only the card has changed since. Files that only an earlier build had are
+    deleted, and so is a `carolina_originality.py`: datasets takes it for a loader, and refuses to load.
 
     Args:
         tag: the version; by default `v<version of FlexQwen>-<digest of the build's inputs>`.
@@ -30,15 +29,28 @@ def publish(folder: Path, repository: Repository, tag: str | None = None) -> tup
     """
     files, manifest = built_files(folder), read_manifest(folder)
     tag = tag or f"v{manifest['versions']['flexqwen']}-{manifest['inputs'][:8]}"
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            return _publish(files, repository, tag, Path(temporary))
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"not all of {folder} is on {repository.url} ({reason(error)}); the same command uploads what is missing"
-        ) from error
+    unfinished, remedy = f"not all of {folder} is on {repository.url}", "the same command uploads what is missing"
+    with explain_failure(unfinished, remedy), tempfile.TemporaryDirectory() as temporary:
+        there, place = repository.list_files(), Path(temporary)
+        if there:
+            repository.fetch(["manifest.json"], place / "there")
+            if read_manifest(place / "there").get("dataset") != NAME:
+                found = f"{repository.url} holds something else"
+                raise InputError(f"{found}, which is not overwritten; give another --repo")
+        tags = repository.list_tags() if there else {}
+        if tag in tags:
+            repository.fetch(["manifest.json"], place / "tagged", revision=tag)
+            if file_digest(place / "tagged" / "manifest.json") != file_digest(files["manifest.json"]):
+                raise InputError(f"the tag {tag} of {repository.url} is of another build; give another --tag")
+        names = f'load_dataset("{NAME}"', f'load_dataset("{repository.repo_id}"'
+        card = files["README.md"].read_text(encoding="utf-8").replace(*names)
+        (place / "README.md").write_text(card, encoding="utf-8")
+        stale = {file for file in there - files.keys() if re.match(rf"data/|figures/|.*{NAME}\.py$", file)}
+        repository.create()
+        commit = repository.commit(files | {"README.md": place / "README.md"}, f"Carolina Originality {tag}", stale)
+        if tag not in tags:
+            repository.tag(tag, commit)
+        return tag, commit, tags.get(tag, commit)
 
 
 def built_files(folder: Path) -> dict[str, Path]:
@@ -54,27 +66,3 @@ def built_files(folder: Path) -> dict[str, Path]:
         if split["documents"] and count_texts(folder, *name.split("/")) != split["documents"]:
             raise InputError(f"{folder}: {name} does not hold {split['documents']:,} documents; build again")
     return {file.relative_to(folder).as_posix(): file for pattern in PATTERNS for file in sorted(folder.glob(pattern))}
-
-
-def _publish(files: dict[str, Path], repository: Repository, tag: str, temporary: Path) -> tuple[str, str, str]:
-    there = repository.list_files()
-    if there:
-        repository.fetch(["manifest.json"], temporary / "there")
-        if read_manifest(temporary / "there").get("dataset") != NAME:
-            raise InputError(f"{repository.url} holds something else, which is not overwritten; give another --repo")
-    tags = repository.list_tags() if there else {}
-    if tag in tags:
-        repository.fetch(["manifest.json"], temporary / "tagged", revision=tag)
-        if file_digest(temporary / "tagged" / "manifest.json") != file_digest(files["manifest.json"]):
-            raise InputError(f"the tag {tag} of {repository.url} is of another build; give another --tag")
-    card = temporary / "README.md"
-    text = files["README.md"].read_text(encoding="utf-8")
-    card.write_text(text.replace(f'load_dataset("{NAME}"', f'load_dataset("{repository.repo_id}"'), encoding="utf-8")
-    stale = {
-        file for file in there - files.keys() if file.startswith(("data/", "figures/")) or file.endswith(f"{NAME}.py")
-    }
-    repository.create()
-    commit = repository.commit(files | {"README.md": card}, f"Carolina Originality {tag}", stale)
-    if tag not in tags:
-        repository.tag(tag, commit)
-    return tag, commit, tags.get(tag, commit)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -11,7 +10,6 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 
 from flexqwen.evaluation.results import RESULTS, Result, format_results
 from flexqwen.files import read_json
-from flexqwen.tables import markdown_table
 from flexqwen.training.objectives import ObjectiveArguments
 
 TEMPLATE = Path(__file__).with_suffix(".md")  # Jinja, as huggingface_hub's own
@@ -21,59 +19,38 @@ TAGS = {"masked": "masked-language-modeling", "causal": "causal-lm"}
 TASK_TYPES = {"fused": "text-generation", "causal": "text-generation", "masked": "fill-mask"}
 
 
-@dataclass
 class Run:
-    """What the records of a run say.
+    """What `run.json`, `metrics.jsonl`, `finished.json` and `eval-*/results.json` of a run's folder say.
 
     Attributes:
+        modes: that it was trained in.
+        dataset: its dataset on the Hub; None where it came from a folder, which may look like such a name.
+        is_generated: whether it was trained on the sample corpus.
         last: the last logged value of every quantity.
         evaluations: name of the evaluated checkpoint, what the figures were made by, and the figures.
     """
 
-    name: str
-    description: dict
-    last: dict[str, float]
-    finished: dict | None
-    has_curves: bool
-    evaluations: list[tuple[str, dict, list[Result]]]
-
-    @property
-    def settings(self) -> dict:
-        return self.description["settings"]
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """The modes that it was trained in."""
-        return ObjectiveArguments(strategy=self.settings["strategy"]).modes
-
-    @property
-    def dataset(self) -> str | None:
-        """Its dataset on the Hub; None where it came from a folder, which may look like such a name."""
-        return self.settings["dataset"] if self.description.get("dataset_is_of_the_hub") else None
-
-    @property
-    def is_generated(self) -> bool:
-        """Whether it was trained on the sample corpus."""
-        return bool((self.description.get("data") or {}).get("generated"))
-
-
-def read_run(folder: Path) -> Run:
-    """Reads `run.json`, `metrics.jsonl`, `finished.json` and `eval-*/results.json` of a run's folder."""
-    last: dict[str, float] = {}
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):  # it was copied while it was being written
-            last.update(json.loads(line))
-    evaluations = []
-    for file in sorted(folder.glob(f"eval-*/{RESULTS}")):
-        found = read_json(file)
-        evaluations.append((Path(found["model"]).name, found["made_by"], [Result(**row) for row in found["results"]]))
-    finished, has_curves = read_json(folder / "finished.json"), (folder / "loss.png").is_file()
-    return Run(folder.name, read_json(folder / "run.json"), last, finished, has_curves, evaluations)
+    def __init__(self, folder: Path):
+        self.name, self.description = folder.name, read_json(folder / "run.json")
+        self.settings = self.description["settings"]
+        self.modes = ObjectiveArguments(strategy=self.settings["strategy"]).modes
+        self.dataset = self.settings["dataset"] if self.description.get("dataset_is_of_the_hub") else None
+        self.is_generated = bool((self.description.get("data") or {}).get("generated"))
+        self.finished, self.has_curves = read_json(folder / "finished.json"), (folder / "loss.png").is_file()
+        self.last: dict[str, float] = {}
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # it was copied while it was being written
+                self.last.update(json.loads(line))
+        self.evaluations: list[tuple[str, dict, list[Result]]] = []
+        for file in sorted(folder.glob(f"eval-*/{RESULTS}")):
+            found = read_json(file)
+            rows = [Result(**row) for row in found["results"]]
+            self.evaluations.append((Path(found["model"]).name, found["made_by"], rows))
 
 
 def write(folder: Path, repo_id: str) -> dict[str, Path]:
     """Writes `README.md` and `.eval_results/*.yaml` about the runs in `folder`; returns the files by name."""
-    runs = [read_run(file.parent) for file in sorted(folder.glob("*/run.json"))]
+    runs = [Run(file.parent) for file in sorted(folder.glob("*/run.json"))]
     example = max(runs, key=lambda run: len(run.modes))  # the first of those that do most
     card = ModelCard.from_template(
         metadata(runs, example, repo_id),
@@ -83,7 +60,6 @@ def write(folder: Path, repo_id: str) -> dict[str, Path]:
         example=example,
         exported=next((run.name for run in runs if run.finished and "causal" in run.modes), None),
         is_generated=any(run.is_generated for run in runs),
-        facts=facts,
         format_results=format_results,
     )
     card.save(folder / "README.md")
@@ -153,28 +129,3 @@ def figures(runs: list[Run]) -> Iterator[tuple[Run, str, dict, Result]]:
 def spread(row: Result) -> str:
     """The interval of a figure, and of how many items it is."""
     return f"95 % [{row.interval[0]:.3f}, {row.interval[1]:.3f}], n = {row.n}"
-
-
-def facts(run: Run) -> str:
-    """The table of a run: what it was made from, and how."""
-    settings, last, digests = run.settings, run.last, run.description["digests"]
-    data, parameters = run.description.get("data"), run.description.get("parameters")
-    size = f", {data['documents']:,} documents, {data['tokens']:,} words" if data else ""
-    losses = {mode: last[f"eval_loss_{mode}"] for mode in ("causal", "masked") if f"eval_loss_{mode}" in last}
-    finished, step = run.finished, last.get("step", 0)
-    rows = {
-        "state": f"finished at step {finished['step']:,}" if finished else f"in training, step {step:,}",
-        "training data": f"`{settings['dataset_config']}` of `{settings['dataset']}`{size}; "
-        f"manifest SHA-256 `{digests['dataset'][:16]}…`",
-        "tokenizer": f"SHA-256 `{digests['tokenizer'][:16]}…`",
-        "started from": f"`{settings['model_name_or_path']}`" if settings["model_name_or_path"] else "new weights",
-        "strategy": f"`{settings['strategy']}`, causal fraction {settings['causal_fraction']}",
-        "size": f"{parameters:,} parameters" if parameters else None,
-        "tokens seen": f"{last['tokens_seen']:,}, padding included" if "tokens_seen" in last else None,
-        "sequence length": str(settings["sequence_length"]),
-        "hardware": run.description.get("hardware"),
-        "speed": f"{last['tokens_per_second']:,.0f} tokens/s at the end" if "tokens_per_second" in last else None,
-        "held-out loss, last": ", ".join(f"{mode} {loss:.3f}" for mode, loss in losses.items()),
-        "versions": ", ".join(f"{name} {version}" for name, version in run.description["versions"].items()),
-    }
-    return markdown_table(("", ""), [row for row in rows.items() if row[1]], text_columns=2)

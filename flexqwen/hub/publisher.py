@@ -7,12 +7,10 @@ The second finishes what the first could not upload, and adds results. A reposit
 
     README.md, *.py, tokenizer…     card, remote code and tokenizer: the first commit of all
     .eval_results/                  the figures that belong to datasets of the Hub
-    <strategy>-<sequence_length>/   a run's folder as it is on disk (see runs.py); each checkpoint is one commit
-        qwen3/                      `best` as a plain Qwen3
-        eval-best/                  results
+    <strategy>-<sequence_length>/   a run's folder as on disk (see runs.py), a commit each checkpoint; and, as `qwen3/`,
+                                    `best` as a plain Qwen3
 
-Checkpoints stay there when `save_total_limit` deletes them on disk; those that it deletes before their turn never get
-there. No pickle is published but the states of optimizer, schedule and random generators, which a run resumes from.
+Checkpoints stay there when `save_total_limit` deletes them on disk. No pickle is published but what a run resumes from.
 """
 
 import os
@@ -69,8 +67,7 @@ class Publisher:
         Raises:
             InputError: it holds something else. Where the Hub cannot be reached it says so, and nothing is raised.
         """
-        with suppress(OSError):  # they are in nobody's way
-            remove_leftovers(self.run.with_name(f"{self.run.name}.hub"))
+        self.clear_leftovers()
         try:
             restore_tokenizer(self.repository, self.tokenizer)
             self.is_reached = True
@@ -78,6 +75,12 @@ class Publisher:
             raise
         except Exception as error:
             say(f"{self.repository.url} cannot be read ({reason(error)}); this stops nothing, it is tried again")
+
+    def clear_leftovers(self) -> None:
+        """Removes what killed processes left beside the run and the tokenizer."""
+        with suppress(OSError):  # they are in nobody's way
+            for path in (self.run, self.tokenizer):
+                remove_leftovers(path.with_name(f"{path.name}.hub"))
 
     def restore(self, description: dict, state: str) -> bool:
         """Calls `restore` of the module of that name, if the Hub could be reached."""
@@ -90,6 +93,7 @@ class Publisher:
             InputError: the repository holds something else, or this run with other settings.
         """
         if self._replaced is None:
+            self.clear_leftovers()
             restore_tokenizer(self.repository, self.tokenizer)
             there, changes = compare(self.repository, self.run, read_json(self.run / "run.json"), self.if_changed)
             self.repository.create()
@@ -142,12 +146,14 @@ class Publisher:
     def _upload(self, part: str, files: dict[str, Path], now: dict) -> None:
         """Commits a part, from copies or links that training cannot change or remove meanwhile."""
         held, with_card = aside(self.run), part in (ROOT, LAST)
-        with suppress(FileNotFoundError):
+        try:
             for path_in_repo, file in files.items():
                 hold(file, held / path_in_repo, as_link=not with_card)
+        except FileNotFoundError:
+            return
         if stat(files) != now and not with_card:
             return  # a checkpoint was removed, or a `best` replaced: the next look sees what there is
-        found, deleted = {name: held / name for name in files if (held / name).exists()}, set()
+        found, deleted = {name: held / name for name in files}, set()
         if with_card:
             there = self.repository.list_files()  # each time: other runs may have come, or an answer been lost
             deleted = self._replaced & there
@@ -170,9 +176,11 @@ class PublishAtSave(TrainerCallback):
 
     def __init__(self, publisher: Publisher):
         self.publisher, self.failure = publisher, ""
+        self.has_begun = False  # before that, the run's folder is still that of an earlier run
         self._thread, self._wanted = threading.Thread(), threading.Event()
 
     def on_train_begin(self, args=None, state=None, control=None, **kwargs):
+        self.has_begun = True
         if self.publisher.is_reached:
             self.publish(first_only=True)
 
@@ -236,7 +244,7 @@ def publishing(publisher: Publisher | None, trainer=None) -> Iterator[None]:
     try:
         yield
     except BaseException as stopped:
-        if not (publisher.run / "run.json").is_file():  # training did not begin
+        if not callback.has_begun:
             raise
         try:
             callback.finish(wait=not isinstance(stopped, KeyboardInterrupt))
@@ -257,8 +265,7 @@ def make_publisher(args: Arguments, run: Path) -> Publisher | None:
         return None
     options = {"token": training.hub_token, "private": training.hub_private_repo, "revision": training.hub_revision}
     if_changed = "overwrite" if training.overwrite else "resume_changed" if training.resume_changed else ""
-    repository = Repository(training.hub_model_id, **options)
-    publisher = Publisher(repository, run, Path(args.data.tokenizer), if_changed)
+    publisher = Publisher(Repository(training.hub_model_id, **options), run, Path(args.data.tokenizer), if_changed)
     publisher.prepare()
     return publisher
 
@@ -335,4 +342,6 @@ def main(argv: list[str] | None = None) -> None:
         raise
     except Exception as error:
         raise InputError(publisher.name_missing(reason(error)) or reason(error)) from error
+    if missing := publisher.name_missing("changed while it was looked at"):
+        raise InputError(missing)
     print(f"hub:        {repository.url}")

@@ -1,6 +1,7 @@
 """Compares a run with what a repository of the Hub holds of it, and brings it back from there."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 from flexqwen.cli import InputError
 from flexqwen.files import file_digest, read_json, remove_path, replace_path
 from flexqwen.hub.repository import Repository
-from flexqwen.remote import reason
+from flexqwen.remote import explain_failure
 from flexqwen.training.checkpoints import find_defect, last_checkpoint
 from flexqwen.training.runs import differences
 
@@ -80,7 +81,7 @@ def restore(repository: Repository, run: Path, description: dict, state: str, if
         InputError: as `compare`; or the checkpoint could not be fetched, or is damaged there.
     """
     there, changes = compare(repository, run, description, if_changed)
-    steps = {file.split("/")[0] for file in there if file.startswith("step_")}
+    steps = {file.split("/")[0] for file in there if re.match(r"step_\d+/", file)}
     last, is_finished = max(steps, key=lambda step: int(step[5:]), default=None), LAST in there
     if last is None or state == "finished" or (changes and if_changed == "overwrite"):
         return False
@@ -113,14 +114,10 @@ def aside(path: Path) -> Path:
 @contextmanager
 def fetch_beside(path: Path, repository: Repository, patterns: list[str]) -> Iterator[Path]:
     """A folder beside a path with files of the repository, removed in the end."""
+    what = f"{repository.url} holds files that could not be fetched to {path.parent}"
     try:
-        try:
+        with explain_failure(what, "run the same command again, or leave --push_to_hub out"):
             repository.fetch(patterns, aside(path))
-        except Exception as error:
-            raise InputError(
-                f"{repository.url} holds files that could not be fetched to {path.parent} ({reason(error)}); "
-                "run the same command again, or leave --push_to_hub out"
-            ) from error
         yield aside(path)
     finally:
         remove_path(aside(path))

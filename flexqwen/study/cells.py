@@ -4,6 +4,8 @@ A figure of several seeds is the mean of the seeds' figures. Its interval joins 
 seeds (`flexqwen.evaluation.statistics.joint_interval`). Differences are taken seed by seed and item by item.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,7 +53,7 @@ class Estimate:
 
     @property
     def is_clear(self) -> bool:
-        """Whether its interval leaves out 0, and there are seeds to tell their chance from."""
+        """Whether its interval leaves out 0, and there are several seeds."""
         return self.seeds > 1 and not self.low <= 0 <= self.high
 
 
@@ -87,32 +89,29 @@ class Results:
         rows = [row for row in content["figures"] if (row["task"], row["subset"], row["mode"]) == wanted]
         return next((np.array(row["items"]) for row in rows if "items" in row), None)
 
-    def estimate(self, measure: Measure, samples: Sequence[np.ndarray]) -> Estimate:
-        """Of `(items,)` for each seed."""
+    def weights(self, measure: Measure) -> np.ndarray:
+        """float64 `(items,)`: what each item weighs in the mean, without regard to the measure's subset."""
         item = self.items[measure.key]
-        weights = np.array(item["weights"] or [1.0] * len(item["ids"]))
+        return np.array(item["weights"] or [1] * len(item["ids"]), dtype=np.float64)
+
+    def average(self, measure: Measure, groups: Sequence[Sequence[Point]], mode: str) -> Estimate | None:
+        """The mean over groups: of one point its figure, of two the first minus the second; None if not measured."""
+        samples, item, weights = [], self.items[measure.key], self.weights(measure)
+        for seed in self.seeds(*itertools.chain(*groups)) if groups else []:
+            found = [[self.values(measure, point, seed, mode) for point in group] for group in groups]
+            if any(value is None for values in found for value in values):
+                return None
+            samples.append(np.mean([functools.reduce(np.subtract, values) for values in found], axis=0))
         if measure.subset is not None:
             weights = weights * np.isin(np.arange(len(weights)), item["subsets"][measure.subset])
-        return Estimate(*joint_interval(np.stack(samples), weights, item["clusters"] or item["ids"]), len(samples))
+        interval = samples and joint_interval(np.stack(samples), weights, item["clusters"] or item["ids"])
+        return Estimate(*interval, len(samples)) if samples else None
 
     def mean(self, measure: Measure, points: Sequence[Point], mode: str) -> Estimate | None:
         """The figure of a point, or the mean over several; None where it is not measured."""
-        found = [[self.values(measure, point, seed, mode) for point in points] for seed in self.seeds(*points)]
-        if not points or not found or any(value is None for values in found for value in values):
-            return None
-        estimate = self.estimate(measure, [np.mean(values, axis=0) for values in found])
+        estimate = self.average(measure, [(point,) for point in points], mode)
         most = math.inf if measure.lower_is_better else 1.0  # Student's t on two seeds knows no bounds
-        return replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, most))
-
-    def difference(self, measure: Measure, pairs: Sequence[tuple[Point, Point]], mode: str) -> Estimate | None:
-        """First minus second point of each pair, the mean over the pairs; None where they are not measured."""
-        samples = []
-        for seed in self.seeds(*(point for pair in pairs for point in pair)) if pairs else []:
-            sides = [[self.values(measure, point, seed, mode) for point in pair] for pair in pairs]
-            if any(side is None for pair in sides for side in pair):
-                return None
-            samples.append(np.mean([first - second for first, second in sides], axis=0))
-        return self.estimate(measure, samples) if samples else None
+        return estimate and replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, most))
 
     def compare(
         self, measure: Measure, comparison: Comparison, pair: tuple[Any, Any], mode: str, by: Any = None
@@ -124,7 +123,7 @@ class Results:
         """
         firsts = self.at(**{comparison.axis: pair[0]}, **({} if by is None else {comparison.by: by}))
         pairs = [(first, replace_values(first, **{comparison.axis: pair[1]})) for first in firsts]
-        return self.difference(measure, [sides for sides in pairs if self.is_measured(measure, sides, mode)], mode)
+        return self.average(measure, [sides for sides in pairs if self.is_measured(measure, sides, mode)], mode)
 
     def is_measured(self, measure: Measure, points: Sequence[Point], mode: str) -> bool:
         """Whether all of these are, with one seed at least."""
@@ -135,8 +134,9 @@ class Results:
     def measures(self) -> list[Measure]:
         """All that is measured: held-out splits, then the tasks; or the losses in the log."""
         found = []
-        for task, _, subset in (key.partition("/") for key in self.items):
-            key, title = f"{task}/{subset}", f"held-out `{subset}`" if task == "bits_per_byte" else f"`{task}`"
+        for key in self.items:
+            task, subset = key.split("/", 1)
+            title = f"held-out `{subset}`" if task == "bits_per_byte" else f"`{task}`"
             if key == LOG:
                 found.append(Measure(key, "validation loss", "nats per token", True))
             elif task.startswith("bits_per_byte"):
@@ -157,9 +157,12 @@ class Results:
 
     def effective(self, measure: Measure) -> float:
         """How many items of equal weight would make a mean as certain (Kish's effective sample size)."""
-        item = self.items[measure.key]
-        weights = np.array(item["weights"] or [1.0] * len(item["ids"]), dtype=np.float64)
+        weights = self.weights(measure)
         return float(weights.sum() ** 2 / (weights**2).sum())
+
+    def modes(self, points: Sequence[Point]) -> list[str]:
+        """Those that any of the points is measured in."""
+        return [mode for mode in MODES if any(mode in self.study.modes(point) for point in points)]
 
     def at(self, **values) -> list[Point]:
         """The finished points that have these axes or options."""
@@ -188,7 +191,7 @@ class Results:
     def swept(self, measure: Measure, mode: str, value: Any, line: Any) -> Estimate | None:
         """Of one place on a line of the sweep: the mean over all points that lie there."""
         plan = self.study.sweep
-        here = {**plan.where, plan.over: value, **({plan.lines: line} if plan.lines else {})}
+        here = {**plan.where, plan.over: value} | ({plan.lines: line} if plan.lines else {})
         return self.mean(measure, self.at(**here), mode)
 
 
@@ -201,9 +204,8 @@ def load(study: Study) -> Results:
     cells = {cell: content for cell in study.cells if (content := read_cell(study, cell)) is not None}
     items, first = read_json(study.results / ITEMS), {}
     if not cells or items is None:
-        raise InputError(
-            f"no finished cells in {study.results / 'cells'}; run python -m flexqwen study run {study.path}"
-        )
+        remedy = f"run python -m flexqwen study run {study.path}"
+        raise InputError(f"no finished cells in {study.results / 'cells'}; {remedy}")
     for cell, content in cells.items():
         budget = str([study.options(cell.point).get(name) for name in BUDGET])
         equal = {

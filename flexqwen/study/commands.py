@@ -17,16 +17,14 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=ArgumentParser)
     texts = {
         "run": "make the cells that are not made yet",
-        "status": "show what is made, with the figures so far",
-        "report": "write results/<study>/README.md, its figures, and the table of the front page",
+        "status": "show which cells are finished, and how far the others are",
+        "report": "write results/<study>/README.md, its figures, and its table in docs/studies.md",
     }
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in texts.items()}
     for each in parsers.values():
         each.add_argument("config", help="such as configs/study-cpu.yaml")
     parsers["run"].add_argument("--workers", type=int, default=1, help="cells at a time, which share the cores")
-    parsers["run"].add_argument(
-        "--seeds", type=int, nargs="+", help="only cells of these, so that several machines share a study"
-    )
+    parsers["run"].add_argument("--seeds", type=int, nargs="+", help="only these, so that machines share a study")
     parsers["run"].add_argument("--nice", type=int, default=0, help="how far to lower the priority, up to 19")
     parsers["report"].add_argument("--check", action="store_true", help="write nothing; fail if what is there differs")
     args = parser.parse_args(argv)

@@ -29,6 +29,7 @@ from flexqwen.training.arguments import read_yaml
 from flexqwen.training.objectives import ObjectiveArguments
 
 KEYS = {"training", "variants", "grid", "seeds", "measure", "compare", "sweep"}
+NEEDED = ("max_steps", "dataset", "tokenizer", "token_stores")  # of training
 NAMELESS = ("dataset_config", "variant", "strategy")  # axes whose values tell in a file's name which axis they are of
 PLACES = ("dataset", "tokenizer", "token_stores", "logging_steps", "save_steps", "save_total_limit", "use_cpu")
 
@@ -41,9 +42,9 @@ def replace_values(point: Point, **values) -> Point:
     return tuple((axis, values.get(axis, value)) for axis, value in point)
 
 
-def describe_point(point: Point, *without: str) -> str:
-    """The values of a point's axes, but of those named."""
-    return ", ".join(describe_value(axis, value) for axis, value in point if axis not in without)
+def describe_point(point: Point, without: str) -> str:
+    """The values of a point's axes but one."""
+    return ", ".join(describe_value(axis, value) for axis, value in point if axis != without)
 
 
 def describe_value(axis: str, value: Any) -> str:
@@ -186,14 +187,14 @@ def read(path: str) -> Study:
     Raises:
         InputError: it is not there, or a key or value in it cannot be; all before any work.
     """
+    config = read_yaml(path)
     try:
-        return _read(Path(path), read_yaml(path))
+        return _read(Path(path), config)
     except InputError as error:
-        raise InputError(str(error) if str(path) in str(error) else f"config {path}: {error}") from None
+        raise InputError(f"config {path}: {error}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"config {path}: {type(error).__name__}: {error}; configs/study-cpu.yaml is one to follow"
-        ) from None
+        what = f"config {path}: {type(error).__name__}: {error}"
+        raise InputError(f"{what}; configs/study-cpu.yaml is one to follow") from None
 
 
 def _read(path: Path, config: dict) -> Study:
@@ -213,14 +214,14 @@ def _read(path: Path, config: dict) -> Study:
         raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(ZERO_SHOT)}")
     if measurement.checkpoint not in ("last", "best"):
         raise InputError(f"measure: checkpoint is {measurement.checkpoint!r}; allowed: last, best")
-    if missing := [
-        name for name in ("max_steps", "dataset", "tokenizer", "token_stores") if name not in study.training
-    ]:
+    if missing := [name for name in NEEDED if name not in study.training]:
         raise InputError(f"training needs {missing[0]!r}")
     for point in points:
         options, _ = study.options(point), study.modes(point)
         if taken := {"seed", "output_dir"} & set(options):
             raise InputError(f"{taken.pop()!r} is set, which the study decides")
+        if options.get("save_strategy", "steps") != "steps":
+            raise InputError("save_strategy must be steps, or a cell has no last checkpoint to measure")
         if int(options["max_steps"]) % int(options.get("logging_steps", 500)):
             raise InputError("max_steps must be a multiple of logging_steps, or the last steps are not counted")
     names = [cell.name for cell in study.cells]

@@ -42,21 +42,17 @@ def draw(results: Results) -> list[Path]:
     figures |= {comparison.name: draw_comparison(results, comparison) for comparison in results.study.comparisons}
     if results.study.sweep:
         figures["sweep"] = draw_sweep(results)
-    paths = [results.study.results / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
+    files = {results.study.results / f"{name}.png": figure for name, figure in figures.items()}
+    for path, figure in files.items():
         figure.tight_layout()
         save_figure(figure, path, results.source)
-    return paths
+    return list(files)
 
 
 def choose_color(results: Results, value: Any) -> str:
     """That of a value of the main axis, the same in all figures."""
     values = results.study.values(results.study.main_axis)
     return PALETTE[values.index(value) % len(PALETTE) if value in values else 0]
-
-
-def find_modes(results: Results, points: list) -> list[str]:
-    return [mode for mode in MODES if any(mode in results.study.modes(point) for point in points)]
 
 
 def add_legend(figure: Figure) -> None:
@@ -104,19 +100,15 @@ def draw_subsets(results: Results, measure: Measure) -> Figure:
     """A task's accuracy by subset, in every mode; a colour a value of the main axis, the mean over the others."""
     task, items, alike = measure.key.split("/")[0], results.items[measure.key], results.alike()
     rows = (row for content in results.cells.values() for row in content["figures"] if row["task"] == task)
-    chance, subsets, modes = (
-        100 * next(rows)["baseline"],
-        [None, *items["subsets"]],
-        find_modes(results, results.points),
-    )
+    chance, subsets, modes = 100 * next(rows)["baseline"], [None, *items["subsets"]], results.modes(results.points)
     figure = Figure(figsize=(3.2 + 3.2 * len(modes), 1.5 + 0.42 * len(subsets)))
     for axis, mode in zip(figure.subplots(1, len(modes), sharey=True, squeeze=False)[0], modes, strict=True):
         present = [(value, points) for value, points in alike.items() if results.mean(measure, points, mode)]
         for place, line in itertools.product(range(len(present)), range(len(subsets))):
             (value, points), part = present[place], replace(measure, subset=subsets[-1 - line])
             height = line + 0.66 / max(3, len(present)) * ((len(present) - 1) / 2 - place)
-            style = {"color": choose_color(results, value), "markersize": 4, "capsize": 2}
-            style["label"] = to_words(describe_value(results.study.main_axis, value)) if line == 0 else None
+            label = to_words(describe_value(results.study.main_axis, value)) if line == 0 else None
+            style = {"color": choose_color(results, value), "markersize": 4, "capsize": 2, "label": label}
             draw_interval(axis, results.mean(part, points, mode), part, height, True, **style)
         axis.axvline(chance, color="black", linewidth=1)
         axis.set_title(mode)
@@ -154,9 +146,8 @@ def draw_comparison(results: Results, comparison: Comparison) -> Figure:
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(lines)), [name for name, _, _ in reversed(lines)], fontsize=9)
     axes[0].set_ylim(-0.4, len(lines) - 0.6)
-    figure.suptitle(
-        f"{to_words(comparison.name)}: first minus second, 95 % intervals; filled: the interval leaves out 0"
-    )
+    title = f"{to_words(comparison.name)}: first minus second, 95 % intervals; filled: the interval leaves out 0"
+    figure.suptitle(title)
     return figure
 
 
@@ -166,23 +157,21 @@ def draw_sweep(results: Results) -> Figure:
     Where the axis is the share of causal rows, GPT-BERT's BLiMP figures stand beside accuracy.
     """
     plan, chosen, (values, lines) = results.study.sweep, results.main_measures, results.sweep_axes()
-    modes, is_share = find_modes(results, results.at(**plan.where)), plan.over == "causal_fraction"
+    modes, is_share = results.modes(results.at(**plan.where)), plan.over == "causal_fraction"
     rows = [[mode] for mode in modes] if plan.lines else [modes]
     figure = Figure(figsize=(5.5 * len(chosen), 4 * len(rows)))
-    for axis, (row, measure) in zip(
-        figure.subplots(len(rows), len(chosen), squeeze=False).flat, itertools.product(rows, chosen), strict=True
-    ):
+    panels = figure.subplots(len(rows), len(chosen), squeeze=False).flat
+    for axis, (row, measure) in zip(panels, itertools.product(rows, chosen), strict=True):
         for number, (mode, line) in enumerate(itertools.product(row, lines)):
             color = PALETTE[number % len(PALETTE)] if plan.lines else COLORS[mode]
             label = to_words(f"{plan.lines} {format_value(line)}") if plan.lines else mode
-            found = [(place, results.swept(measure, mode, value, line)) for place, value in enumerate(values)]
-            found = [(place + 0.06 * (number - 1), estimate) for place, estimate in found if estimate]
-            for place, estimate in found:
-                draw_interval(axis, estimate, measure, place, False, color=color, capsize=3)
-            line_values = [estimate.value * measure.scale for _, estimate in found]
-            axis.plot(
-                [place for place, _ in found], line_values, marker="o", color=color, label=label if found else None
-            )
+            places, heights = [], []
+            for place, value in enumerate(values):
+                if estimate := results.swept(measure, mode, value, line):
+                    places.append(place + 0.06 * (number - 1))
+                    heights.append(estimate.value * measure.scale)
+                    draw_interval(axis, estimate, measure, places[-1], False, color=color, capsize=3)
+            axis.plot(places, heights, marker="o", color=color, label=label if places else None)
         known = [place for place, value in enumerate(values) if is_share and format_value(value) in GPT_BERT]
         for column, mode in enumerate(("masked", "causal")):
             if known and mode in row and not measure.lower_is_better:

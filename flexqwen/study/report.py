@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jinja2 import StrictUndefined, Template
 
 from flexqwen.cli import InputError
 from flexqwen.evaluation.statistics import JOINT_SAMPLES
@@ -21,7 +22,8 @@ from flexqwen.study.plots import draw, read_source, to_words
 from flexqwen.study.runner import OVERLAP
 from flexqwen.tables import markdown_table
 
-FRONT, FINDINGS, CITED = "README.md", "findings.md", "<!-- cited -->"
+TEMPLATE = Path(__file__).with_suffix(".md")
+OVERVIEW, FINDINGS, CITED = "docs/studies.md", "findings.md", "<!-- cited -->"
 NUMBER = re.compile(r"(?<![\w.,:])[+−-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w:])")
 
 
@@ -42,10 +44,6 @@ def fit_table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: 
     return markdown_table([head[i] for i in kept], [[row[i] for i in kept] for row in rows], text_columns)
 
 
-def format_column(measure: Measure, mode: str) -> str:
-    return f"{measure.title}, {mode}, {measure.unit}"
-
-
 def format_axes(results: Results, point) -> list[str]:
     return [f"`{dict(point).get(axis, '–')}`" for axis in results.study.axes]
 
@@ -57,24 +55,6 @@ def format_scale(results: Results) -> str:
         f"{content['parameters'] / 1e6:.1f} million parameters, {content['cost']['tokens'] / 1e6:.1f} million tokens a "
         f"run, {seeds} {'seed' if seeds == 1 else 'seeds'}"
     )
-
-
-def run_table(results: Results) -> str:
-    """What was run, on what, and what it was measured on."""
-    study, made_by = results.study, [content["made_by"] for content in results.cells.values()]
-    rows = [["runs", f"{len(results.cells)} of {len(study.cells)} finished"], ["scale", format_scale(results)]]
-    rows += [[to_words(axis), ", ".join(f"`{value}`" for value in study.values(axis))] for axis in study.axes]
-    rows += [[f"{name}, SHA-256", f"`{made_by[0]['digests'][name][:16]}`"] for name in ("dataset", "tokenizer")]
-    for measure in results.measures:
-        count, weight = len(results.items[measure.key]["ids"]), results.effective(measure)
-        even = f", which weigh as much as {weight:.1f} of one length" if weight < 0.9 * count else ""
-        rows.append([measure.title, f"{count:,} items{even}"])
-    for task, row in (read_json(study.results / OVERLAP) or {}).items():
-        shared = f"{row['seen']:,} of {row['items']:,} have 13 words in a row in common with a training split"
-        rows.append([f"`{task}`, overlap", f"{shared}; {row['short']:,} are too short to tell"])
-    for entry in dict.fromkeys(describe_maker(entry) for entry in made_by):
-        rows.append(["made by", entry])
-    return markdown_table(["what", "value"], rows, 2)
 
 
 def describe_maker(made_by: dict) -> str:
@@ -94,21 +74,14 @@ def main_table(results: Results) -> str:
     return fit_table(["difference [95 %]", "mode", *(f"{one.title}, {one.unit}" for one in chosen)], rows, 2)
 
 
-def comparison_rows(results: Results, comparison: Comparison) -> list[list[str]]:
-    """A comparison on every measure: each value of its second axis, and the mean."""
-    by = [*(results.study.values(comparison.by) if comparison.by else []), None]
-    rows = []
+def comparison_table(results: Results, comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a comparison on every measure: each value of its second axis, and the mean."""
+    by, rows = [*(results.study.values(comparison.by) if comparison.by else []), None], []
     for pair, measure, mode in itertools.product(comparison.pairs, results.measures, MODES):
         found = [results.compare(measure, comparison, pair, mode, value) for value in by]
         cells = [format_estimate(estimate, measure, True) for estimate in found]
         rows.append([f"`{pair[0]}` − `{pair[1]}`", measure.title, mode, measure.unit, *cells])
-    return rows
-
-
-def comparison_table(results: Results, comparison: Comparison) -> str:
-    by = [f"`{value}`" for value in (results.study.values(comparison.by) if comparison.by else [])]
-    head = ["difference [95 %]", "measured on", "mode", "unit", *by, "mean"]
-    return fit_table(head, comparison_rows(results, comparison), 4)
+    return ["difference [95 %]", "measured on", "mode", "unit", *(f"`{value}`" for value in by[:-1]), "mean"], rows
 
 
 def sweep_table(results: Results) -> str:
@@ -122,7 +95,7 @@ def sweep_table(results: Results) -> str:
         row = [format_value(line)] * bool(plan.lines) + [format_value(value)]
         row += [str(figure) for figure in GPT_BERT.get(format_value(value), "––")[::-1]] * is_share
         rows.append(row + [format_estimate(results.swept(*column, value, line), column[0]) for column in columns])
-    return fit_table([*head, *(format_column(*column) for column in columns)], rows, len(head))
+    return fit_table([*head, *(f"{one.title}, {mode}, {one.unit}" for one, mode in columns)], rows, len(head))
 
 
 def subsets_table(results: Results, measure: Measure) -> str:
@@ -143,7 +116,7 @@ def figures_table(results: Results) -> str:
         + [format_estimate(results.mean(measure, [point], mode), measure) for measure, mode in columns]
         for point in results.points
     ]
-    head = [*results.study.axes, "seeds", *(format_column(*column) for column in columns)]
+    head = [*results.study.axes, "seeds", *(f"{one.title}, {mode}, {one.unit}" for one, mode in columns)]
     return fit_table(head, rows, len(results.study.axes))
 
 
@@ -169,77 +142,39 @@ def cost_table(results: Results) -> str:
 def format_report(results: Results) -> str:
     """The whole report."""
     study, path = results.study, results.study.results / FINDINGS
-    rows = [row[4:] for comparison in study.comparisons for row in comparison_rows(results, comparison)]
-    shown = sum(len(set(row) - {"–"}) for row in rows)  # the mean of one value is that value
-    parts = [
-        f"<!-- Made by python -m flexqwen study report {study.path.as_posix()}; edit {FINDINGS}. -->\n# {study.name}",
-        "## Findings",
-        path.read_text(encoding="utf-8").strip() if path.is_file() else f"None are written yet in `{path}`.",
-        "## What was run",
-        run_table(results),
-        "All runs have the same tokenizer and held-out texts; and the same tokens and updates, where the grid does not "
-        "change them. Two runs of one seed begin with the same weights.",
-        "## Main differences",
-        "First minus second, the mean over all else in the grid. Fewer bits per byte or nats and more accuracy are "
-        "better. Bold: the interval leaves out 0. Held-out splits whose documents weigh less than "
-        f"{ENOUGH} of one length are left out here.",
-        main_table(results),
-        f"{shown} differences are in this report; were none real, one in twenty would still leave out 0.",
-    ]
-    for comparison in study.comparisons:
-        title = f"Differences: {to_words(comparison.name)}"
-        parts += [f"## {title}", comparison_table(results, comparison), f"![{title}]({comparison.name}.png)"]
-    if study.sweep:
-        parts += ["## Sweep", sweep_table(results), "![Sweep](sweep.png)"]
-        if study.sweep.over == "causal_fraction":
-            parts += [
-                "GPT-BERT's figures (arXiv 2410.24159) are of English: BLiMP instead of Portuguese minimal pairs, a "
-                "larger model and 100 million words."
-            ]
-    for measure in results.with_subsets:
-        task = measure.key.split("/")[0]
-        parts += [f"## {measure.title} by kind of item", "Accuracy in %.", subsets_table(results, measure)]
-        parts += [f"![{to_words(task)} by kind of item]({task}.png)"]
-    parts += [
-        "## All figures",
-        figures_table(results),
-        "Masked figures of held-out text predict each token once, while a seventh of its document is masked. They do "
-        "not compress, and are not to be compared with causal ones.",
-        "## Held-out loss during training",
-        "![Held-out loss against tokens and compute](loss.png)",
-        "The curves are of the validation split; all other figures are of test splits, by which nothing was chosen. "
-        "Held-out masked loss differs from the masked loss of training by design: training masks another share of the "
-        "tokens, in spans, and replaces or keeps some of them.",
-        "## Cost",
-        cost_table(results),
-        "FLOPs are those of the forward and backward passes (`flexqwen/training/flops.py`): the head runs only where "
-        "there is a label. Minutes are as measured; what else the machine did makes them longer.",
-        "## How the intervals are made",
-        f"A figure is the mean over seeds. Its interval joins the chance of the items (bootstrap, {JOINT_SAMPLES:,} "
-        "samples; items made from one sentence are drawn together) and that of the seeds (Student's t), as the root of "
-        "the sum of the squared half-widths. Differences are taken seed by seed and item by item.",
-        "## How to repeat it",
-        f"`python -m flexqwen study run {study.path.as_posix()}` makes the cells that are not there. Every number here "
-        f"comes from the {len(results.cells)} files in [`cells/`](cells) (digest `{results.source}`). Each names its "
-        "command, seed, data, code and machine.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    made_by = [content["made_by"] for content in results.cells.values()]
+    compared = {comparison.name: comparison_table(results, comparison) for comparison in study.comparisons}
+    tools = (to_words, fit_table, main_table, sweep_table, subsets_table, figures_table, cost_table)
+    return Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True, undefined=StrictUndefined).render(
+        {tool.__name__: tool for tool in tools},
+        results=results,
+        study=study,
+        findings=path.read_text(encoding="utf-8").strip() if path.is_file() else f"None are written yet in `{path}`.",
+        scale=format_scale(results),
+        overlap=read_json(study.results / OVERLAP) or {},
+        made_by=made_by,
+        makers=dict.fromkeys(map(describe_maker, made_by)),
+        enough=ENOUGH,
+        compared=compared,
+        shown=sum(len(set(row[4:]) - {"–"}) for _, rows in compared.values() for row in rows),  # not twice one alone
+        samples=JOINT_SAMPLES,
+    )
 
 
 def make_pages(results: Results) -> dict[Path, str]:
-    """The report, and the front page with the table of this study if it has a place for it."""
+    """The report, and the page of all studies with the table of this one if it has a place for it."""
     study = results.study
     pages = {study.results / "README.md": format_report(results)}
-    page = Path(FRONT).read_text(encoding="utf-8") if Path(FRONT).is_file() else ""
+    page = Path(OVERVIEW).read_text(encoding="utf-8") if Path(OVERVIEW).is_file() else ""
     missing = len(study.cells) - len(results.cells)
     table = (
         f"At {format_scale(results)}{f', {missing} runs not made yet' if missing else ''} "
-        f"([report](results/{study.name}/README.md)); fewer bits per byte and more accuracy are better, bold where the "
-        f"interval leaves out 0:\n\n{main_table(results)}"
+        f"([report](../results/{study.name}/README.md)); fewer bits per byte and more accuracy are better, bold where "
+        f"the interval leaves out 0:\n\n{main_table(results)}"
     )
     place = re.compile(rf"(<!-- {re.escape(study.name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if place.search(page):
-        pages[Path(FRONT)] = place.sub(lambda found: f"{found[1]}{table}\n{found[2]}", page)
+        pages[Path(OVERVIEW)] = place.sub(lambda found: f"{found[1]}{table}\n{found[2]}", page)
     return pages
 
 
@@ -252,17 +187,15 @@ def check_findings(study: Study, report: str) -> None:
     tables = " ".join(line for line in report.splitlines() if line.startswith("|"))
     known = {number for found in NUMBER.findall(tables) for number in (found, found.lstrip("+-"))}
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    remedy = f"mend it, or end the line in {CITED} if it comes from elsewhere"
     for place, line in enumerate(lines, 1):
         for number in [] if line.rstrip().endswith(CITED) else NUMBER.findall(re.sub(r"`[^`]*`", "", line)):
             if number.replace("−", "-") not in known:
-                raise InputError(
-                    f"{path}, line {place}: no table of the report has {number}; mend it, or end the line in {CITED} "
-                    "if it comes from elsewhere"
-                )
+                raise InputError(f"{path}, line {place}: no table of the report has {number}; {remedy}")
 
 
 def write(study: Study) -> list[Path]:
-    """Writes the report, its figures and the front page's table; the files.
+    """Writes the report, its figures and the table in docs/studies.md; the files.
 
     Raises:
         InputError: a number in findings.md stands in no table; all is written all the same.
@@ -279,8 +212,8 @@ def write(study: Study) -> list[Path]:
 def check(study: Study) -> None:
     """
     Raises:
-        InputError: the report, the front page or a number of the findings is not what the result files give, or a
-            figure is missing.
+        InputError: the report, its table in docs/studies.md or a number of the findings is not what the result files
+            give, or a figure is missing.
     """
     results = load(study)
     pages, remedy = make_pages(results), f"run python -m flexqwen study report {study.path}"

@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import runpy
 import subprocess
 import time
@@ -51,15 +52,18 @@ def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) ->
     """Makes the cells that are not made yet, `workers` at a time, which share the cores; all seeds by default.
 
     Raises:
-        InputError: data, tokenizer or a task's items are not there, or an option is unknown, before any training; or
-            cells failed, when all others are made.
+        InputError: train.py, data, tokenizer or a task's items are not there, or an option is unknown or wrong, before
+            any training; or cells failed, when all others are made.
     """
+    if not (ROOT / "train.py").is_file():
+        raise InputError(f"study run needs train.py, which is not in {ROOT}; run it in a checkout of the repository")
     digests = {
         "dataset": dataset_digest(study.training["dataset"]),
         "tokenizer": file_digest(Path(study.training["tokenizer"]) / "tokenizer.json"),
     }
     for point in study.points:
         options = arguments.parse([str(write_config(study, Cell(point, study.seeds[0])))])
+        arguments.check(options)
         parquet_files(study.training["dataset"], options.data.dataset_config, "train")
     for split in study.measurement.heldout:
         parquet_files(study.training["dataset"], "heldout", split)
@@ -161,10 +165,8 @@ def make_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
     run = next(path.parent for path in study.run_folder(cell).glob("*/finished.json"))
     last, described = list_checkpoints(run)[-1], read_json(run / "run.json")
     if problem := find_defect(last):
-        raise InputError(
-            f"{last} is not as it was saved ({problem}); remove {run / 'finished.json'}, and the same command makes it "
-            "again from the one before it"
-        )
+        remedy = f"remove {run / 'finished.json'}, and the same command makes it again from the one before it"
+        raise InputError(f"{last} is not as it was saved ({problem}); {remedy}")
     results, parameters = measure(study, cell, str(run / "best" if study.measurement.checkpoint == "best" else last))
     cost, curve = read_log(run, last)
     write_items(study, results)
@@ -272,9 +274,8 @@ def find_commit() -> str | None:
 def describe_machine() -> dict[str, str | int | None]:
     """The hardware a cell was made on."""
     information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cpu = names[0] if names else platform.processor() or platform.machine()
+    named = re.search(r"^model name\s*: *(.*)", information.read_text() if information.is_file() else "", re.MULTILINE)
+    cpu = named[1].strip() if named else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
 

@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from flexqwen.cli import InputError, normalize_option
 from flexqwen.training.objectives import ObjectiveArguments
+from flexqwen.training.schedule import parse_phases
 
 
 @dataclass
@@ -77,7 +78,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     muon: bool = field(default=False, metadata={"help": "train the layers' matrices with torch's Muon"})
     resume_changed: bool = field(
-        default=False, metadata={"help": "go on from the last checkpoint of a run that was made with other settings"}
+        default=False, metadata={"help": "resume from the last checkpoint of a run that was made with other settings"}
     )
     overwrite: bool = field(
         default=False, metadata={"help": "replace a finished or interrupted run that was made with other settings"}
@@ -231,6 +232,9 @@ def check(arguments: Arguments) -> None:
     for name in ("eval_strategy", "save_strategy"):
         if getattr(training, name) == "epoch":
             raise InputError(f"{name} is epoch; a run is one pass over its steps, so use steps")
+    if training.save_only_model:
+        raise InputError("save_only_model is set, and no run could resume from such checkpoints; leave it out")
+    parse_phases(data.phases, data.sequence_length)
     if training.n_gpu > 1:
         raise InputError("several GPUs in one process are not supported; start one process for each with torchrun")
     if training.push_to_hub and not training.hub_model_id:

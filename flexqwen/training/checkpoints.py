@@ -5,6 +5,7 @@ the one before it.
 """
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ NEEDED = ("*.safetensors", "optimizer*", "scheduler.pt", "rng_state*.pth", STATE
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The `step_...` folders of a run, in order."""
-    return sorted(folder.glob("step_[0-9]*[0-9]"), key=step_of)
+    return sorted((path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -1,10 +1,9 @@
 """What a run trains on, and what it is measured on."""
 
 import math
-from pathlib import Path
 
 from flexqwen.cli import InputError
-from flexqwen.data.packing import make_token_store
+from flexqwen.data.packing import PackedRows, make_token_store
 from flexqwen.evaluation.heldout import HeldOut
 from flexqwen.training.arguments import Arguments
 from flexqwen.training.schedule import Phase, parse_phases, plan_phases
@@ -23,19 +22,12 @@ def load_data(args: Arguments, dataset: str, dataset_digest: str, tokenizer) -> 
     """
     data, training = args.data, args.training
     settings = parse_phases(data.phases, data.sequence_length)
-    root = str(Path(data.token_store).parent) if data.token_store else data.token_stores
+    named = PackedRows(data.token_store) if data.token_store else None
+    root = str(named.folder.parent) if named else data.token_stores
+    source = None if named else dataset, dataset_digest, data.dataset_config, tokenizer, data.tokenizer
+    sample = data.unique_tokens, training.seed
     rows = {
-        length: make_token_store(
-            None if data.token_store else dataset,
-            dataset_digest,
-            data.dataset_config,
-            tokenizer,
-            data.tokenizer,
-            length,
-            root,
-            data.unique_tokens,
-            training.seed,
-        )
+        length: named if named and length == data.sequence_length else make_token_store(*source, length, root, *sample)
         for length in dict.fromkeys(phase.sequence_length for phase in settings)
     }
     last, batches = rows[data.sequence_length], training.gradient_accumulation_steps * training.world_size
@@ -49,5 +41,5 @@ def load_data(args: Arguments, dataset: str, dataset_digest: str, tokenizer) -> 
             f"{max(phase.passes for phase in phases):.2f} of one: no masked row would be trained; raise max_steps"
         )
     documents, sizes = last.validation(data.eval_documents)
-    held_out = HeldOut.of(documents, sizes, data.sequence_length, tokenizer.eos_token_id, tokenizer.mask_token_id)
+    held_out = HeldOut.of(documents, sizes, data.sequence_length, tokenizer)
     return phases, held_out

@@ -27,7 +27,7 @@ import yaml
 from flexqwen.cli import InputError, redact
 from flexqwen.data.packing import open_token_store
 from flexqwen.data.texts import dataset_digest, summarize
-from flexqwen.files import atomic_write, digest, file_digest, remove_path, versions, write_json
+from flexqwen.files import atomic_write, digest, file_digest, remove_leftovers, remove_path, versions, write_json
 from flexqwen.training.arguments import DEFAULTS, Arguments, TrainingArguments, as_dict
 from flexqwen.training.checkpoints import find_defect, last_checkpoint, list_checkpoints, step_of
 from flexqwen.training.curves import draw_loss_curves
@@ -93,27 +93,40 @@ def lock_run(folder: Path) -> Iterator[None]:
     """Keeps other processes from training in the same folder. The lock lies beside it: a new run empties the folder.
 
     Raises:
-        InputError: another one is training there.
+        InputError: another one is training there, or no file can be made there.
     """
-    path = folder.with_name(f"{folder.name}.lock")
-    is_new = not folder.parent.exists()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    path, is_new = folder.with_name(f"{folder.name}.lock"), not folder.parent.exists()
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_locked(path)
+    except BlockingIOError:
+        raise InputError(
+            f"another process is training in {folder}; wait for it, or pass another --output_dir"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be made ({error.strerror}); pass another --output_dir") from None
+    try:
+        remove_leftovers(folder)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a run began there
+            if is_new:
+                folder.parent.rmdir()
+        os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    """Descriptor of a locked file; opened again where a process that ended removed it before it was locked."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
         except OSError:
-            raise InputError(
-                f"another process is training in {folder}; wait for it, or pass another --output_dir"
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # a run began there
-                if is_new:
-                    folder.parent.rmdir()
-    finally:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 

@@ -19,7 +19,7 @@ from flexqwen.evaluation.heldout import MODES, HeldOut, score
 from flexqwen.files import atomic_write, remove_path
 from flexqwen.training.arguments import Arguments, fix_training_arguments
 from flexqwen.training.callbacks import OnStart, Progress, SaveOnSignal, ignore_signals
-from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, list_checkpoints, read_sums, step_of
+from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, list_checkpoints, read_sums
 from flexqwen.training.compat import allow_fsdp_on_cpu, saved_as
 from flexqwen.training.finiteness import LossCheck, check_weights, suggest_remedy
 from flexqwen.training.metrics import TrainingMetrics
@@ -89,11 +89,14 @@ class FlexQwenTrainer(transformers.Trainer):
 
     def create_optimizer(self, model=None):
         args = self.args
-        if self.muon and self.optimizer is None:
-            model = self.model if model is None else model
-            betas = (args.adam_beta1, args.adam_beta2)
-            self.optimizer = MuonWithAdamW(model, args.learning_rate, args.weight_decay, betas, args.adam_epsilon)
-        return super().create_optimizer(model)
+        try:
+            if self.muon and self.optimizer is None:
+                model = self.model if model is None else model
+                betas = (args.adam_beta1, args.adam_beta2)
+                self.optimizer = MuonWithAdamW(model, args.learning_rate, args.weight_decay, betas, args.adam_epsilon)
+            return super().create_optimizer(model)
+        except (ValueError, TypeError, KeyError, ImportError) as error:
+            raise InputError(f"the optimizer cannot be made: {' '.join(str(error).split())}") from error
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """The Trainer's, but `num_decay_steps` of `lr_scheduler_kwargs` may be a share of the steps."""
@@ -288,8 +291,8 @@ class FlexQwenTrainer(transformers.Trainer):
                 self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             if self.state.global_step < self.args.max_steps:
                 if self.args.should_save:
-                    last = last_checkpoint(self.folder)
-                    print(f"stopped at step {step_of(last)}: {last}; the same command resumes it", file=sys.stderr)
+                    step, last = self.state.global_step, last_checkpoint(self.folder)
+                    print(f"stopped at step {step}: {last}; the same command resumes it", file=sys.stderr)
                 return False
             if not (self.folder / "best").is_dir():
                 self.state.best_metric = None

@@ -241,6 +241,12 @@ def test_wrong_use_is_one_line(arguments, message, tmp_path, monkeypatch, capsys
     assert list(tmp_path.iterdir()) == []
 
 
+def test_held_out_passages_are_looked_for_in_what_is_written(sample_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build_module, "find_heldout_shares", lambda file, rows, heldout_file: np.zeros(len(rows)))
+    words = ("build", "--corpus", sample_corpus, "--output", tmp_path / "out", "--workers", 1)
+    assert "that held-out documents hold'" in call(capsys, *words, expected=2)
+
+
 def test_too_small_a_corpus(tmp_path, capsys):
     call(capsys, "sample", tmp_path / "tiny", "--documents", 12)
     words = ("build", "--corpus", tmp_path / "tiny", "--output", tmp_path / "out", "--workers", 1)

@@ -88,7 +88,7 @@ def test_shards_follow_the_published_schema(sample_corpus, real_corpus):
      ("homem", "homens"), ("mês", "meses"), ("notável", "notáveis"), ("simples", "simples"), ("gentil", "gentis")],
 )  # fmt: skip
 def test_plural(singular, plural):
-    assert grammar.plural(singular) == plural
+    assert grammar.inflect(singular, "plural") == plural
 
 
 def test_agreement():
@@ -97,7 +97,7 @@ def test_agreement():
     assert grammar.participle("descrever", women) == "descritas"
     assert grammar.the(women, "por") == "pelas professoras"
     assert grammar.conjugate("vender", "past", True) == "venderam"
-    assert grammar.first_person("buscar") == "busquei"
+    assert grammar.inflect("buscar", "first_person") == "busquei"
 
 
 def test_no_preposition_is_left_uncontracted():

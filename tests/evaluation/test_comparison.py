@@ -15,12 +15,12 @@ def test_comparison_is_paired_by_id():
     b = result((hard < 0.54).astype(float)[::-1], ids[::-1])  # better by 4 points on the same items, in another order
     (difference,), left = compare([a], [b])
     assert left == [] and difference.n == 400
-    assert difference.difference == pytest.approx(b.value - a.value)
-    assert difference.verdict == "B is higher" and 0 < difference.interval[0] < difference.interval[1] < 0.1
+    assert difference.value == pytest.approx(b.value - a.value)
+    assert difference.details["verdict"] == "B is higher" and 0 < difference.interval[0] < difference.interval[1] < 0.1
     unpaired = np.hypot(np.diff(a.interval), np.diff(b.interval))[0]
     assert np.diff(difference.interval)[0] < unpaired / 2
     assert "B is higher" in format_comparison([difference])
-    assert compare([b], [a])[0][0].verdict == "A is higher"
+    assert compare([b], [a])[0][0].details["verdict"] == "A is higher"
 
 
 def test_comparison_draws_clusters_whole():
@@ -30,7 +30,7 @@ def test_comparison_draws_clusters_whole():
     ((apart,), _), ((together,), _) = (
         compare([result(x, clusters=clusters)], [result(y, clusters=clusters)]) for clusters in (None, names)
     )
-    assert apart.difference == together.difference and together.n == 800
+    assert apart.value == together.value and together.n == 800
     assert np.diff(together.interval) == pytest.approx(4 * np.diff(apart.interval), rel=0.2)
     some = [f"i{n}" for n in range(0, 800, 16)]  # what both have: one item of each cluster
     ((half,), _) = compare([result(x, clusters=names)], [result(y[::16], some)])
@@ -47,5 +47,5 @@ def test_comparison_says_when_there_is_no_difference_and_what_cannot_be_compared
             result(items, [f"j{n}" for n in range(100)], mode="masked"),
         ],
     )
-    assert [row.verdict for row in differences] == ["no difference"] and differences[0].interval == [0, 0]
+    assert [row.details["verdict"] for row in differences] == ["no difference"] and differences[0].interval == [0, 0]
     assert {key[1:5:3] for key in left} == {(1, "only A"), (2, "v"), (3, "v"), (1, "all")}

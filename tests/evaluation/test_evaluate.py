@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 
 import eval as evaluation
+from flexqwen import subsampling
 from flexqwen.data.texts import read_texts
 from flexqwen.evaluation import sources
 from flexqwen.evaluation.results import read_results
@@ -102,6 +103,25 @@ def test_results_table_and_figures(checkpoints, built, data, tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluation.main([*options, "--within_word"])
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_results_that_are_strange_or_of_another_choice_of_items_are_not_reused(
+    checkpoints, built, data, tmp_path, monkeypatch, capsys
+):
+    options = ["--model", checkpoints[0], "--dataset", str(built), "--tasks", "arc_pt", "--modes", "causal"]
+    options += ["--output", str(tmp_path)]
+    for content in ([], ["of another tool"], {"made_by": None}, {"made_by": []}):
+        write_json(tmp_path / "results.json", content)
+        with pytest.raises(SystemExit) as stopped:
+            evaluation.main(options)
+        assert stopped.value.code == 2 and "made otherwise; pass --overwrite" in capsys.readouterr().err
+    evaluation.main([*options, "--limit", "3", "--overwrite"])
+    evaluation.main([*options, "--limit", "3"])
+    assert "reused" in capsys.readouterr().out
+    monkeypatch.setattr(subsampling, "FORMAT", 99)
+    with pytest.raises(SystemExit):
+        evaluation.main([*options, "--limit", "3"])
+    assert "made otherwise" in capsys.readouterr().err
 
 
 def test_an_interrupted_evaluation_goes_on_after_the_last_finished_task(

@@ -20,6 +20,7 @@ from flexqwen.evaluation.finetuning import Settings, load_tokenizer, tagging, te
 from flexqwen.evaluation.finetuning.tagging import Tagged
 from flexqwen.evaluation.metrics.entity_f1.entity_f1 import count_entities
 from flexqwen.evaluation.tasks import assin2, bosque_pos, faquad, harem, hatebr, toldbr
+from flexqwen.evaluation.tasks.data_files import read_csv
 from tests.helpers.finetuned import (
     SAVERS,
     WORDS,
@@ -313,19 +314,31 @@ def test_bosque_scores_the_syntactic_words_of_contractions(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("casa\t", "caso\t"), "'caso' is not what follows"),
-        (("\t_\t_\n", "\n"), "a line of"),
-        (("# text", "# txt"), "text"),
+        (("casa\t", "caso\t"), "its words are not those of its text"),
+        (("\t_\t_\n", "\n"), "not CoNLL-U"),
+        (("\t", " "), "not CoNLL-U"),
+        (("# text", "# txt"), "its words are not those of its text"),
     ],
 )
 def test_bosque_files_that_are_damaged(tmp_path, change, message):
     path = tmp_path / "x.conllu"
     path.write_text(conllu("S1", [("casa", "NOUN"), ("rua", "NOUN")]).replace(*change), encoding="utf-8")
-    with pytest.raises(InputError, match=rf"x\.conllu, S1: not CoNLL-U.*{message}"):
+    with pytest.raises(InputError, match=rf"x\.conllu, sentence 1: {message}"):
         bosque_pos.read_conllu(path)
 
 
 # Texts
+
+
+def test_labels_of_a_csv_file_are_read_from_their_own_column(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("y,text\n1,a\n0,b\n", encoding="utf-8")
+    assert [row["y"] for row in read_csv(path, label="y")] == ["1", "0"]
+    with pytest.raises(InputError, match="no column 'z'"):
+        read_csv(path, "text", label="z")
+    path.write_text("y,text\n1,0\n2,1\n", encoding="utf-8")
+    with pytest.raises(InputError, match="record 2 has y '2'"):
+        read_csv(path, "text", label="y")
 
 
 def test_hatebr_is_split_in_code(tmp_path):
@@ -360,9 +373,9 @@ def test_toldbr_is_scored_with_and_without_the_leaked_texts(monkeypatch, tmp_pat
 
 def test_macro_f1_and_its_baseline():
     gold, predicted = [0, 0, 0, 1], [0, 0, 1, 1]
-    assert text_classification.compute_macro_f1(gold, predicted, 2) == class_f1(gold, predicted, average="macro")
-    assert text_classification.compute_macro_f1([0, 0], [0, 0], 2) == 0.5
-    levels = text_classification.score_baselines([0] * 70 + [1] * 30, [0] * 60 + [1] * 40, 2)
+    assert text_classification.compute_macro_f1(gold, predicted) == class_f1(gold, predicted, average="macro")
+    assert text_classification.compute_macro_f1([0, 0], [0, 0]) == 0.5
+    levels = text_classification.score_baselines([0] * 70 + [1] * 30, [0] * 60 + [1] * 40)
     assert levels["accuracy"]["baseline"] == 0.6 and levels["macro_f1"]["baseline"] == pytest.approx(0.5, abs=0.02)
 
 
@@ -476,7 +489,7 @@ def test_a_csv_with_other_columns_is_one_clear_line(tmp_path):
     with pytest.raises(InputError, match="no column 'comentario'"):
         hatebr.read(tmp_path)
     write_csv(tmp_path / "HateBR.csv", ["id", "comentario", "label_final"], [[1, "casa", 2]])
-    with pytest.raises(InputError, match="comment 1 has label_final '2'"):
+    with pytest.raises(InputError, match="record 1 has label_final '2'"):
         hatebr.read(tmp_path)
 
 

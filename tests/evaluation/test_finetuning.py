@@ -115,7 +115,8 @@ def test_predictions_are_in_the_order_of_the_rows(checkpoints):
     labelled = [{**row, "labels": 0.5} for row in rows[:4]]
     head = Head(AutoModelForSequenceClassification, {"num_labels": 1, "problem_type": "regression"})
     settings = quick(per_device_train_batch_size=2)
-    trainer = train("test", checkpoints["flexqwen"], head, tokenizer, labelled, 1e-4, 0, 1, settings)
+    choices = {"learning_rate": 1e-4, "seed": 0, "num_train_epochs": 1}
+    trainer = train("test", checkpoints["flexqwen"], head, tokenizer, labelled, settings, **choices)
     alone = [trainer.model(**{k: torch.tensor([v]) for k, v in row.items()}).logits.item() for row in rows]
     assert np.allclose(np.concatenate(predict(trainer, rows)), alone, atol=1e-5) and np.std(alone) > 1e-3
 

@@ -23,7 +23,7 @@ def test_scores_equal_a_plain_loop(text, tokenizer, mode, masked_prediction):
     masked_lm.load_state_dict(model.state_dict())
     nats = score(model, text, mode, batch_tokens=300)
     expected, predicted = np.zeros(len(text)), np.zeros(len(text), dtype=int)
-    for number, (piece, owner) in enumerate(zip(text.pieces, text.piece_documents, strict=True)):
+    for number, (piece, owner) in enumerate(text.pieces):
         groups = np.random.default_rng([MASK_GROUPS, number]).permutation(len(piece)) % MASK_GROUPS
         for place in range(1, len(piece)):
             if piece[place] == tokenizer.eos_token_id:

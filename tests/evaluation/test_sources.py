@@ -90,9 +90,11 @@ def test_an_interrupted_download_is_tried_again(server, tmp_path):
     assert not list((tmp_path / "cache").rglob("y*"))  # files appear whole
 
 
-def test_what_is_not_there_is_one_line(server):
-    server.status = 404
-    fails("t/y", server.url("a"), "Not Found", "FLEXQWEN_EVAL_DATA")
+@pytest.mark.parametrize(("status", "times"), [(404, 1), (403, 1), (503, 1 + sources.RETRIES)])
+def test_what_is_not_there_is_one_line_and_a_refusal_is_final(server, status, times):
+    server.status = status
+    fails("t/y", server.url("a"), str(status), "FLEXQWEN_EVAL_DATA")
+    assert len(server.asked) == times
 
 
 def test_a_broken_archive_is_one_line(server, monkeypatch):

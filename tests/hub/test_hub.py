@@ -108,7 +108,7 @@ def test_training_is_not_held_up_and_what_is_there_loads_at_every_commit(hub, in
 
 
 def test_an_interrupted_run_goes_on_from_the_hub_to_the_same_weights(hub, whole, resumed, place):
-    assert "going on from step_" in resumed and f"{RUN} was fetched from" in resumed
+    assert "resuming from step_" in resumed and f"{RUN} was fetched from" in resumed
     folder = place / "two" / RUN
     assert same_weights(folder / "step_000012", whole / "step_000012")
     assert same_weights(folder / "best", whole / "best")
@@ -620,3 +620,26 @@ def test_no_token_is_written_anywhere(hub, resumed, place):
     assert len(written) > 200
     assert not [path for path, content in written.items() if any(secret in content for secret in secrets)]
     assert b'"hub_token": "<HUB_TOKEN>"' in written[str(place / "one" / RUN / "run.json")]
+
+
+def test_a_training_that_does_not_begin_publishes_nothing(hub, client, whole, tokenizer_folder):
+    publisher = publishing.Publisher(Repository("org/not-begun"), whole, tokenizer_folder, "overwrite")
+    publisher.prepare()
+    with pytest.raises(RuntimeError, match="no schedule"), publishing.publishing(publisher, Saving()):
+        raise RuntimeError("no schedule")  # the run's folder is still that of an earlier run
+    assert ("model", "org/not-begun") not in hub.repos
+
+
+def test_publish_names_what_changed_while_it_was_looked_at(hub, client, whole, tokenizer_folder, monkeypatch, capsys):
+    hold = publishing.hold
+
+    def hold_what_is_there(file, held, as_link):
+        if "best" in file.parts:
+            raise FileNotFoundError(file)
+        hold(file, held, as_link)
+
+    monkeypatch.setattr(publishing, "hold", hold_what_is_there)
+    with pytest.raises(SystemExit) as stopped:
+        publishing.main([str(whole), "--repo", "org/changing", "--tokenizer", str(tokenizer_folder)])
+    assert stopped.value.code == 2 and "not on the Hub yet: best" in capsys.readouterr().err
+    assert f"{RUN}/step_000012/model.safetensors" in hub.repos["model", "org/changing"].files

@@ -105,9 +105,10 @@ def test_a_grid_of_options_is_trained_and_measured(ran):
 
 
 def test_a_study_is_reported(copied, capsys):
-    Path("README.md").write_text("before\n<!-- tiny -->\nto be replaced\n<!-- end -->\nafter\n")
+    Path("docs").mkdir()
+    Path("docs/studies.md").write_text("before\n<!-- tiny -->\nto be replaced\n<!-- end -->\nafter\n")
     command.main(["report", "tiny.yaml"])
-    made, page = Path("results/tiny/README.md").read_text(), Path("README.md").read_text()
+    made, page = Path("results/tiny/README.md").read_text(), Path("docs/studies.md").read_text()
     content = json.loads(Path(f"results/tiny/cells/{CELLS[1]}.json").read_text())
     wanted = [row["value"] for row in content["figures"] if row["metric"] == "bits_per_byte"]
     assert all(f" {value:.3f} [" in made for value in wanted)
@@ -177,13 +178,23 @@ def test_cells_of_another_config_are_refused(change, copied):
         load(grid.read("tiny.yaml"))
 
 
-def test_an_unknown_option_is_refused_before_any_training(ran, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"unique_tokenz": [1, 2]}, "unknown key 'unique_tokenz'"), ({"weight_decay": [0.1, -1]}, "weight_decay is -1")],
+)
+def test_an_unknown_or_wrong_option_is_refused_before_any_training(options, message, ran, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     training = yaml.safe_load((ran / "tiny.yaml").read_text())["training"]
-    write_config(tmp_path, training=training, grid=[{"variant": "adamw", "unique_tokenz": [1, 2]}])
-    with pytest.raises(InputError, match="unknown key 'unique_tokenz'"):
+    write_config(tmp_path, training=training, grid=[{"variant": "adamw", **options}], compare={})
+    with pytest.raises(InputError, match=message):
         runner.run(grid.read("tiny.yaml"))
     assert not list(tmp_path.glob("runs/*/*/"))
+
+
+def test_a_study_without_a_checkout_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    with pytest.raises(InputError, match=r"study run needs train\.py, .* run it in a checkout"):
+        runner.run(grid.read(str(write_config(tmp_path))))
 
 
 def test_a_failed_cell_stops_no_other_and_is_named(ran, tmp_path, monkeypatch, capfd):
@@ -200,10 +211,11 @@ def test_a_failed_cell_stops_no_other_and_is_named(ran, tmp_path, monkeypatch, c
 
 
 def test_the_check_finds_what_was_edited(copied):
-    Path("README.md").write_text("<!-- tiny -->\n\n<!-- end -->\n")
+    Path("docs").mkdir()
+    Path("docs/studies.md").write_text("<!-- tiny -->\n\n<!-- end -->\n")
     report.write(copied)
     report.check(copied)
-    for path, message in (("results/tiny/README.md", "is not what"), ("README.md", "is not what")):
+    for path, message in (("results/tiny/README.md", "is not what"), ("docs/studies.md", "is not what")):
         made = Path(path).read_text()
         Path(path).write_text(made.replace("million", "billion", 1))
         with pytest.raises(InputError, match=f"^{path} {message}"):
@@ -300,7 +312,7 @@ def test_a_planted_difference_is_found_and_none_where_there_is_none():
 
 def test_seeds_that_disagree_widen_the_interval_by_students_t():
     results = planted(4, 0.05, 0.05)
-    found = results.difference(PAIRS, [(GOLD, MATCHED)], "causal")
+    found = results.average(PAIRS, [(GOLD, MATCHED)], "causal")
     one, other = ([results.values(PAIRS, side, seed, "causal") for seed in range(4)] for side in (GOLD, MATCHED))
     by_seed = [(first - second).mean() for first, second in zip(one, other, strict=True)]
     low, high = stats.t.interval(0.95, 3, np.mean(by_seed), stats.sem(by_seed))
@@ -364,6 +376,7 @@ def test_a_surface_is_a_grid(tmp_path):
             {"training": {"seed": 1, "max_steps": 500, "dataset": "d", "tokenizer": "t", "token_stores": "s"}},
             "'seed' is set",
         ),
+        ({"grid": [{"save_strategy": ["steps", "no"]}]}, "save_strategy must be steps"),
         ({"training": {"max_steps": 1}}, "training needs 'dataset'"),
     ],
 )
@@ -395,3 +408,13 @@ def test_every_variant_of_the_recipe_is_an_option_of_train(tmp_path, monkeypatch
 def test_the_reports_are_what_their_result_files_give(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     report.check(grid.read(f"configs/{path.parent.name}.yaml"))
+
+
+def test_a_figure_edited_in_the_page_of_studies_is_found(tmp_path, monkeypatch):
+    for folder in ("results", "configs", "docs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    page, study = Path("docs/studies.md"), grid.read("configs/study-cpu.yaml")
+    page.write_text(page.read_text().replace("**+0.235**", "**+0.236**"))
+    with pytest.raises(InputError, match=r"^docs/studies\.md is not what the result files"):
+        report.check(study)

@@ -89,6 +89,8 @@ def test_a_start_that_failed_does_not_stand_in_the_way(whole, built, tokenizer_f
     wrong = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": '{"min_lr_rat": 0.1}'}
     assert run(options(built, tokenizer_folder, place / "start", **wrong), output) == 2
     assert output.read_text().splitlines()[-1].startswith("error: the learning rate's schedule cannot be made")
+    assert run(options(built, tokenizer_folder, place / "start", adam_beta1=1.5), output) == 2
+    assert output.read_text().splitlines()[-1].startswith("error: the optimizer cannot be made")
     for name, value in (("learning_rate", -1), ("max_steps", 0), ("save_strategy", "epoch")):
         assert run(options(built, tokenizer_folder, place / "start", **{name: value}), output) == 2
         assert output.read_text().splitlines()[-1].startswith(f"error: {name} is {value}")
@@ -132,6 +134,7 @@ train.main(sys.argv[1:])
         ({"learning_rate": -1}, r"learning_rate is -1\.0; it must be at least 0"),
         ({"eval_strategy": "epoch"}, "eval_strategy is epoch"),
         ({"strategy": "alternating"}, "no masked row would be trained"),
+        ({"save_only_model": True}, "save_only_model is set"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong, message, built, tokenizer_folder, place, capsys):
@@ -167,6 +170,7 @@ def test_a_machine_with_the_token_store_alone_trains_the_same_run_where_it_is_na
         )
 
     (store,) = (tmp_path / "tokens").glob("gold-64-*")
+    store = store.rename(tmp_path / "tokens" / "mine")
     done = train_there()
     assert done.returncode == 2 and "no dataset in no_such_dataset" in done.stderr and done.stderr.count("\n") == 1
     done = train_there("--token_store", str(store))

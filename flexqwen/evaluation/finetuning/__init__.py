@@ -8,9 +8,9 @@ Same checkpoint, data and settings: same bits on CPU.
 """
 
 import tempfile
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from flexqwen.evaluation.statistics import over_seeds
 from flexqwen.evaluation.tasks import Task
 from flexqwen.subsampling import subsample
 
-Item = TypeVar("Item")
 Row = dict[str, Any]
 """One input of the model as the tokenizer gives it (`input_ids`, `attention_mask`, ...), and labels where it trains."""
 
@@ -72,14 +71,13 @@ class Settings:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise InputError(f"{name} is {values}; give one or more, each once")
-        if min(self.learning_rates) <= 0:
-            raise InputError(f"learning_rates is {self.learning_rates}; each must be above 0")
+        for name, value in (("learning_rates", min(self.learning_rates)), ("num_train_epochs", self.num_train_epochs)):
+            if value is not None and value <= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name, minimum in (("per_device_train_batch_size", 1), ("max_length", 32), ("limit", 2)):
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise InputError(f"{name} is {value}; it must be at least {minimum}")
-        if self.num_train_epochs is not None and self.num_train_epochs <= 0:
-            raise InputError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0")
 
 
 class Head(NamedTuple):
@@ -90,8 +88,8 @@ class Head(NamedTuple):
 
 
 def prepare_splits(
-    splits: dict[str, list[Item]], get_text: Callable[[Item], str], settings: Settings
-) -> tuple[dict[str, list[Item]], dict[str, Any]]:
+    splits: dict[str, list], get_text: Callable[[Any], str], settings: Settings
+) -> tuple[dict[str, list], dict[str, Any]]:
     """The items that are used, and what the training splits of `settings.dataset` hold of the texts of test.
 
     Raises:
@@ -148,9 +146,8 @@ def load_model(model_folder: str, head: Head, tokenizer, trust_remote_code: bool
     Raises:
         InputError: the architecture has no such head, or the weights are not those of its base model.
     """
-    model = loading.load_model(
-        head.auto_class, model_folder, new_head=True, trust_remote_code=trust_remote_code, **head.options
-    )
+    options = {"new_head": True, "trust_remote_code": trust_remote_code, **head.options}
+    model = loading.load_model(head.auto_class, model_folder, **options)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model
 
@@ -158,7 +155,9 @@ def load_model(model_folder: str, head: Head, tokenizer, trust_remote_code: bool
 class _Progress(ProgressCallback):
     """The Trainer's bars under a name of their own, and no log lines."""
 
-    name: str
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
@@ -170,27 +169,19 @@ class _Progress(ProgressCallback):
 
 
 def train(
-    name: str,
-    model_folder: str,
-    head: Head,
-    tokenizer,
-    rows: list[Row],
-    learning_rate: float,
-    seed: int,
-    num_train_epochs: float,
-    settings: Settings,
+    name: str, model_folder: str, head: Head, tokenizer, rows: list[Row], settings: Settings, **choices
 ) -> Trainer:
-    """One run: AdamW, 10 % of the steps to warm up, then linear decay to 0; bfloat16 where CUDA has it."""
-    set_seed(seed)
+    """One run: AdamW, 10 % of the steps to warm up, then linear decay to 0; bfloat16 where CUDA has it.
+
+    `choices` are `seed`, `learning_rate` and `num_train_epochs` of `TrainingArguments`.
+    """
+    set_seed(choices["seed"])
     model = load_model(model_folder, head, tokenizer, settings.trust_remote_code)
     is_token_task = head.auto_class is AutoModelForTokenClassification
     collator = (DataCollatorForTokenClassification if is_token_task else DataCollatorWithPadding)(tokenizer)
     with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one; nothing is saved
         arguments = TrainingArguments(
             output_dir=folder,
-            seed=seed,
-            learning_rate=learning_rate,
-            num_train_epochs=num_train_epochs,
             per_device_train_batch_size=settings.per_device_train_batch_size,
             per_device_eval_batch_size=2 * settings.per_device_train_batch_size,
             train_sampling_strategy="group_by_length",
@@ -201,12 +192,11 @@ def train(
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
+            **choices,
         )
         trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
         trainer.pop_callback(ProgressCallback)
-        progress = _Progress()
-        progress.name = f"{name}, learning rate {learning_rate:g}, seed {seed}"
-        trainer.add_callback(progress)
+        trainer.add_callback(_Progress(f"{name}, learning rate {choices['learning_rate']:g}, seed {choices['seed']}"))
         trainer.train()
     arguments.train_sampling_strategy = "sequential"  # grouped by length, predictions would be shuffled too
     return trainer
@@ -225,33 +215,25 @@ def predict(trainer: Trainer, rows: list[Row]) -> list[np.ndarray]:
 
 
 def fine_tune(
-    name: str,
-    model_folder: str,
-    head: Head,
-    tokenizer,
-    rows: dict[str, list[Row]],
-    dev_score: Callable[[list[np.ndarray]], float],
-    dev_metric: str,
-    settings: Settings,
-    num_train_epochs: float,
+    name, model_folder: str, head: Head, tokenizer, rows: dict, dev_score: Callable, dev_metric, settings, epochs: float
 ) -> tuple[list[list[np.ndarray]], dict[str, Any]]:
     """Chooses the learning rate and predicts the test rows with each seed.
 
     Args:
-        name: for the progress bars.
         rows: of `train`, with labels; of `dev` and `test`, without.
         dev_score: from the logits of the development rows to a number, higher is better; `dev_metric` is its name.
-        num_train_epochs: the task's own; `settings.num_train_epochs` goes before it.
+        epochs: the task's own; `settings.num_train_epochs` goes before it.
 
     Returns:
         outputs: for each seed, for each test row, its float32 logits: `(labels,)` of a classified row, `(length,
             labels)` of classified tokens, `(length, 2)` for start and end of an answer. Padding is cut off.
         details: how it was trained, for `Result.details`.
     """
-    epochs = settings.num_train_epochs or num_train_epochs
+    epochs = settings.num_train_epochs or epochs
 
     def run(rate: float, seed: int) -> Trainer:
-        return train(name, model_folder, head, tokenizer, rows["train"], rate, seed, epochs, settings)
+        choices = {"learning_rate": rate, "seed": seed, "num_train_epochs": epochs}
+        return train(name, model_folder, head, tokenizer, rows["train"], settings, **choices)
 
     dev_scores: dict[float, float] = {}
     chosen, outputs = None, []
@@ -277,23 +259,19 @@ def fine_tune(
 
 
 def seeds_result(
-    task: Task,
-    metric: str,
-    compute: Callable[[np.ndarray, np.ndarray], float],
-    gold: np.ndarray,
-    predicted: np.ndarray,
-    drawn_together: Sequence[Hashable] | None = None,
-    **fields,
+    task: Task, metric: str, compute: Callable, gold: np.ndarray, predicted: np.ndarray, drawn_together=None, **fields
 ) -> Result:
     """The `Result` of a metric over seeds, of `compute(gold, predicted)`.
 
     Args:
-        gold: `(units, ...)`; the interval draws units, or whole groups of those that are `drawn_together`.
+        gold: `(units, ...)`; the interval draws units, or groups of those whose names in `drawn_together` are the same.
         predicted: `(seeds, units, ...)`.
         fields: of the `Result`; `n` is the number of units by default.
     """
-    values, interval = over_seeds(
-        lambda seed, drawn: compute(gold[drawn], predicted[seed, drawn]), len(predicted), len(gold), drawn_together
-    )
+
+    def measure(seed: int, drawn: np.ndarray) -> float:
+        return compute(gold[drawn], predicted[seed, drawn])
+
+    values, interval = over_seeds(measure, len(predicted), len(gold), drawn_together)
     fields = {"n": len(gold), **fields, "details": {**fields["details"], "per_seed": values}}
     return Result(task.name, task.version, "finetuned", metric, float(np.mean(values)), interval, **fields)

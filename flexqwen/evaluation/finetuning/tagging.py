@@ -6,7 +6,7 @@ that are not only white space). A text that does not fit is cut between words in
 each word belongs to the one window where it stands farthest from a cut.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,6 @@ from transformers import AutoModelForTokenClassification
 
 from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation import finetuning
-from flexqwen.evaluation.finetuning import Settings
 
 OVERLAP = 1 / 4
 
@@ -39,15 +38,11 @@ class Place(NamedTuple):
 
 
 def cut_windows(lengths: Sequence[int], room: int, overlap: int) -> list[range]:
-    """Stretches of words that together hold each word, in as few as the overlap allows.
+    """Stretches of words, of these lengths in tokens, that together hold each word, in as few as the overlap allows.
 
-    Args:
-        lengths: tokens of each word.
-        room: tokens of a window; a word that is longer alone has a window of its own.
-        overlap: tokens that two windows share, at most.
+    Two share at most `overlap` tokens. A word that is longer than `room` has a window of its own.
     """
-    found = []
-    start = 0
+    found, start = [], 0
     while True:
         end, tokens = start, 0
         while end < len(lengths) and (end == start or tokens + lengths[end] <= room):
@@ -65,13 +60,12 @@ def cut_windows(lengths: Sequence[int], room: int, overlap: int) -> list[range]:
 
 def choose_windows(stretches: list[range]) -> list[int]:
     """For each word the window in which it stands farthest from an edge; the first of those that are even."""
-    best: dict[int, tuple[int, int]] = {}
+    best: dict[int, tuple[int, int]] = {}  # distance from the nearer edge, and minus the window's number
     for number, stretch in enumerate(stretches):
         for word in stretch:
-            distance = min(word - stretch.start, stretch.stop - 1 - word)
-            if word not in best or distance > best[word][0]:
-                best[word] = distance, number
-    return [best[word][1] for word in sorted(best)]
+            here = min(word - stretch.start, stretch.stop - 1 - word), -number
+            best[word] = max(best.get(word, here), here)
+    return [-best[word][1] for word in sorted(best)]
 
 
 def encode(tokenizer, texts: list[Tagged]) -> tuple[list[finetuning.Row], list[Place]]:
@@ -108,24 +102,11 @@ def gather(outputs: list[np.ndarray], places: list[Place], texts: list[Tagged]) 
 
 
 def tag(
-    name: str,
-    model_folder: str,
-    splits: dict[str, list[Tagged]],
-    labels: list[str],
-    dev_score: Callable[[list[np.ndarray]], float],
-    dev_metric: str,
-    settings: Settings,
-    num_train_epochs: float,
+    name, model_folder: str, splits: dict[str, list[Tagged]], labels: list[str], dev_score, dev_metric, settings, epochs
 ) -> tuple[list[list[np.ndarray]], dict[str, Any]]:
-    """Fine-tunes and predicts.
+    """Fine-tunes and predicts as `fine_tune`, but that logits are of the words of a text, of shape `(words, labels)`.
 
-    Args:
-        splits: the texts of `train`, `dev` and `test`.
-        labels: all there are; the first is what a word without a token gets.
-        dev_score: from a list with the logits of each development text's words to a number, higher is better.
-
-    Returns:
-        For each seed and test text, logits of shape `(words, labels)`; details as of `fine_tune`.
+    `labels` are all there are; the first is what a word without a token gets.
     """
     tokenizer = finetuning.load_tokenizer(model_folder, settings)
     numbers = {label: number for number, label in enumerate(labels)}
@@ -139,8 +120,7 @@ def tag(
     def score_words(outputs: list[np.ndarray]) -> float:
         return dev_score(gather(outputs, places["dev"], splits["dev"]))
 
-    outputs, details = finetuning.fine_tune(
-        name, model_folder, head, tokenizer, rows, score_words, dev_metric, settings, num_train_epochs
-    )
+    choices = score_words, dev_metric, settings, epochs
+    outputs, details = finetuning.fine_tune(name, model_folder, head, tokenizer, rows, *choices)
     details["test_words_without_tokens"] = sum(len(text.words) for text in splits["test"]) - len(places["test"])
     return [gather(seed, places["test"], splits["test"]) for seed in outputs], details

@@ -1,4 +1,4 @@
-"""Fine-tuned classification of texts and of pairs of texts: accuracy and macro F1 (ASSIN 2, HateBR, ToLD-Br)."""
+"""Fine-tuned classification of texts and of pairs of texts, two classes: accuracy and macro F1."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -35,19 +35,19 @@ def encode(tokenizer, examples: list[Example]) -> tuple[list[finetuning.Row], in
     return [{key: encoded[key][number] for key in encoded} for number in range(len(examples))], cut
 
 
-def compute_macro_f1(gold, predicted, classes: int) -> float:
-    """Mean F1 of all classes; a class that is neither there nor predicted counts as 0."""
-    return f1_score(gold, predicted, labels=range(classes), average="macro", zero_division=0)
+def compute_macro_f1(gold, predicted) -> float:
+    """Mean F1 of the two classes; a class that is neither there nor predicted counts as 0."""
+    return f1_score(gold, predicted, labels=[0, 1], average="macro", zero_division=0)
 
 
-def score_baselines(train: list[int], test: list[int], classes: int) -> dict[str, dict]:
+def score_baselines(train: list[int], test: list[int]) -> dict[str, dict]:
     """What can be had without reading: accuracy of training's most frequent class, macro F1 of random labels.
 
     A constant answer has a low macro F1 (1/3 of two even classes); random labels are the harder level to pass.
     """
     frequent = Counter(train).most_common(1)[0][0]
     random = np.random.default_rng(0)
-    drawn = [compute_macro_f1(test, random.choice(train, len(test)), classes) for _ in range(DRAWS)]
+    drawn = [compute_macro_f1(test, random.choice(train, len(test))) for _ in range(DRAWS)]
     accuracy = accuracy_score(test, [frequent] * len(test))
     return {
         "accuracy": {"baseline": accuracy, "baseline_name": "majority class of train"},
@@ -56,19 +56,11 @@ def score_baselines(train: list[int], test: list[int], classes: int) -> dict[str
 
 
 def classify(
-    task: Task,
-    model_folder: str,
-    splits: dict[str, list[Example]],
-    classes: int,
-    settings: Settings,
-    num_train_epochs: float,
-    name: str = "all",
+    task: Task, model_folder: str, splits: dict[str, list[Example]], settings: Settings, epochs: float, name="all"
 ) -> list[Result]:
     """Accuracy and macro F1 on the test examples, and on each of their subsets; macro F1 decides on dev.
 
-    Args:
-        splits: the examples of `train`, `dev` and `test`.
-        name: what `Result.subset` says of all test examples.
+    `name` is what `Result.subset` says of all test examples.
     """
     splits, overlap = finetuning.prepare_splits(splits, lambda example: " ".join(example.texts), settings)
     tokenizer = finetuning.load_tokenizer(model_folder, settings)
@@ -78,11 +70,11 @@ def classify(
         row["labels"] = label
 
     def score_dev(outputs: list[np.ndarray]) -> float:
-        return compute_macro_f1(labels["dev"], [output.argmax() for output in outputs], classes)
+        return compute_macro_f1(labels["dev"], [output.argmax() for output in outputs])
 
-    head = finetuning.Head(AutoModelForSequenceClassification, {"num_labels": classes})
+    head = finetuning.Head(AutoModelForSequenceClassification, {"num_labels": 2})
     outputs, details = finetuning.fine_tune(
-        task.name, model_folder, head, tokenizer, rows, score_dev, "macro_f1", settings, num_train_epochs
+        task.name, model_folder, head, tokenizer, rows, score_dev, "macro_f1", settings, epochs
     )
     details = {**details, **overlap, "cut_texts": {"train": cut["train"], "test": cut["test"]}}
     test, gold = splits["test"], np.array(labels["test"])
@@ -91,11 +83,11 @@ def classify(
     for subset in [name, *sorted(set().union(*(example.subsets for example in test)))]:
         part = np.array([number for number, e in enumerate(test) if subset == name or subset in e.subsets])
         true, said = gold[part], predicted[:, part]
-        baselines = score_baselines(labels["train"], true.tolist(), classes)
+        baselines = score_baselines(labels["train"], true.tolist())
         items = {"items": (true == said).mean(0).tolist(), "item_ids": [test[number].id for number in part]}
         for metric, compute, more in (
             ("accuracy", lambda true, said: np.mean(true == said), items),
-            ("macro_f1", lambda true, said: compute_macro_f1(true, said, classes), {}),
+            ("macro_f1", compute_macro_f1, {}),
         ):
             fields = {**baselines[metric], "subset": subset, "details": details, **more}
             results.append(finetuning.seeds_result(task, metric, compute, true, said, **fields))

@@ -1,33 +1,19 @@
 """Evaluation tasks, found by name: `load_task("wsc_pt")` imports that module here and gives its `TASK`.
 
-A new task is a module with a `TASK` and a place in one of the two lists. A likelihood task says how its items are made
-(`load`) and how they are scored (`score`, such as `choices.choose`); a fine-tuned task says how it is trained
-(`fine_tune`). Modules are imported when they are asked for, since the libraries of some are many.
+A new task is a module with a `TASK` and a place in one of the two lists. Modules are imported when they are asked for,
+since the libraries of some are many.
 """
 
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flexqwen.evaluation.likelihood import MODES, Request, Scorer
 from flexqwen.evaluation.results import Result, mean_result
 from flexqwen.subsampling import subsample
 
-if TYPE_CHECKING:
-    from flexqwen.evaluation.finetuning import Settings
-
-ZERO_SHOT = (
-    "bits_per_byte",
-    "bits_per_byte_ud",
-    "minimal_pairs",
-    "wsc_pt",
-    "mpararel_pt",
-    "arc_pt",
-    "multiblimp_por",
-    "calame_pt",
-)
+HUB = ("multiblimp_por", "calame_pt")  # their data live on the Hub only
+ZERO_SHOT = ("bits_per_byte", "bits_per_byte_ud", "minimal_pairs", "wsc_pt", "mpararel_pt", "arc_pt", *HUB)
 FINE_TUNED = ("assin2", "harem", "bosque_pos", "hatebr", "toldbr", "faquad")
 NAMES = (*ZERO_SHOT, *FINE_TUNED)
 
@@ -78,11 +64,10 @@ class Task:
         version: to be raised whenever the task's figures change.
         load: the items of a likelihood task.
         score: their results in one mode, of `(task, scorer, items, mode, context)`.
-        fine_tune: the results of a fine-tuned task, of `(folder of the checkpoint, folder of the data, settings)`.
+        fine_tune: the results of a fine-tuned task, of `(folder of the checkpoint, folder of the data, Settings)`.
         folder: a fine-tuned task's part of the evaluation data; its name by default.
         modes: those of a likelihood task.
         groups: the order in which subsets of items are shown; others follow, by the alphabet.
-        needs_hub: the data live on the Hub only.
         has_limit: `Context.limit` holds for it.
     """
 
@@ -90,17 +75,15 @@ class Task:
     version: int
     load: Callable[[Context], list[Item]] | None = None
     score: Callable[["Task", Scorer, list[Item], str, Context], list[Result]] | None = None
-    fine_tune: Callable[[str, Path, "Settings"], list[Result]] | None = None
+    fine_tune: Callable[..., list[Result]] | None = None
     folder: str | None = None
     modes: Sequence[str] = MODES
     groups: Sequence[str] = ("all",)
-    needs_hub: bool = False
     has_limit: bool = True
 
     def load_items(self, context: Context) -> list[Item]:
         """The items of a likelihood task, at most `context.limit`."""
-        items = self.load(context)
-        return subsample(items, context.limit) if self.has_limit else items
+        return subsample(self.load(context), context.limit if self.has_limit else None)
 
     def evaluate(self, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
         """Results of a likelihood task in one mode; none where it has no such mode."""
@@ -111,8 +94,8 @@ class Task:
         clusters = [item.cluster or item.id for item in items] if any(item.cluster for item in items) else None
         if items[0].commit:
             fields["details"] = {**fields.get("details", {}), "commit": items[0].commit}
-        ids = [item.id for item in items]
-        return mean_result(values, ids, clusters=clusters, task=self.name, version=self.version, **fields)
+        fields |= {"clusters": clusters, "task": self.name, "version": self.version}
+        return mean_result(values, [item.id for item in items], **fields)
 
 
 def load_task(name: str) -> Task:

@@ -8,7 +8,6 @@ a hard one: nearly all sentences of dev stand in train too, but under half of th
 learns sentences instead of comparing them passes it on dev and not on test.
 """
 
-import math
 import re
 from pathlib import Path
 
@@ -30,6 +29,7 @@ NUM_TRAIN_EPOCHS = 5
 FILES = {"train": "assin2-train-only.xml", "dev": "assin2-dev.xml", "test": "assin2-test.xml"}
 ENTAILMENT = {"None": 0, "Entailment": 1}
 LOWEST, HIGHEST = 1.0, 5.0
+SIMILARITY = re.compile(r"[1-4](\.\d+)?|5(\.0+)?")
 WORD = re.compile(r"\w+")
 
 
@@ -45,29 +45,22 @@ def read(folder: Path) -> dict[str, dict[str, list[Example]]]:
     for split, name in FILES.items():
         path = data_file(folder, name)
         try:
-            parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
-            tree = etree.parse(str(path), parser)
+            tree = etree.parse(str(path), etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
         except etree.XMLSyntaxError as error:
             raise InputError(f"{path} is not XML ({error}); fetch the file again") from error
         if tree.docinfo.doctype:  # entities would be left out of the texts
             raise InputError(f"{path} declares a document type, which ASSIN 2's files do not; fetch the file again")
-        for subtask in splits:
-            splits[subtask][split] = []
+        splits["rte"][split], splits["sts"][split] = [], []
         for pair in tree.getroot().findall("pair"):
             texts = (pair.findtext("t"), pair.findtext("h"))
-            entailment = ENTAILMENT.get(pair.get("entailment"))
-            try:
-                similarity = float(pair.get("similarity", "nan"))
-            except ValueError:
-                similarity = math.nan
-            if not all(texts) or entailment is None or not LOWEST <= similarity <= HIGHEST:
-                place = f"{path}, line {pair.sourceline}"
+            entailment, similarity = ENTAILMENT.get(pair.get("entailment")), pair.get("similarity", "")
+            if not all(texts) or entailment is None or not SIMILARITY.fullmatch(similarity):
                 raise InputError(
-                    f"{place}: a pair needs t, h, entailment ({' or '.join(ENTAILMENT)}) and similarity (1 to 5); "
-                    "fetch the file again"
+                    f"{path}, line {pair.sourceline}: a pair needs t, h, entailment ({' or '.join(ENTAILMENT)}) and "
+                    "similarity (1 to 5); fetch the file again"
                 )
             splits["rte"][split].append(Example(pair.get("id"), texts, entailment))
-            splits["sts"][split].append(Example(pair.get("id"), texts, similarity))
+            splits["sts"][split].append(Example(pair.get("id"), texts, float(similarity)))
     return splits
 
 
@@ -115,27 +108,18 @@ def fine_tune_similarity(model_folder: str, splits: dict[str, list[Example]], se
     overlap = predict_by_overlap(splits["train"], splits["test"])
     constant = {"pearson": 0.0, "mse": mean_squared_error(true, np.full_like(true, mean))}
     items = {"items": ((predicted - true) ** 2).mean(0).tolist(), "item_ids": [e.id for e in splits["test"]]}
-    return [
-        finetuning.seeds_result(
-            TASK,
-            metric,
-            compute,
-            true,
-            predicted,
-            baseline=float(compute(true, overlap)),
-            baseline_name="word overlap",
-            subset="sts",
-            details={**details, **seen, "mean_similarity_of_train": constant[metric]},
-            **(items if metric == "mse" else {}),
-        )
-        for metric, compute in (("pearson", compute_pearson), ("mse", mean_squared_error))
-    ]
+    results = []
+    for metric, compute, more in (("pearson", compute_pearson, {}), ("mse", mean_squared_error, items)):
+        fields = {"baseline": float(compute(true, overlap)), "baseline_name": "word overlap", "subset": "sts", **more}
+        fields["details"] = {**details, **seen, "mean_similarity_of_train": constant[metric]}
+        results.append(finetuning.seeds_result(TASK, metric, compute, true, predicted, **fields))
+    return results
 
 
 def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     """RTE: accuracy, macro F1. STS: Pearson's correlation, mean squared error."""
     splits = read(folder)
-    entailment = classify(TASK, model_folder, splits["rte"], 2, settings, NUM_TRAIN_EPOCHS, "rte")
+    entailment = classify(TASK, model_folder, splits["rte"], settings, NUM_TRAIN_EPOCHS, "rte")
     return entailment + fine_tune_similarity(model_folder, splits["sts"], settings)
 
 

@@ -38,11 +38,10 @@ def predict_texts(task: Task, scorer: Scorer, items: list[Item], mode: str, cont
     details = {"tokens": int(tokens.sum()), "bytes": int(sizes.sum())}
     shared = {"mode": mode, "subset": items[0].groups[0], "baseline_name": name, "details": details}
     loss, bits = float(baseline.sum() / tokens.sum()), float(baseline.sum() / math.log(2) / sizes.sum())
+    by_byte = bits_per_byte(nats, sizes)
     return [
         task.mean_result(items, nats / tokens, weights=tokens, metric="loss", baseline=loss, **shared),
-        task.mean_result(
-            items, bits_per_byte(nats, sizes), weights=sizes, metric="bits_per_byte", baseline=bits, **shared
-        ),
+        task.mean_result(items, by_byte, weights=sizes, metric="bits_per_byte", baseline=bits, **shared),
     ]
 
 

@@ -1,8 +1,8 @@
 """How well a model predicts the sentences of the UD treebanks' test sets, as `bits_per_byte`."""
 
-from flexqwen.evaluation.pair_generation import read_sentences
 from flexqwen.evaluation.tasks import Context, Item, Task
 from flexqwen.evaluation.tasks.bits_per_byte import predict_texts
+from flexqwen.evaluation.treebanks import read_sentences
 
 TREEBANKS = (
     "ud_bosque/pt_bosque-ud-test.conllu",

@@ -13,6 +13,7 @@ import gzip
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import conllu
 import numpy as np
 
 from flexqwen.cli import InputError
@@ -22,6 +23,7 @@ from flexqwen.evaluation.finetuning.tagging import Tagged, tag
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.tasks import Task
 from flexqwen.evaluation.tasks.data_files import data_file
+from flexqwen.evaluation.treebanks import Sentence
 
 NUM_TRAIN_EPOCHS = 5
 FILES = {
@@ -42,37 +44,25 @@ def read_conllu(path: Path) -> list[Tagged]:
         blocks = file.read().strip().split("\n\n")
     sentences = []
     for number, block in enumerate(blocks, 1):
-        lines = block.split("\n")
-        comments = dict(line[2:].split(" = ", 1) for line in lines if line.startswith("# ") and " = " in line)
-        name = comments.get("sent_id", f"sentence {number}")
         try:
-            sentences.append(_join_tags(name, comments["text"], [line for line in lines if not line.startswith("#")]))
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{path}, {name}: not CoNLL-U with a text ({error}); fetch the file again") from error
+            sentence = Sentence(conllu.parse(block)[0])
+        except (conllu.exceptions.ParseException, IndexError, KeyError) as error:
+            raise InputError(f"{path}, sentence {number}: not CoNLL-U ({error!r}); fetch the file again") from error
+        if not sentence.is_whole:
+            raise InputError(f"{path}, sentence {number}: its words are not those of its text; fetch the file again")
+        sentences.append(join_tags(sentence))
     return sentences
 
 
-def _join_tags(name: str, text: str, lines: list[str]) -> Tagged:
+def join_tags(sentence: Sentence) -> Tagged:
+    """The written words of a sentence; the label of a contraction is the tags of its parts."""
     words, labels = [], []
-    place, last = 0, 0  # in the text; the last syntactic word of the written one
-    for line in lines:
-        number, form, _, tag, *rest = line.split("\t")
-        if len(rest) != 6:
-            raise ValueError(f"a line of {len(rest) + 4} columns")
-        if "." in number:  # an empty node: not in the text
-            continue
-        first, _, end = number.partition("-")
-        if not end and int(first) <= last:  # a part of the contraction that stands above
-            labels[-1] = labels[-1] + JOIN + tag if labels[-1] else tag
-            continue
-        start = text.find(form, place)
-        if start < 0 or text[place:start].strip():
-            raise ValueError(f"{form!r} is not what follows {text[:place]!r}")
-        words.append((" " if start > place else "") + form)
-        labels.append("" if end else tag)
-        place = start + len(form)
-        last = int(end or first)
-    return Tagged(name, words, labels)
+    for token in sentence.written:
+        number, start = token["id"], sentence.starts[token["id"]]
+        parts = [number] if isinstance(number, int) else range(number[0], number[2] + 1)
+        labels.append(JOIN.join(sentence.tokens[part]["upos"] for part in parts))
+        words.append(" " * sentence.text[:start].endswith(" ") + token["form"])
+    return Tagged(sentence.id, words, labels)
 
 
 def count_parts(label: str) -> int:
@@ -89,11 +79,9 @@ def predict_tags(logits: list[np.ndarray], texts: list[Tagged], labels: list[str
     for text, scores in zip(texts, logits, strict=True):
         tags = []
         for label, row in zip(text.labels, scores, strict=True):
-            fitting = np.flatnonzero(sizes == count_parts(label))
-            best = (
-                labels[fitting[row[fitting].argmax()]] if len(fitting) else JOIN.join([labels[0]] * count_parts(label))
-            )
-            tags += best.split(JOIN)
+            parts = count_parts(label)
+            fitting = np.flatnonzero(sizes == parts)
+            tags += labels[fitting[row[fitting].argmax()]].split(JOIN) if len(fitting) else [labels[0]] * parts
         predicted.append(tags)
     return predicted
 
@@ -111,10 +99,8 @@ def predict_frequent_tags(train: list[Tagged], test: list[Tagged], labels: list[
         for word, label in zip(text.words, text.labels, strict=True):
             of_word[word.strip().lower()][label] += 1
     common = [overall[label] / (overall.total() + 1) for label in labels]  # under 1: decides where all are even
-    ranks = []
-    for text in test:
-        known = [of_word[word.strip().lower()] for word in text.words]
-        ranks.append(np.array([[counter[label] for label in labels] for counter in known]) + common)
+    known = [[of_word[word.strip().lower()] for word in text.words] for text in test]
+    ranks = [np.array([[counter[label] for label in labels] for counter in text]) + common for text in known]
     return predict_tags(ranks, test, labels)
 
 
@@ -134,30 +120,23 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     def score_dev(logits: list[np.ndarray]) -> float:
         return np.concatenate(compare_tags(gold["dev"], predict_tags(logits, splits["dev"], labels))).mean()
 
-    outputs, details = tag(
-        "bosque_pos", model_folder, splits, labels, score_dev, "accuracy", settings, NUM_TRAIN_EPOCHS
-    )
+    name, metric = "bosque_pos", "accuracy"
+    outputs, details = tag(name, model_folder, splits, labels, score_dev, metric, settings, NUM_TRAIN_EPOCHS)
     right = [compare_tags(gold["test"], predict_tags(logits, test, labels)) for logits in outputs]
     sums = np.array([[sentence.sum() for sentence in seed] for seed in right])
     lengths = np.array([len(tags) for tags in gold["test"]])
     items = np.mean([np.concatenate(seed) for seed in right], axis=0)
     baseline = compare_tags(gold["test"], predict_frequent_tags(splits["train"], test, labels))
-    return [
-        finetuning.seeds_result(
-            TASK,
-            "accuracy",
-            lambda lengths, sums: sums.sum() / lengths.sum(),
-            lengths,
-            sums,
-            n=len(items),
-            baseline=float(np.concatenate(baseline).mean()),
-            baseline_name="each word's most frequent tag in train",
-            details={**details, **seen, "sentences": len(test)},
-            items=items.tolist(),
-            item_ids=[f"{text.id}/{n}" for text, length in zip(test, lengths, strict=True) for n in range(length)],
-            clusters=np.repeat(np.arange(len(test)), lengths).tolist(),
-        )
-    ]
+    fields = {
+        "n": len(items),
+        "baseline": float(np.concatenate(baseline).mean()),
+        "baseline_name": "each word's most frequent tag in train",
+        "details": {**details, **seen, "sentences": len(test)},
+        "items": items.tolist(),
+        "item_ids": [f"{text.id}/{n}" for text, length in zip(test, lengths, strict=True) for n in range(length)],
+        "clusters": np.repeat(np.arange(len(test)), lengths).tolist(),
+    }
+    return [finetuning.seeds_result(TASK, metric, lambda true, said: said.sum() / true.sum(), lengths, sums, **fields)]
 
 
 TASK = Task("bosque_pos", 2, fine_tune=run, folder="ud_bosque")

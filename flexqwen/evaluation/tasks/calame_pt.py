@@ -10,11 +10,7 @@ from flexqwen.evaluation.tasks.hub import read_rows
 
 
 def load(context: Context) -> list[Item]:
-    """The passages.
-
-    Raises:
-        InputError: the Hub cannot be reached and the data set is not in its cache.
-    """
+    """The passages, as `read_rows` gives them."""
     rows, commit = read_rows("NOVA-vision-language/calame-pt", "all", "train", ("sentence", "last_word"))
     items = []
     for number, row in enumerate(rows):
@@ -26,10 +22,10 @@ def load(context: Context) -> list[Item]:
 
 def score(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
     """Accuracy; chance is next to nothing."""
-    requests = [item.questions[0][0] for item in items]
+    requests = tuple(item.questions[0][0] for item in items)
     _, greedy = scorer.run(requests, mode == "masked", within_word=True, progress=task.name)
     fields = {"mode": mode, "metric": "accuracy", "baseline": 0.0, "baseline_name": "chance"}
-    return [task.mean_result(items, greedy.astype(float), **fields)]
+    return [task.mean_result(items, greedy, **fields)]
 
 
-TASK = Task("calame_pt", 1, load, score, modes=("causal", "masked"), needs_hub=True)  # fused would name two words
+TASK = Task("calame_pt", 1, load, score, modes=("causal", "masked"))  # fused would name two words

@@ -29,31 +29,19 @@ def choose(
     groups = {group for item in items for group in item.groups}
     results = []
     for metric in ("accuracy", "accuracy_by_length")[: 1 + by_length]:
-        points, ties = np.zeros(len(items)), np.zeros(len(items), dtype=np.int64)
-        for number, (item, questions) in enumerate(zip(items, scored, strict=True)):
+        credits = []  # of each item: for each of its questions the point, and whether it is a tie
+        for item, questions in zip(items, scored, strict=True):
             if metric == "accuracy_by_length":
                 questions = [np.divide(*both) for both in zip(questions, map(_lengths, item.questions), strict=True)]
-            credits = [credit(question) for question in questions]
-            points[number] = np.mean([point for point, _ in credits])
-            ties[number] = sum(tie for _, tie in credits)
+            credits.append(np.array([credit(question) for question in questions]))
         for group in [*(name for name in task.groups if name in groups), *sorted(groups - set(task.groups))]:
-            members = [number for number, item in enumerate(items) if group in item.groups]
-            those = [items[number] for number in members]
-            results.append(
-                task.mean_result(
-                    those,
-                    points[members],
-                    mode=mode,
-                    metric=metric,
-                    subset=group,
-                    baseline=float(np.mean([1 / len(item.questions[0]) for item in those])),
-                    baseline_name="chance",
-                    details={
-                        "ties": int(ties[members].sum()),
-                        "sentences": sum(len(question) for item in those for question in item.questions),
-                    },
-                )
-            )
+            members = [pair for pair in zip(items, credits, strict=True) if group in pair[0].groups]
+            those, found = zip(*members, strict=True)
+            fields = {"mode": mode, "metric": metric, "subset": group, "baseline_name": "chance"}
+            fields["baseline"] = float(np.mean([1 / len(item.questions[0]) for item in those]))
+            sentences = sum(len(question) for item in those for question in item.questions)
+            fields["details"] = {"ties": int(sum(part[:, 1].sum() for part in found)), "sentences": sentences}
+            results.append(task.mean_result(those, [part[:, 0].mean() for part in found], **fields))
     return results
 
 

@@ -37,7 +37,6 @@ SEEN_WORDS = 13
 MAX_ANSWER_TOKENS = 160
 """Only spans up to this length are considered. The longest answer has 98 words; 95 % have at most 37."""
 
-
 Places = list[tuple[int, int] | None]
 """For each token of a window, its characters `[start, end)` in the context, without white space at the ends; None for
 a token that is not of the context."""
@@ -47,9 +46,8 @@ a token that is not of the context."""
 class Question:
     """A question on a paragraph, all in lower case.
 
-    Attributes:
-        answers: what annotators gave, in their order.
-        span: characters `[start, end)` of the first answer that stands in the context, or None.
+    `answers` are those of the annotators; `span`, of the first one that stands in the context, its characters
+    `[start, end)`.
     """
 
     id: str
@@ -61,11 +59,9 @@ class Question:
 
 def locate(context: str, answer: str, start: int) -> tuple[int, int] | None:
     """Characters `[start, end)` of the occurrence of the answer that is nearest to `start`."""
-    found = [match.start() for match in re.finditer(f"(?={re.escape(answer)})", context)]
-    if not answer or not found:
-        return None
-    nearest = min(found, key=lambda place: abs(place - start))
-    return nearest, nearest + len(answer)
+    found = [match.start() for match in re.finditer(f"(?={re.escape(answer)})", context)] if answer else []
+    nearest = min(found, key=lambda place: abs(place - start), default=None)
+    return None if nearest is None else (nearest, nearest + len(answer))
 
 
 def read(folder: Path) -> dict[str, list[Question]]:
@@ -74,7 +70,7 @@ def read(folder: Path) -> dict[str, list[Question]]:
     Raises:
         InputError: a file is missing, or is not of SQuAD's form.
     """
-    splits: dict[str, list[Question]] = {"train": [], "dev": [], "test": []}
+    splits = {"train": [], "dev": [], "test": []}
     for split, name in FILES.items():
         path = data_file(folder, name)
         try:
@@ -96,15 +92,13 @@ def _question(paragraph: dict, asked: dict) -> Question:
 
 
 def encode(tokenizer, questions: list[Question]) -> tuple[list[finetuning.Row], list[tuple[int, Places]]]:
-    """Windows of question and context, without labels; they overlap by a third of their length.
-
-    Returns:
-        Rows, one or more a question; of each row, its question's number and its places.
+    """Windows of question and context, without labels, that overlap by a third; their questions' numbers and places.
 
     Raises:
         InputError: a question that takes more than a third of the window.
     """
     third = tokenizer.model_max_length // 3
+    overlapping = {"stride": third, "return_overflowing_tokens": True, "return_offsets_mapping": True}
     rows, windows = [], []
     for number, question in enumerate(questions):
         asked = finetuning.separate_pairs(tokenizer, [question.question])[0]
@@ -113,7 +107,6 @@ def encode(tokenizer, questions: list[Question]) -> tuple[list[finetuning.Row], 
                 f"question {question.id} takes more than a third of an input of {tokenizer.model_max_length} tokens; "
                 "raise max_length, or use a model that takes longer inputs"
             )
-        overlapping = {"stride": third, "return_overflowing_tokens": True, "return_offsets_mapping": True}
         encoded = tokenizer(asked, question.context, truncation="only_second", **overlapping)
         for window, offsets in enumerate(encoded["offset_mapping"]):
             places: Places = []
@@ -137,29 +130,26 @@ def find_span(places: Places, span: tuple[int, int]) -> tuple[int, int] | None:
 
 def count_unreachable(questions: list[Question], windows) -> int:
     """How many questions have an answer that no window holds whole, or that is longer than what is considered."""
-    reached = set()
-    for number, places in windows:
-        found = find_span(places, questions[number].span or (0, 0))
-        if found and found[1] - found[0] < MAX_ANSWER_TOKENS:
-            reached.add(number)
+    spans = ((number, find_span(places, questions[number].span or (0, 0))) for number, places in windows)
+    reached = {number for number, span in spans if span and span[1] - span[0] < MAX_ANSWER_TOKENS}
     return len(questions) - len(reached)
 
 
 def extract_answers(outputs: list[np.ndarray], windows, questions: list[Question]) -> list[str]:
     """The likeliest span of each question over all its windows: the sum of its start and end logits is highest."""
-    best: dict[int, tuple[float, str]] = {}
+    best = {number: (-np.inf, "") for number in range(len(questions))}
     for logits, (number, places) in zip(outputs, windows, strict=True):
-        tokens = np.array([n for n, place in enumerate(places) if place], dtype=np.int64)
-        if not len(tokens):
+        tokens = [n for n, place in enumerate(places) if place]
+        if not tokens:
             continue
-        sums = logits[tokens, 0][:, None] + logits[tokens, 1][None, :]
-        lengths = np.arange(len(tokens))[None, :] - np.arange(len(tokens))[:, None]
-        sums[(lengths < 0) | (lengths >= MAX_ANSWER_TOKENS)] = -np.inf
+        sums = logits[tokens, 0][:, None] + logits[tokens, 1]
+        is_span = np.triu(np.ones_like(sums)) - np.triu(np.ones_like(sums), MAX_ANSWER_TOKENS)
+        sums[is_span == 0] = -np.inf
         start, end = np.unravel_index(sums.argmax(), sums.shape)
-        if number not in best or sums[start, end] > best[number][0]:
+        if sums[start, end] > best[number][0]:
             text = questions[number].context[places[tokens[start]][0] : places[tokens[end]][1]]
-            best[number] = float(sums[start, end]), text
-    return [best[number][1] if number in best else "" for number in range(len(questions))]
+            best[number] = sums[start, end], text
+    return [text for _, text in best.values()]
 
 
 def find_nearest_sentences(questions: list[Question]) -> list[str]:
@@ -180,9 +170,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     """Exact match and F1, of all questions and of those on paragraphs that train does not hold; F1 decides on dev."""
     splits = read(folder)
     known = set().union(*(cut_grams(q.context) for q in splits["train"] + splits["dev"]))
-    splits, seen = finetuning.prepare_splits(
-        splits, lambda question: f"{question.context} {question.question}", settings
-    )
+    splits, seen = finetuning.prepare_splits(splits, lambda asked: f"{asked.context} {asked.question}", settings)
     splits["train"] = [question for question in splits["train"] if question.span]
     tokenizer = finetuning.load_tokenizer(model_folder, settings)
     rows, windows = finetuning.encode_splits(encode, tokenizer, splits)
@@ -198,7 +186,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     outputs, details = finetuning.fine_tune(
         "faquad", model_folder, head, tokenizer, rows, score_dev, "f1", settings, NUM_TRAIN_EPOCHS
     )
-    test = splits["test"]
+    test, right = splits["test"], answers["test"]
     predicted = [extract_answers(seed, windows["test"], test) for seed in outputs]
     details |= seen | {
         "empty_predictions": [sum(not normalize_answer(text) for text in texts) for texts in predicted],
@@ -209,24 +197,15 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     results = []
     for subset, part in (("all", list(range(len(test)))), ("paragraphs not in train", new)):
         paragraphs = [test[number].context for number in part]  # an interval draws them whole
+        clusters = number_clusters(paragraphs).tolist()
+        fields = {"subset": subset, "details": details, "clusters": clusters, "item_ids": [test[n].id for n in part]}
+        fields["baseline_name"] = "sentence with the most words of the question"
         for metric in METRICS if part else ():
-            scores = np.array([score_answers(metric, answers["test"], texts)[part] for texts in predicted])
+            scores = np.array([score_answers(metric, right, texts)[part] for texts in predicted])
+            fields["baseline"] = float(score_answers(metric, right, nearest)[part].mean())
+            fields["items"] = scores.mean(0).tolist()
             results.append(
-                finetuning.seeds_result(
-                    TASK,
-                    metric,
-                    lambda _, drawn: drawn.mean(),
-                    scores[0],
-                    scores,
-                    paragraphs,
-                    baseline=float(score_answers(metric, answers["test"], nearest)[part].mean()),
-                    baseline_name="sentence with the most words of the question",
-                    subset=subset,
-                    details=details,
-                    items=scores.mean(0).tolist(),
-                    item_ids=[test[number].id for number in part],
-                    clusters=number_clusters(paragraphs).tolist(),
-                )
+                finetuning.seeds_result(TASK, metric, lambda _, s: s.mean(), scores[0], scores, paragraphs, **fields)
             )
     return results
 

@@ -31,6 +31,11 @@ SCENARIOS = ("selective", "total")
 WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 
 
+def bio(label: str, words: int) -> list[str]:
+    """The labels of an entity's words."""
+    return [f"B-{label}"] + [f"I-{label}"] * (words - 1)
+
+
 def label_words(document: dict) -> Tagged:
     """A document of the files as words with B, I, O labels.
 
@@ -50,7 +55,7 @@ def label_words(document: dict) -> Tagged:
         last = ends.get(start + len(covered.rstrip()))
         if first is None or last is None or set(labels[first : last + 1]) != {"O"}:
             raise ValueError(f"entity {entity['text']!r} at {start} is not whole words, or overlaps another")
-        labels[first : last + 1] = [f"B-{entity['label']}"] + [f"I-{entity['label']}"] * (last - first)
+        labels[first : last + 1] = bio(entity["label"], last + 1 - first)
     words = [(" " if start and text[start - 1].isspace() else "") + text[start:end] for start, end in spans]
     return Tagged(document["doc_id"], words, labels)
 
@@ -82,28 +87,18 @@ def look_up_entities(train: list[Tagged], test: list[Tagged]) -> list[list[str]]
         words = [word.strip() for word in text.words]
         for label, start, end in get_entities(text.labels):
             classes[tuple(words[start : end + 1])].add(label)
-    known = {words: labels.copy().pop() for words, labels in classes.items() if len(labels) == 1}
+    known = {words: next(iter(labels)) for words, labels in classes.items() if len(labels) == 1}
     longest = max(map(len, known), default=0)
     predicted = []
     for text in test:
         words = [word.strip() for word in text.words]
-        labels = ["O"] * len(words)
-        place = 0
-        while place < len(words):
-            for length in range(min(longest, len(words) - place), 0, -1):
-                if label := known.get(tuple(words[place : place + length])):
-                    labels[place : place + length] = [f"B-{label}"] + [f"I-{label}"] * (length - 1)
-                    break
-            else:
-                length = 1
-            place += length
+        labels = []
+        while (place := len(labels)) < len(words):
+            parts = (tuple(words[place : place + length]) for length in range(longest, 0, -1))
+            part = next((part for part in parts if part in known), None)
+            labels += bio(known[part], len(part)) if part else ["O"]
         predicted.append(labels)
     return predicted
-
-
-def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
-    """Entity F1 of both scenarios."""
-    return [fine_tune_scenario(scenario, model_folder, folder, settings) for scenario in SCENARIOS]
 
 
 def fine_tune_scenario(scenario: str, model_folder: str, folder: Path, settings: Settings) -> Result:
@@ -127,18 +122,19 @@ def fine_tune_scenario(scenario: str, model_folder: str, folder: Path, settings:
         "recall": (right / true.clip(min=1)).tolist(),
         "documents": len(gold["test"]),
     }
-    return finetuning.seeds_result(
-        TASK,
-        "entity_f1",
-        lambda _, drawn: entity_f1(drawn),
-        counts[0],
-        counts,
-        n=int(true[0]),
-        baseline=entity_f1(count_entities(gold["test"], look_up_entities(splits["train"], splits["test"]))),
-        baseline_name="entities of train, looked up",
-        subset=scenario,
-        details=details,
-    )
+    fields = {
+        "n": int(true[0]),
+        "baseline": entity_f1(count_entities(gold["test"], look_up_entities(splits["train"], splits["test"]))),
+        "baseline_name": "entities of train, looked up",
+        "subset": scenario,
+        "details": details,
+    }
+    return finetuning.seeds_result(TASK, "entity_f1", lambda _, drawn: entity_f1(drawn), counts[0], counts, **fields)
+
+
+def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
+    """Entity F1 of both scenarios."""
+    return [fine_tune_scenario(scenario, model_folder, folder, settings) for scenario in SCENARIOS]
 
 
 TASK = Task("harem", 1, fine_tune=run)

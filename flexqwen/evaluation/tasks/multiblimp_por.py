@@ -6,11 +6,7 @@ from flexqwen.evaluation.tasks.hub import read_rows
 
 
 def load(context: Context) -> list[Item]:
-    """The pairs.
-
-    Raises:
-        InputError: the Hub cannot be reached and the data set is not in its cache.
-    """
+    """The pairs, as `read_rows` gives them."""
     rows, commit = read_rows("jumelet/multiblimp", "por", "train", ("sen", "wrong_sen"))
     return [
         make_pair(f"{number}", row["sen"], row["wrong_sen"], ("all", row.get("phenomenon") or "all"), commit)
@@ -18,4 +14,4 @@ def load(context: Context) -> list[Item]:
     ]
 
 
-TASK = Task("multiblimp_por", 2, load, choose, needs_hub=True)
+TASK = Task("multiblimp_por", 2, load, choose)

@@ -4,13 +4,13 @@ The checkpoint, the dataset, the settings and the versions of the tasks decide w
 written down and decide nothing.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from flexqwen import subsampling
 from flexqwen.cli import InputError
 from flexqwen.data import passages
 from flexqwen.data.texts import dataset_digest
@@ -18,13 +18,13 @@ from flexqwen.evaluation import likelihood, sources
 from flexqwen.evaluation.finetuning import Settings
 from flexqwen.evaluation.likelihood import MODES, Scorer
 from flexqwen.evaluation.results import RESULTS, Result, read_results, write_results
-from flexqwen.evaluation.tasks import FINE_TUNED, NAMES, ZERO_SHOT, Context, Item, Task, load_task
+from flexqwen.evaluation.tasks import FINE_TUNED, HUB, NAMES, Context, Task, load_task
 from flexqwen.files import read_json, remove_path, versions
 from flexqwen.loading import check_unchanged, digest_checkpoint
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(Context):
     """What is measured, as `eval.py --help` explains it.
 
     Raises:
@@ -34,12 +34,7 @@ class Options:
     model: str
     tasks: str = "bits_per_byte"
     modes: str | None = None
-    within_word: bool = False
-    dataset: str = "carolina_originality"
-    split: str = "test"
-    documents: int = 500
     exclude_seen: bool = False
-    limit: int | None = None
     seeds: int = 3
     learning_rates: Sequence[float] = Settings.learning_rates
     num_train_epochs: float | None = None
@@ -87,17 +82,16 @@ def evaluate(options: Options) -> list[Result]:
     Raises:
         InputError: the model or the data cannot be had or do not fit the options; the folder holds other results.
     """
-    digests = digest_checkpoint(options.model)  # before it is loaded: training may go on, and replace it
+    digests = digest_checkpoint(options.model)  # before it is loaded: a running training may replace it
     scorer = likelihood.load(options.model, trust_remote_code=options.trust_remote_code)
     modes = options.modes.split(",") if options.modes else list(scorer.modes)
     if missing := [mode for mode in modes if mode not in scorer.modes]:
         raise InputError(f"{options.model} is not scored in mode {missing[0]!r}; it has: {', '.join(scorer.modes)}")
-    if not options.has_dataset and ("bits_per_byte" in options.names or options.exclude_seen):
-        dataset_digest(options.dataset)  # raises
+    needs_dataset = "bits_per_byte" in options.names or options.exclude_seen
     commit = getattr(scorer.model.config, "_commit_hash", None)
     made_by = {
         "model": digests or {"repository": options.model, "commit": commit},
-        "dataset_digest": dataset_digest(options.dataset) if options.has_dataset else None,
+        "dataset_digest": dataset_digest(options.dataset) if needs_dataset or options.has_dataset else None,
         "tasks": {name: load_task(name).version for name in options.names},
         "modes": modes,
     }
@@ -107,11 +101,12 @@ def evaluate(options: Options) -> list[Result]:
     if options.trust_remote_code:  # it may be other code than transformers' own
         settings.append("trust_remote_code")
     made_by |= {name: getattr(options, name) for name in settings}
-    earlier = read_json(options.folder / RESULTS)
-    if earlier and _is_made_by(earlier, made_by):
+    if options.limit:
+        made_by["subsampling"] = subsampling.FORMAT
+    if _is_there(options.folder, made_by):
         print(f"evaluation: {options.folder} is already there, of the same checkpoint, data and settings; reused")
         return read_results(options.folder)[1]
-    if earlier and not options.overwrite:
+    if read_json(options.folder / RESULTS) is not None and not options.overwrite:
         raise InputError(f"{options.folder} holds results made otherwise; pass --overwrite or another --output")
     results, notes = measure(options, scorer, modes, made_by)
     if not results:
@@ -123,84 +118,56 @@ def evaluate(options: Options) -> list[Result]:
 
 def measure(options: Options, scorer: Scorer, modes: list[str], made_by: dict) -> tuple[list[Result], list[str]]:
     """All results, and notes on what was left out; those of each finished task are kept in `unfinished` meanwhile."""
-    context = Context(**{field.name: getattr(options, field.name) for field in fields(Context)})
     notes, items, results = [], {}, []
-    for task in (load_task(name) for name in options.names if name in ZERO_SHOT):
+    for task in map(load_task, sorted(options.names, key=FINE_TUNED.__contains__)):
         try:
-            items[task] = task.load_items(context)
+            items[task] = [] if task.fine_tune else task.load_items(options)
         except InputError as error:
-            if not task.needs_hub or options.tasks != "all":
+            if task.name not in HUB or options.tasks != "all":
                 raise
             notes.append(f"{task.name} left out: {error}")
-    shares = find_seen(items, options.dataset) if options.has_dataset else {}
-    if not options.has_dataset:
+    if options.has_dataset:
+        texts = [item.text for loaded in items.values() for item in loaded]
+        shares = iter(passages.find_seen_shares(texts, options.dataset).tolist())
+    else:
         notes.append(f"overlap with training is not known: no dataset in {options.dataset}")
     for task, loaded in items.items():
-        seen = shares.get(task)
+        folder = options.folder / "unfinished" / task.name
+        seen = {item.id: next(shares) for item in loaded} if options.has_dataset else {}
         kept = [item for item in loaded if not (options.exclude_seen and seen[item.id] > 0)]
-        if kept:
-            make = partial(_score, task, scorer, kept, modes, context, seen, len(loaded) - len(kept))
-            results += _make_once(options, task, made_by, make)
-        else:
+        if not (kept or task.fine_tune):
             notes.append(f"{task.name} left out: a 13-gram of every item was trained on")
-    for task in (load_task(name) for name in options.names if name in FINE_TUNED):
-        settings = Settings(
-            seeds=tuple(range(options.seeds)),
-            learning_rates=tuple(options.learning_rates),
-            num_train_epochs=options.num_train_epochs,
-            limit=options.limit,
-            dataset=options.dataset if options.has_dataset else None,
-            exclude_seen=options.exclude_seen,
-            trust_remote_code=options.trust_remote_code,
-        )
-        data = sources.folder(task.folder or task.name)
-        results += _make_once(options, task, made_by, partial(task.fine_tune, options.model, data, settings))
+        elif _is_there(folder, made_by):
+            results += read_results(folder)[1]
+        else:
+            if task.fine_tune:
+                made = _fine_tune(task, options)
+            else:
+                made = [result for mode in modes for result in task.evaluate(scorer, kept, mode, options)]
+                for result in made if seen else ():
+                    shares_of_items = np.array([seen[item] for item in result.item_ids])
+                    result.details |= passages.describe_seen(shares_of_items, len(loaded) - len(kept))
+            check_unchanged(options.model, {} if "repository" in made_by["model"] else made_by["model"])
+            _write(options, made_by, made, folder)
+            results += made
     for note in notes:
         print(f"note: {note}")
     return results, notes
 
 
-def find_seen(items: dict[Task, list[Item]], dataset: str) -> dict[Task, dict[str, float]]:
-    """For each task and item, the share of its 13-grams in the training splits (NaN: under 13 words)."""
-    texts = [item.text for loaded in items.values() for item in loaded]
-    shares = iter(passages.find_seen_shares(texts, dataset).tolist())
-    return {task: {item.id: next(shares) for item in loaded} for task, loaded in items.items()}
+def _fine_tune(task: Task, options: Options) -> list[Result]:
+    dataset = options.dataset if options.has_dataset else None
+    names = ("num_train_epochs", "limit", "exclude_seen", "trust_remote_code")
+    shared = {name: getattr(options, name) for name in names} | {"dataset": dataset}
+    settings = Settings(tuple(range(options.seeds)), tuple(options.learning_rates), **shared)
+    return task.fine_tune(options.model, sources.folder(task.folder or task.name), settings)
 
 
-def _score(
-    task: Task,
-    scorer: Scorer,
-    items: list[Item],
-    modes: list[str],
-    context: Context,
-    seen: dict[str, float] | None,
-    excluded: int,
-) -> list[Result]:
-    """A task's results in every mode, with what the training splits hold of its items where that is known."""
-    results = [result for mode in modes for result in task.evaluate(scorer, items, mode, context)]
-    for result in results if seen is not None else ():
-        result.details |= passages.describe_seen(np.array([seen[item] for item in result.item_ids]), excluded)
-    return results
-
-
-def _make_once(options: Options, task: Task, made_by: dict, make: Callable[[], list[Result]]) -> list[Result]:
-    """What `make()` gives; or what it gave, where the same evaluation was interrupted after it.
-
-    Raises:
-        InputError: the model's files are not those of `made_by` any more.
-    """
-    folder = options.folder / "unfinished" / task.name
-    if _is_made_by(read_json(folder / RESULTS) or {}, made_by):
-        return read_results(folder)[1]
-    results = make()
-    check_unchanged(options.model, {} if "repository" in made_by["model"] else made_by["model"])
-    _write(options, made_by, results, folder)
-    return results
-
-
-def _is_made_by(header: dict, made_by: dict) -> bool:
-    """Whether results are of this checkpoint, data and settings. Older files have library versions among them."""
-    return {name: value for name, value in header.get("made_by", {}).items() if name != "versions"} == made_by
+def _is_there(folder: Path, made_by: dict) -> bool:
+    """Whether its results are of this checkpoint, data and settings. Older files have library versions among them."""
+    found = read_json(folder / RESULTS)
+    earlier = found.get("made_by") if isinstance(found, dict) else None
+    return isinstance(earlier, dict) and earlier | {"versions": None} == made_by | {"versions": None}
 
 
 def _write(options: Options, made_by: dict, results: list[Result], folder: Path, notes: Sequence[str] = ()) -> None:
