@@ -88,6 +88,8 @@ class Recorder:
 
     def record(self, model, tokens: int) -> None:
         """Scores a model that was trained on so many tokens; the clock stands still, and random numbers are kept."""
+        if not tokens:
+            self.clock.restart()
         with self.clock.paused(), torch.random.fork_rng(devices=[]):
             seconds, wall = self.clock.read()
             point = {"seconds": seconds, "wall_seconds": wall, "tokens": tokens}
@@ -100,8 +102,6 @@ class Recorder:
                     point[f"pairs_{mode}"] = minimal_pairs.evaluate(scorer, self.pairs, mode, self.context)[0].value
             self.curve.append({name: float(value) for name, value in point.items()})
             print(self.curve[-1], file=sys.stderr, flush=True)
-        if not tokens:
-            self.clock.restart()
 
     def record_if_due(self, model, tokens: int) -> None:
         if len(self.curve) < self.marks and self.clock.read()[0] >= self.budget * len(self.curve) / self.marks:
@@ -156,7 +156,7 @@ class GptBert:
         self.script, self.args = script, args = load_script(cell, folder / "pretraining", "train_10m", [], tokenizer)
         script.DistributedDataParallel = lambda model, **_: SimpleNamespace(module=model)
         torch.cuda.get_device_properties = lambda *_: SimpleNamespace(total_memory=0)
-        args.device, args.seq_length = "cpu", length // 4  # rows grow fourfold
+        args.seq_length = length // 4  # rows grow fourfold
         size = {"num_hidden_layers": shape.num_hidden_layers, "max_position_embeddings": length}
         args.config_file = fit_width(script.Bert, folder / "configs/small.json", size, shape, parameters, cell)
         wrapped, _, self.optimizer, self.scheduler, *_ = script.prepare_model_and_optimizer(args)
@@ -170,13 +170,14 @@ class GptBert:
         hidden = hidden_places(torch.ones_like(input_ids[:, 1:]).bool(), True)
         return self.model(input_ids[:, :-1].t(), hidden, input_ids[:, 1:].t())[0].item()
 
-    def step(self, progress: float) -> int:
+    def step(self, progress: float, clock: Clock) -> int:
         """One optimiser step, when this share of the time is over; the number of its tokens."""
         args, length = self.args, self.args.seq_length * (4 if progress >= 0.9 else 2 if progress >= 0.7 else 1)
         if length != self.row_length:
             self.row_length, path = length, f"{self.cell['documents_folder']}/0.bin"
             kinds = (self.script.MaskedDataset, self.script.CausalDataset)
-            self.data = [kind(path, self.names, args, length, None, 1) for kind in kinds]
+            with clock.paused():  # cutting documents is not training, for any side
+                self.data = [kind(path, self.names, args, length, None, 1) for kind in kinds]
             self.order = [endless_order(len(data)) for data in self.data]
         most = self.cell["tokens_per_step"] // length
         rows = int(most / args.batch_reduction * (1 - progress) + most * progress + 0.5)
@@ -221,7 +222,7 @@ class Dual:
         size = {"num_layers": shape.num_hidden_layers, "d_h": shape.head_dim, "max_sequence_length": length}
         size |= {"tie_weights": True, "dataset_type": "causal"}
         args.config_file = fit_width(script.Model, folder / "configs/large.json", size, shape, parameters, cell)
-        args.untie, args.device, args.max_seq_length = False, torch.device("cpu"), length
+        args.untie, args.max_seq_length = False, length
         self.model, _, self.optimizer, self.scheduler, *_ = script.prepare_model_and_optimizer(args)
         kinds = {"masked": script.DiffusionDatasetv2, "causal": script.CausalDatasetv2}
         data = (cell["documents_folder"], special_tokens(tokenizer), args, length, 0)
@@ -237,7 +238,7 @@ class Dual:
         of_one = torch.zeros_like(input_ids[:, 1:])
         return self.model(input_ids[:, :-1].t(), of_one, input_ids[:, 1:].t()).loss.mean().item()
 
-    def step(self, progress: float) -> int:
+    def step(self, progress: float, clock: Clock) -> int:
         """One optimiser step, when this share of the time is over; the number of its tokens."""
         args, all_rows = self.args, self.cell["tokens_per_step"] // self.args.max_seq_length
         masked, self.owed = masked_rows(all_rows, self.cell["masked_fraction"], self.owed)
@@ -266,6 +267,7 @@ def load_script(cell: dict, folder: Path, name: str, options: list[str], tokeniz
     script.is_main_process = lambda: False
     args.n_special_tokens, args.vocab_size, args.seed = 4, len(tokenizer), cell["seed"]
     args.learning_rate, args.max_steps = args.learning_rate * cell["rate"], STEPS
+    args.device, args.local_rank = torch.device("cpu"), 0
     script.seed_everything(cell["seed"])
     return script, args
 
@@ -322,8 +324,9 @@ def endless_order(size: int):
 def update(peer, progress: float) -> None:
     """Clips, and steps at the learning rate of this share of the schedule."""
     torch.nn.utils.clip_grad_norm_(peer.model.parameters(), peer.args.max_gradient)
-    peer.scheduler.last_epoch = int(progress * STEPS) - 1
-    peer.scheduler.step()
+    schedule = peer.scheduler
+    for group, rate, rule in zip(peer.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = rate * rule(int(progress * STEPS))
     peer.optimizer.step()
     peer.optimizer.zero_grad(set_to_none=True)
 
@@ -337,7 +340,7 @@ def train_peer(cell: dict, recorder: Recorder, tokenizer, shape, parameters: int
     tokens = 0
     recorder.record(model, tokens)
     while (now := recorder.clock.read()[0]) < recorder.budget:
-        tokens += peer.step(now / recorder.budget)
+        tokens += peer.step(now / recorder.budget, recorder.clock)
         recorder.record_if_due(model, tokens)
     recorder.record(model, tokens)
     names = ("learning_rate", "weight_decay", "max_gradient", "z_loss_weight")
