@@ -77,7 +77,10 @@ class Clock:
 
 
 class Recorder:
-    """The curve of a run: a point before training, one at each mark (an equal share of the time), one at the end."""
+    """The curve of a run: a point before training, one at each mark (an equal share of the time), one at the end.
+
+    Pairs take long, so they are scored before training, in the middle and at the end only.
+    """
 
     def __init__(self, cell: dict, tokenizer, length: int):
         self.text = heldout.held_out(cell["dataset"], "test", tokenizer, length, cell["documents"])
@@ -86,7 +89,7 @@ class Recorder:
         self.budget, self.marks, self.tokenizer = cell["minutes"] * 60, cell["marks"], tokenizer
         self.clock, self.curve = Clock(), []
 
-    def record(self, model, tokens: int) -> None:
+    def record(self, model, tokens: int, with_pairs: bool = True) -> None:
         """Scores a model that was trained on so many tokens; the clock stands still, and random numbers are kept."""
         if not tokens:
             self.clock.restart()
@@ -98,14 +101,14 @@ class Recorder:
                 nats = heldout.score(model, self.text, mode, 2048)
                 point[f"nats_per_token_{mode}"] = nats.sum() / self.text.tokens.sum()
                 point[f"bits_per_byte_{mode}"] = nats.sum() / math.log(2) / self.text.bytes.sum()
-                if self.pairs:
+                if self.pairs and with_pairs:
                     point[f"pairs_{mode}"] = minimal_pairs.evaluate(scorer, self.pairs, mode, self.context)[0].value
             self.curve.append({name: float(value) for name, value in point.items()})
             print(self.curve[-1], file=sys.stderr, flush=True)
 
     def record_if_due(self, model, tokens: int) -> None:
         if len(self.curve) < self.marks and self.clock.read()[0] >= self.budget * len(self.curve) / self.marks:
-            self.record(model, tokens)
+            self.record(model, tokens, with_pairs=len(self.curve) == self.marks // 2)
 
 
 class Peer(torch.nn.Module):
@@ -286,8 +289,7 @@ def fit_width(kind, file: Path, size: dict, shape, parameters: int, cell: dict) 
     config |= {"vocab_size": shape.vocab_size, **size}
 
     def count(width: int) -> int:
-        model = kind(SimpleNamespace(**config | {"intermediate_size": width}))
-        return sum(weights.numel() for weights in model.parameters())
+        return count_parameters(kind(SimpleNamespace(**config | {"intermediate_size": width})))
 
     width = round(8 + 8 * (parameters - count(8)) / (count(16) - count(8)))
     write_json(Path(cell["scratch"]) / "config.json", config | {"intermediate_size": width})
@@ -531,6 +533,7 @@ def run_all(args, documents: dict) -> dict[str, list[dict]]:
 
 def at(curve: list[dict], axis: str, place: float, metric: str) -> float:
     """A curve's value at a place of an axis, on the line between two points; beyond the last, its value."""
+    curve = [point for point in curve if metric in point]
     return float(np.interp(place, [point[axis] for point in curve], [point[metric] for point in curve]))
 
 
@@ -615,8 +618,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sweep_minutes", type=float, default=0, help="of each trial of a learning rate; 0: no sweep")
     parser.add_argument("--marks", type=int, default=10, help="points of a curve")
-    parser.add_argument("--documents", type=int, default=150, help="held-out documents")
-    parser.add_argument("--limit", type=int, default=300, help="minimal pairs; 0: none")
+    parser.add_argument("--documents", type=int, default=300, help="held-out documents")
+    parser.add_argument("--limit", type=int, default=500, help="minimal pairs; 0: none")
     parser.add_argument("--bf16", type=int, default=torch.ops.mkldnn._is_mkldnn_bf16_supported())
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument("--runs", default="runs/peers", help="folder of the runs")
