@@ -1,7 +1,9 @@
 """benchmarks/peers.py without a checkout: another model is scored as a FlexQwen is, and the figures are right."""
 
 import importlib.util
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,3 +101,34 @@ def test_interval_over_seeds_is_students():
     assert found["mean"] == 2
     assert found["interval"] == pytest.approx([2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5])
     assert peers.with_interval([1.0])["interval"] is None
+
+
+def test_each_side_trains_at_its_best_rate(monkeypatch):
+    def run(args, side, seed, rate, minutes, documents):
+        loss = abs(rate - {"ours": 2, "stock": 0.5}[side])
+        return {"cell": {"side": side, "seed": seed, "rate": rate}, "curve": [{"bits_per_byte_causal": loss}]}
+
+    monkeypatch.setattr(peers, "run", run)
+    args = SimpleNamespace(workers=2, sweep_minutes=1, minutes=2, sides=["ours", "stock"], seeds=2)
+    for side, rate in (("ours", 2), ("stock", 0.5)):
+        done = [one["cell"] for one in peers.run_all(args, {})[side]]
+        assert done == [{"side": side, "seed": seed, "rate": rate} for seed in range(2)]
+
+
+def test_a_finished_run_is_not_run_again(monkeypatch, tmp_path):
+    started = []
+
+    def start(command, **kwargs):
+        started.append(json.loads(command[-1]))
+        peers.write_json(Path(started[-1]["scratch"]) / "result.json", {"curve": []})
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(peers.subprocess, "run", start)
+    names = dict.fromkeys(("dataset_config", "config", "dataset", "tokenizer", "recipe"), "x")
+    args = SimpleNamespace(**names, documents=1, limit=0, marks=2, bf16=False, runs=str(tmp_path))
+    first = peers.run(args, "ours", 0, 1.0, 5, {"folder": "x"})
+    assert peers.run(args, "ours", 0, 1.0, 5, {"folder": "x"}) == first
+    assert len(started) == 1
+    args.recipe = "--muon false"
+    peers.run(args, "ours", 0, 1.0, 5, {"folder": "x"})
+    assert len(started) == 2
