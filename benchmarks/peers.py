@@ -41,12 +41,13 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, Trainer, 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from flexqwen.evaluation.tasks.item import Context  # noqa: E402
+
 from flexqwen.data.packing import IGNORE, encode_documents  # noqa: E402
 from flexqwen.data.texts import dataset_digest, read_texts  # noqa: E402
 from flexqwen.evaluation import heldout  # noqa: E402
 from flexqwen.evaluation.likelihood import Scorer  # noqa: E402
 from flexqwen.evaluation.tasks import minimal_pairs  # noqa: E402
-from flexqwen.evaluation.tasks.item import Context  # noqa: E402
 from flexqwen.files import atomic_write, digest, file_digest, read_json, versions, write_json  # noqa: E402
 from flexqwen.tables import markdown_table  # noqa: E402
 from flexqwen.training import arguments as settings  # noqa: E402

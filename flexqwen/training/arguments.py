@@ -1,7 +1,6 @@
 """The settings of a training run: dataclasses, read from a YAML file and the command line."""
 
 import dataclasses
-import difflib
 import json
 import os
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
-from flexqwen.cli import InputError, normalize_option
+from flexqwen.cli import InputError, normalize_option, suggest_name
 from flexqwen.training.objectives import ObjectiveArguments
 from flexqwen.training.schedule import parse_phases
 
@@ -124,6 +123,8 @@ def parse(argv: list[str]) -> Arguments:
         description="Trains a FlexQwen. The config is a YAML file of the options below.",
         allow_abbrev=False,
     )
+    if not argv:
+        raise InputError("no config is given; usage: train.py <config.yaml> [--name value ...], see configs/")
     given, options = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     options = [normalize_option(word) for word in options]
     known = {action.dest for action in parser._actions} - {"help"}
@@ -140,7 +141,7 @@ def parse(argv: list[str]) -> Arguments:
         raise InputError(" ".join(str(error).split())) from None
     if unknown:
         name = unknown[0].partition("=")[0]  # what comes after may be a token
-        raise InputError(f"unknown option {name}{_nearest(name.lstrip('-'), known)} (see train.py --help)")
+        raise InputError(f"unknown option {name}{suggest_name(name.lstrip('-'), known)} (see train.py --help)")
     words = [option.partition("=")[0] for option in (*from_file, *options)]
     given = [parser._option_string_actions[word].dest for word in words if word in parser._option_string_actions]
     return Arguments(*groups, given=list(dict.fromkeys(given)))
@@ -180,17 +181,12 @@ def _options_from_yaml(path: str, known: set[str]) -> list[str]:
     options = []
     for name, value in content.items():
         if name not in known:
-            raise InputError(f"config {path}: unknown key {name!r}{_nearest(str(name), known)}")
+            raise InputError(f"config {path}: unknown key {name!r}{suggest_name(str(name), known)}")
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
         options += [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
     return options
-
-
-def _nearest(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def as_dict(arguments: Arguments) -> dict:
