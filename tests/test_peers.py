@@ -58,6 +58,17 @@ def test_a_token_that_a_system_does_not_know_is_hidden_from_it():
     assert seen[0].tolist() == [[True, True, True, False]]
 
 
+def test_scoring_leaves_a_model_in_training():
+    recorder = peers.Recorder.__new__(peers.Recorder)
+    recorder.tokenizer, recorder.clock, recorder.curve, recorder.pairs = make_tokenizer(), peers.Clock(), [], []
+    recorder.text = heldout.tokenize_texts(["abc abd", "ca dab cab"], recorder.tokenizer, 8)
+    model = wrapped(make_model()).train()
+    recorder.record(model, 0)
+    assert model.training
+    assert model.model.training  # else dropout would end with the first point of the curve
+    assert {"tokens", *peers.METRICS[:2]} < recorder.curve[0].keys()
+
+
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_attention_on_a_cpu_is_that_of_flex_attention(is_causal):
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -131,6 +142,7 @@ def test_a_finished_run_is_not_run_again(monkeypatch, tmp_path):
     started = []
 
     def start(command, **kwargs):
+        assert kwargs["env"]["PYTHONPATH"] == str(peers.ROOT)
         started.append(json.loads(command[-1]))
         peers.write_json(Path(started[-1]["scratch"]) / "result.json", {"curve": []})
         return SimpleNamespace(returncode=0)
