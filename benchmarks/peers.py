@@ -35,28 +35,25 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, set_seed
 
+from flexqwen.data.packing import IGNORE, encode_documents
+from flexqwen.data.texts import dataset_digest, read_texts
+from flexqwen.evaluation import heldout
+from flexqwen.evaluation.likelihood import Scorer
+from flexqwen.evaluation.statistics import joint_interval
+from flexqwen.evaluation.tasks import Context, load_task
+from flexqwen.files import atomic_write, digest, file_digest, read_json, versions, write_json
+from flexqwen.tables import markdown_table
+from flexqwen.training import trainer as training_code
+from flexqwen.training.arguments import parse
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from flexqwen.evaluation.tasks.item import Context  # noqa: E402
-
-from flexqwen.data.packing import IGNORE, encode_documents  # noqa: E402
-from flexqwen.data.texts import dataset_digest, read_texts  # noqa: E402
-from flexqwen.evaluation import heldout  # noqa: E402
-from flexqwen.evaluation.likelihood import Scorer  # noqa: E402
-from flexqwen.evaluation.tasks import minimal_pairs  # noqa: E402
-from flexqwen.files import atomic_write, digest, file_digest, read_json, versions, write_json  # noqa: E402
-from flexqwen.tables import markdown_table  # noqa: E402
-from flexqwen.training import arguments as settings  # noqa: E402
-
 METRICS = [f"{figure}_{mode}" for figure in ("bits_per_byte", "pairs") for mode in heldout.MODES]
 RATES = (1.0, 0.5, 2.0)  # of the sweep, times a side's own learning rate
 STEPS = 100_000  # of the peers' schedules, which are walked through as time passes
 CALIBRATION = 20  # steps that tell how many fit into the time
-FORMAT = 1  # of a run's file
+FORMAT = 2  # of a run's file
 
 
 class Clock:
@@ -84,9 +81,10 @@ class Recorder:
     """
 
     def __init__(self, cell: dict, tokenizer, length: int):
-        self.text = heldout.held_out(cell["dataset"], "test", tokenizer, length, cell["documents"])
-        self.context = Context(limit=cell["limit"])
-        self.pairs = minimal_pairs.load(self.context) if cell["limit"] else []
+        texts = [text for _, text in read_texts(cell["dataset"], "heldout", "test", cell["documents"])]
+        self.text = heldout.tokenize_texts(texts, tokenizer, length)
+        self.task, self.context = load_task("minimal_pairs"), Context(limit=cell["limit"])
+        self.pairs = self.task.load_items(self.context) if cell["limit"] else []
         self.budget, self.marks, self.tokenizer = cell["minutes"] * 60, cell["marks"], tokenizer
         self.clock, self.curve = Clock(), []
 
@@ -97,13 +95,15 @@ class Recorder:
         with self.clock.paused(), torch.random.fork_rng(devices=[]):
             seconds, wall = self.clock.read()
             point = {"seconds": seconds, "wall_seconds": wall, "tokens": tokens}
-            scorer = Scorer(model, self.tokenizer, "flexqwen")
+            was_training = model.training
+            scorer = Scorer(model, self.tokenizer, "flexqwen")  # which ends training mode, and so dropout
             for mode in getattr(model, "modes", heldout.MODES):
                 nats = heldout.score(model, self.text, mode, 2048)
                 point[f"nats_per_token_{mode}"] = nats.sum() / self.text.tokens.sum()
                 point[f"bits_per_byte_{mode}"] = nats.sum() / math.log(2) / self.text.bytes.sum()
                 if self.pairs and with_pairs:
-                    point[f"pairs_{mode}"] = minimal_pairs.evaluate(scorer, self.pairs, mode, self.context)[0].value
+                    point[f"pairs_{mode}"] = self.task.evaluate(scorer, self.pairs, mode, self.context)[0].value
+            model.train(was_training)
             self.curve.append({name: float(value) for name, value in point.items()})
             print(self.curve[-1], file=sys.stderr, flush=True)
 
@@ -148,7 +148,7 @@ class GptBert:
     `Bert.forward` with `num_masked`.
     """
 
-    masked_fraction = 15 / 16
+    masked_fraction, path = 15 / 16, "pretraining"
     patched = (
         "wandb is not imported, and DistributedDataParallel is left out: one process",
         "no average of the weights: their script saves one, and validates without it",
@@ -157,7 +157,7 @@ class GptBert:
 
     def __init__(self, cell: dict, tokenizer, shape, parameters: int):
         folder, length = Path(cell["gpt_bert"]), shape.max_position_embeddings
-        self.script, self.args = script, args = load_script(cell, folder / "pretraining", "train_10m", [], tokenizer)
+        self.script, self.args = script, args = load_script(cell, "train_10m", [], tokenizer)
         script.DistributedDataParallel = lambda model, **_: SimpleNamespace(module=model)
         torch.cuda.get_device_properties = lambda *_: SimpleNamespace(total_memory=0)
         args.seq_length = length // 4  # rows grow fourfold
@@ -205,7 +205,7 @@ class Dual:
     does one mode after the other, weighed by their rows.
     """
 
-    masked_fraction = 3 / 4
+    masked_fraction, path = 3 / 4, ""
     patched = (
         "wandb is not imported, and DistributedDataParallel and .cuda() are left out: one process",
         "flex_attention, which has no backward pass on a CPU, is scaled_dot_product_attention with the same mask",
@@ -218,7 +218,7 @@ class Dual:
         folder, length = Path(cell["dual"]), shape.max_position_embeddings
         options = ["--output_dir", cell["scratch"], "--n_repetitions", "1"]
         compile, torch.compile = torch.compile, lambda function: function
-        script, args = load_script(cell, folder, "dual_language_models.run_pretraining", options, tokenizer)
+        script, args = load_script(cell, "dual_language_models.run_pretraining", options, tokenizer)
         torch.compile = compile
         code = sys.modules["dual_language_models.model.model"]
         code.flex_attention, code.create_block_mask = attention_on_cpu, lambda mask_mod, *_, **__: mask_mod
@@ -261,10 +261,9 @@ class Dual:
 PEERS = {"gpt_bert": GptBert, "dual": Dual}
 
 
-def load_script(cell: dict, folder: Path, name: str, options: list[str], tokenizer):
-    """A peer's training script, imported from its checkout, and its default settings with our tokenizer and seed."""
+def load_script(cell: dict, name: str, options: list[str], tokenizer):
+    """A peer's training script, which `run` put on the path, and its default settings with our tokenizer and seed."""
     os.environ["SLURM_PROCID"] = "1"  # they import wandb in process 0 only
-    sys.path.insert(0, str(folder))
     script = importlib.import_module(name)
     sys.argv = [name, *options]
     args = script.parse_arguments()
@@ -339,7 +338,7 @@ def train_peer(cell: dict, recorder: Recorder, tokenizer, shape, parameters: int
     peer = PEERS[cell["side"]](cell, tokenizer, shape, parameters)
     length, unseen = shape.max_position_embeddings, tokenizer.eos_token_id
     model = Peer(peer.model, peer.encode, peer.head, shape.vocab_size, length, unseen=unseen)
-    losses = check_scoring(peer, model, recorder.text.pieces)
+    losses = check_scoring(peer, model, [piece for piece, _ in recorder.text.pieces[:8]])
     tokens = 0
     recorder.record(model, tokens)
     while (now := recorder.clock.read()[0]) < recorder.budget:
@@ -354,8 +353,8 @@ def train_peer(cell: dict, recorder: Recorder, tokenizer, shape, parameters: int
 @torch.no_grad()
 def check_scoring(peer, model: Peer, pieces: list) -> dict:
     """Causal nats per token of the untrained model on one batch: by the peer's own loss, and by our scoring."""
-    length = min(len(piece) for piece in pieces[:8]) - 1
-    sample = torch.from_numpy(np.stack([piece[:length] for piece in pieces[:8]]))
+    length = min(map(len, pieces)) - 1
+    sample = torch.from_numpy(np.stack([piece[:length] for piece in pieces]))
     model.eval()
     theirs, ours = peer.own_loss(sample), model(sample, labels=sample).row_losses.sum().item() / sample[:, 1:].numel()
     model.train()
@@ -392,16 +391,16 @@ def train_ours(cell: dict, recorder: Recorder, options: list[str], learning_rate
     """train.py's own `main`, with a Trainer that keeps our curve."""
     import train
 
-    made, trainer_class = [], train.FlexQwenTrainer
+    made, trainer_class = [], training_code.FlexQwenTrainer
 
     def run(max_steps: int, recorder: Recorder | None):
         def make(**kwargs):
             made.append(trainer_class(**kwargs))
-            made[-1].marks = Marks(recorder, made[-1].tokens_seen)
+            made[-1].marks = Marks(recorder, made[-1].metrics.tokens_seen)
             made[-1].add_callback(made[-1].marks)
             return made[-1]
 
-        train.FlexQwenTrainer = make
+        training_code.FlexQwenTrainer = make
         given = {name: cell[name] for name in ("dataset", "dataset_config", "tokenizer", "seed")}
         given |= {"token_stores": f"{cell['documents_folder']}/tokens", "output_dir": f"{cell['scratch']}/{len(made)}"}
         given |= {"max_steps": max_steps, "learning_rate": learning_rate, "eval_documents": 1, "use_cpu": True}
@@ -444,14 +443,14 @@ def train_stock(cell: dict, recorder: Recorder, tokenizer, shape, training) -> d
 def train_one(cell: dict) -> dict:
     """One run, in this process: its curve, and what made it."""
     options = [cell["config"], *cell["recipe"].split(), "--use_cpu", "true", "--bf16", str(cell["bf16"])]
-    args = settings.parse(options)
+    args = parse(options)
     length, training = args.data.sequence_length, args.training
     cell["tokens_per_step"] = training.train_batch_size * training.gradient_accumulation_steps * length
     tokenizer = AutoTokenizer.from_pretrained(cell["tokenizer"], model_max_length=length)
     shape = Qwen3Config(**vars(args.model), vocab_size=len(tokenizer), max_position_embeddings=length)
     parameters = count_parameters(Qwen3ForCausalLM(shape))
     recorder = Recorder(cell, tokenizer, length)
-    if not cell["bf16"]:
+    if is_patched := cell["side"] in PEERS and not cell["bf16"]:
         torch.Tensor.bfloat16 = lambda tensor: tensor.to(torch.float32, copy=True)
     if cell["side"] == "ours":
         found = train_ours(cell, recorder, options, training.learning_rate * cell["rate"])
@@ -462,8 +461,8 @@ def train_one(cell: dict) -> dict:
     found["parameters"] = count_parameters(found.pop("model"))
     if abs(found["parameters"] / parameters - 1) > 0.03:
         raise SystemExit(f"{cell['side']} has {found['parameters']:,} parameters; {parameters:,} are wanted")
-    if not cell["bf16"]:
-        found["patched"].append("float32 for bfloat16, in Newton-Schulz too: bfloat16 is slow on this processor")
+    if is_patched:
+        found["patched"].append("float32 for bfloat16, in Newton-Schulz too, as our Muon has where bfloat16 is slow")
     last = recorder.curve[-1]
     return found | {"curve": recorder.curve, "tokens_per_second": last["tokens"] / last["seconds"]}
 
@@ -503,7 +502,8 @@ def run(args, side: str, seed: int, rate: float, minutes: float, documents: dict
     file = Path(args.runs).resolve() / f"{side}-{seed}-{rate:g}-{minutes:g}min.json"
     if (done := read_json(file)) and done["cell"] == cell:
         return done
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    path = str(ROOT) + (f"{os.pathsep}{cell[name]}/{PEERS[name].path}" if name in PEERS else "")
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch, open(file.with_suffix(".log"), "w") as log:
         command = ["nice", sys.executable, __file__, "--one", json.dumps(cell | {"scratch": scratch})]
         if subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode:
@@ -549,11 +549,8 @@ def seconds_to_reach(curve: list[dict], metric: str, value: float) -> float | No
 
 def with_interval(differences: list[float]) -> dict:
     """Paired differences, their mean and Student's 95 % interval over seeds (None where there is one seed)."""
-    mean, interval = float(np.mean(differences)), None
-    if len(differences) > 1:
-        margin = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-        interval = [float(mean - margin), float(mean + margin)]
-    return {"differences": differences, "mean": mean, "interval": interval}
+    mean, *interval = joint_interval(np.array(differences)[:, None], np.ones(1), [0])
+    return {"differences": differences, "mean": mean, "interval": interval if len(differences) > 1 else None}
 
 
 def compare(ours: list[dict], theirs: list[dict], seconds: float) -> dict[str, dict]:

@@ -8,14 +8,27 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from flexqwen.evaluation import heldout
-from flexqwen.evaluation.likelihood import Row, log_probabilities
-from tests.helpers.tiny import BOS, EOS, MASK, VOCABULARY, make_model
+from flexqwen.evaluation.likelihood import Scorer
+from tests.helpers.tiny import BOS, EOS, VOCABULARY, make_model
 
 spec = importlib.util.spec_from_file_location("peers", Path(__file__).parents[1] / "benchmarks" / "peers.py")
 peers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(peers)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a letter, after the special ones."""
+    names = ["<pad>", "<s>", "</s>", "<mask>"]
+    vocabulary = {name: number for number, name in enumerate([*names, *" abcd"])}
+    backend = Tokenizer(BPE(vocabulary, []))
+    backend.add_special_tokens(names)
+    special = dict(zip(("pad_token", "bos_token", "eos_token", "mask_token"), names, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=32, **special)
 
 
 def wrapped(model, unseen: int = -1):
@@ -29,13 +42,12 @@ def wrapped(model, unseen: int = -1):
 def test_a_wrapped_model_has_the_scores_of_its_own(mode):
     rng = np.random.default_rng(0)
     documents = [[BOS, *rng.integers(4, VOCABULARY, size).tolist(), EOS] for size in (30, 9, 20)]
-    text = heldout.HeldOut.of(documents, [60, 20, 40], 16, EOS, MASK)
-    model = make_model()
-    assert np.allclose(heldout.score(wrapped(model), text, mode), heldout.score(model, text, mode), rtol=1e-5)
-    rows = [Row(piece, np.arange(1, 4), number) for number, piece in enumerate(text.pieces) if len(piece) > 4]
-    masked = mode == "masked"
-    both = [log_probabilities(one, rows, len(text.pieces), masked, MASK)[0] for one in (wrapped(model), model)]
-    assert np.allclose(*both, rtol=1e-5)
+    tokenizer = make_tokenizer()
+    text = heldout.HeldOut.of(documents, [60, 20, 40], 16, tokenizer)
+    models = wrapped(make_model()), make_model()
+    assert np.allclose(*(heldout.score(model, text, mode) for model in models), rtol=1e-5)
+    texts = ["abc abd", "b", "ca dab cab"]
+    assert np.allclose(*(Scorer(model, tokenizer, "flexqwen").score(texts, mode) for model in models), rtol=1e-5)
 
 
 def test_a_token_that_a_system_does_not_know_is_hidden_from_it():
@@ -44,6 +56,17 @@ def test_a_token_that_a_system_does_not_know_is_hidden_from_it():
     encode, peer.encode = peer.encode, lambda ids, real, is_causal: (seen.append(real), encode(ids, real, is_causal))[1]
     peer(torch.tensor([[BOS, 7, 8, EOS]]))
     assert seen[0].tolist() == [[True, True, True, False]]
+
+
+def test_scoring_leaves_a_model_in_training():
+    recorder = peers.Recorder.__new__(peers.Recorder)
+    recorder.tokenizer, recorder.clock, recorder.curve, recorder.pairs = make_tokenizer(), peers.Clock(), [], []
+    recorder.text = heldout.tokenize_texts(["abc abd", "ca dab cab"], recorder.tokenizer, 8)
+    model = wrapped(make_model()).train()
+    recorder.record(model, 0)
+    assert model.training
+    assert model.model.training  # else dropout would end with the first point of the curve
+    assert {"tokens", *peers.METRICS[:2]} < recorder.curve[0].keys()
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
@@ -119,6 +142,7 @@ def test_a_finished_run_is_not_run_again(monkeypatch, tmp_path):
     started = []
 
     def start(command, **kwargs):
+        assert kwargs["env"]["PYTHONPATH"] == str(peers.ROOT)
         started.append(json.loads(command[-1]))
         peers.write_json(Path(started[-1]["scratch"]) / "result.json", {"curve": []})
         return SimpleNamespace(returncode=0)
