@@ -58,9 +58,10 @@ $(COMPAT_VENV)/installed: requirements.txt
 	. $(COMPAT_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check -r $(COMPAT_VENV)/requirements.txt
 	@touch $@
 
-$(VENV)/installed: requirements.txt
+$(VENV)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@

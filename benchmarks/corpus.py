@@ -1,4 +1,4 @@
-"""Times the dataset build beside what it is held to, in one run: python benchmarks/corpus.py --corpus <folder>
+"""Times the dataset build beside what it is held to, in one run: `python benchmarks/corpus.py --corpus <folder>`
 
 1. The whole build (read, verify, score, split, write) with two workers, against a plain one-thread
    `lxml.etree.iterparse` over the same shards that keeps nothing: at most 1.5 times its time, at most 2 GiB.
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 WHOLE_XML, WHOLE_DOCUMENTS = 15e9, 2_100_000
 TEI = "{http://www.tei-c.org/ns/1.0}TEI"

@@ -10,16 +10,12 @@ random weights in quickstart's shape is timed. The sentences are drawn from all 
 wsc_pt and mpararel_pt score.
 """
 
-# ruff: noqa: E402 (the repository is put on the path first)
 import argparse
 import json
 import random
 import sys
 import time
 from pathlib import Path
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
@@ -28,11 +24,11 @@ from transformers import AutoTokenizer
 from flexqwen.cli import InputError
 from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.likelihood import Scorer
-from flexqwen.evaluation.tasks import minimal_pairs, mpararel_pt, wsc_pt
-from flexqwen.evaluation.tasks.item import Context
+from flexqwen.evaluation.tasks import Context, load_task
 from flexqwen.files import versions, write_json
 from modeling_flexqwen import FlexQwenForCausalLM
 
+TASKS = ("minimal_pairs", "wsc_pt", "mpararel_pt")
 SHAPE = {
     "hidden_size": 192,
     "intermediate_size": 512,
@@ -130,10 +126,8 @@ def main() -> None:
 
 def requested() -> list[str]:
     """The sentences that the tasks score."""
-    pairs = [*minimal_pairs.load(Context()), *wsc_pt.load(Context())]
-    sentences = [item.data[side] for item in pairs for side in ("good", "bad")]
-    facts = [template for item in mpararel_pt.load(Context()) for template in item.data["requests"]]
-    return sentences + [request.text for template in facts for request in template]
+    items = [item for name in TASKS for item in load_task(name).load_items(Context())]
+    return [option.text for item in items for question in item.questions for option in question]
 
 
 def random_model(tokenizer_folder: str | None) -> Scorer:
@@ -155,7 +149,7 @@ def measure(scorer: Scorer, sides: dict, texts: list[str], repeats: int) -> dict
         side(texts[:8])
     for _ in range(repeats):
         for name, side in sides.items():
-            scorer.forget()
+            scorer.run.cache_clear()
             start = time.perf_counter()
             scores[name] = side(texts)
             best[name] = min(best[name], time.perf_counter() - start)

@@ -17,9 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
 SEQUENCE_LENGTH = 1024
 VOCABULARIES = (16_384, 151_936)
 SHAPE = {

@@ -25,9 +25,6 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 3}
 PRESETS = {  # hidden, intermediate, layers, query heads, key-value heads, head_dim, vocabulary, sequence, batch
     "cpu": (512, 1024, 4, 8, 8, 64, 16_384, 256, 8),

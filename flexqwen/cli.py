@@ -1,10 +1,11 @@
 """What every command line of the project shares: one-line errors with exit status 2."""
 
 import argparse
+import difflib
 import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,7 +17,7 @@ def redact(words: list[str]) -> list[str]:
         name, equals, _ = word.partition("=")
         if equals and _takes_token(name):
             word = f"{name}=<hidden>"
-        hidden.append("<hidden>" if _takes_token(before) else re.sub(r"hf_\w+", "<hidden>", word))
+        hidden.append("<hidden>" if _takes_token(before) else re.sub(r"\bhf_\w+(?![\w/])", "<hidden>", word))
         before = word
     return hidden
 
@@ -45,6 +46,12 @@ def normalize_option(word: str) -> str:
     return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else word
 
 
+def suggest_name(name: str, known: Iterable[str]) -> str:
+    """`; did you mean '…'?`, or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser, but a wrong option is one line on stderr (no usage dump) and options are never abbreviated."""
 
@@ -59,7 +66,17 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_known_args([normalize_option(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
+        wrong = re.match(r"unrecognized arguments: (--\w+)", message)
+        nearest = suggest_name(wrong[1], self._list_options()) if wrong else ""
+        raise InputError(f"{message}{nearest} (see {self.prog} --help)")
+
+    def _list_options(self) -> list[str]:
+        """Options of this parser and of its verbs."""
+        found = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [option for parser in action.choices.values() for option in parser._list_options()]
+        return found
 
 
 def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], None]:

@@ -36,11 +36,18 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes what this process, or one that was killed, left beside `path` as `<path>.<pid>.partial`."""
+    """Removes what this process, or one that was killed, left beside `path` as `<path>.<pid>.partial`.
+
+    What `replace_path` was about to replace when it was killed comes back, if nothing is in its place.
+    """
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
         pid = left.name[len(path.name) + 1 : -len(".partial")]
-        if pid.isdecimal() and (int(pid) == os.getpid() or not _is_running(int(pid))):
-            remove_path(left)
+        number = pid.removeprefix("old.")
+        if number.isdecimal() and (int(number) == os.getpid() or not _is_running(int(number))):
+            if pid != number and not path.exists():
+                os.replace(left, path)
+            else:
+                remove_path(left)
 
 
 def replace_path(partial: Path, path: Path) -> None:
@@ -94,7 +101,7 @@ def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented UTF-8 JSON, whole or not at all.
 
     Raises:
-        InputError: it holds NaN or an infinite number, which JSON has not.
+        InputError: it holds NaN or an infinite number, which JSON cannot hold.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)

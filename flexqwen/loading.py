@@ -1,7 +1,6 @@
 """Loads checkpoints: no code of theirs is run unasked, and every weight is theirs and a number.
 
-This repository's own classes stand behind the Auto classes for whatever says `model_type: flexqwen`, so that the code
-beside such a checkpoint, or named by its `auto_map`, is neither run nor fetched.
+For `model_type: flexqwen` the Auto classes give this repository's own, not the code beside a checkpoint.
 """
 
 import functools
@@ -16,6 +15,8 @@ from transformers import AutoConfig, PreTrainedConfig, Qwen3Config
 import modeling_flexqwen
 from configuration_flexqwen import AUTO_MAP, FlexQwenConfig
 from flexqwen.cli import InputError
+from flexqwen.files import file_digest
+from flexqwen.remote import reason
 
 AutoConfig.register(FlexQwenConfig.model_type, FlexQwenConfig, exist_ok=True)
 for _auto_class, _place in AUTO_MAP.items():
@@ -40,13 +41,10 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
             trust_remote_code = PreTrainedConfig.get_config_dict(path)[0].get("model_type") != FlexQwenConfig.model_type
         return cls.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # damaged files and foreign code raise anything
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         if not trust_remote_code and "trust_remote_code" in str(error):
-            raise InputError(
-                f"{path} needs code of its own; read that first, and then eval.py --trust_remote_code runs it "
-                "(never that of a FlexQwen)"
-            ) from error
-        raise InputError(f"{path} does not load as {cls.__name__}: {lines[0]}") from error
+            remedy = "read it first; only a command with the option --trust_remote_code can run it"
+            raise InputError(f"{path} needs code of its own, which was not run; {remedy}") from error
+        raise InputError(f"{path} does not load as {cls.__name__}: {reason(error)}") from error
     finally:
         if any(name.startswith("transformers_modules.") for name in set(sys.modules) - before):
             _say_once(f"note: code of {path} is run (--trust_remote_code)")
@@ -75,8 +73,8 @@ def load_model(cls: type, path: str | Path, new_head: bool = False, trust_remote
             raise InputError(f"{file} is damaged: {error}") from error
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # what its report would say is said here
+    options = {"dtype": torch.float32, **options, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        options = {"dtype": torch.float32, **options, "output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = load(cls, path, trust_remote_code, **options)
     finally:
         transformers.logging.set_verbosity(verbosity)
@@ -86,15 +84,15 @@ def load_model(cls: type, path: str | Path, new_head: bool = False, trust_remote
     if new_head or not isinstance(model.config, Qwen3Config):  # a BERT was pre-trained with a head more
         unexpected = [name for name in unexpected if not _is_of_a_head(name, model)]
     for what, names in {
-        "lacks weights": missing,
-        "has weights in other shapes than those": [name for name, *_ in info["mismatched_keys"]],
-        "has weights that are none": unexpected,
-        "has NaN or infinity in weights": [n for n, weight in model.named_parameters() if not weight.isfinite().all()],
+        "lacks weights of": missing,
+        "has weights in other shapes than those of": [name for name, *_ in info["mismatched_keys"]],
+        "has weights that do not exist in": unexpected,
+        "has NaN or infinity in weights of": [n for n, w in model.named_parameters() if not w.isfinite().all()],
     }.items():
         if names:
             file = Path(path) / "model.safetensors"
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise InputError(f"{file if file.is_file() else path} {what} of {type(model).__name__}: {min(names)}{more}")
+            raise InputError(f"{file if file.is_file() else path} {what} {type(model).__name__}: {min(names)}{more}")
     return model
 
 
@@ -102,3 +100,27 @@ def _is_of_a_head(name: str, model) -> bool:
     """Whether a weight is not the base model's; one that was saved without its head has names without the prefix."""
     in_base = name.startswith(f"{model.base_model_prefix}.") or hasattr(model.base_model, name.partition(".")[0])
     return not in_base or "pooler." in name
+
+
+def digest_checkpoint(folder: str | Path) -> dict[str, str]:
+    """Digests of the files in a checkpoint's folder that name its weights; none of what is no folder.
+
+    Raises:
+        InputError: they are being replaced.
+    """
+    patterns = ("*.safetensors", "pytorch_model*.bin", "tokenizer.json")
+    files = [file for pattern in patterns for file in Path(folder).glob(pattern)]
+    try:
+        return {file.name: file_digest(file) for file in sorted(files)}
+    except FileNotFoundError:
+        raise InputError(f"{folder} changed while it was read; run again") from None
+
+
+def check_unchanged(folder: str | Path, digests: dict[str, str]) -> None:
+    """Compares a checkpoint's folder with its digests of before it was loaded.
+
+    Raises:
+        InputError: a running training has replaced it: figures and digests would be of two models.
+    """
+    if digest_checkpoint(folder) != digests:
+        raise InputError(f"{folder} changed while it was evaluated; run again, or evaluate a copy")

@@ -115,10 +115,18 @@ def _run(function: Callable, *task) -> Any:
         _running = False
 
 
-def _watch_parent(going: Connection) -> None:
+def end_with_parent() -> None:
+    """From now on this process ends at once when the one that started it ends, however that ends."""
+
     def end() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def _watch_parent(going: Connection) -> None:
+    end_with_parent()
 
     def stop() -> None:
         global _stopped
@@ -127,5 +135,4 @@ def _watch_parent(going: Connection) -> None:
         if _running:
             _thread.interrupt_main()
 
-    for watch in (end, stop):
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=stop, daemon=True).start()

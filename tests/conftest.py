@@ -1,8 +1,22 @@
 """Shared fixtures: the sample corpus and its dataset, made once, and the folders of real data where they are given."""
 
+# ruff: noqa: E402
+import os
+import re
+import tempfile
+
+# Before a library of Hugging Face is imported, which reads them then: the tests, and the processes that they start,
+# have a home and a cache of their own, and none of the user's settings.
+_home = tempfile.TemporaryDirectory(prefix="flexqwen-tests-")
+for _name in list(os.environ):
+    if re.match(r"(HF|HUGGING_?FACE|HUGGINGFACE|TRANSFORMERS|DATASETS)_", _name):
+        del os.environ[_name]
+os.environ["HF_HOME"] = _home.name
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # which the Hub on localhost does not speak
+
 import gzip
 import hashlib
-import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +28,7 @@ from flexqwen.data import build
 from flexqwen.data.build import Parameters
 from flexqwen.data.sample import generate
 from flexqwen.data.tokenizer import train_tokenizer
-
-DOCUMENTS = 800
+from tests.helpers.datasets import DOCUMENTS
 
 
 def _folder(variable: str) -> Path:
@@ -47,6 +60,12 @@ def sample_corpus(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sample") / "sample_corpus"
     generate.write_sample(folder, DOCUMENTS)
     return folder
+
+
+@pytest.fixture
+def corpus(sample_corpus, tmp_path) -> Path:
+    """A copy of the sample corpus, to be damaged."""
+    return shutil.copytree(sample_corpus, tmp_path / "corpus")
 
 
 @pytest.fixture(scope="session")
@@ -101,8 +120,3 @@ def uncompiled_flex(monkeypatch):
 
     monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", flex)
     monkeypatch.setattr("transformers.masking_utils.create_block_mask", block_mask)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Every file under the folder: name and bytes."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

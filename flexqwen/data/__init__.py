@@ -1,0 +1,1 @@
+"""Corpus shards to documents, scores, splits, a dataset, a tokenizer and packed rows."""

@@ -4,7 +4,7 @@ The published layout (Corpus Carolina 2.0.1, `carolina-c4ai/corpus-carolina` on 
 
     corpus/<taxonomy>/[pt/|pt-BR/]<SHARD>.xml.gz     a gzipped TEI corpus, one <TEI> element a document
     corpus/<taxonomy>/checksum.sha256                SHA-256 of each *uncompressed* shard, named without `.gz`
-    corpus/GENERATED.txt                             only where the texts are made up (see sample.py): no real corpus
+    corpus/GENERATED.txt                             only where the texts are made up (see sample/): no real corpus
 
 A shard is read once, as a stream: bytes are unzipped, hashed and parsed on the way, and one document is in memory at a
 time. What is wrong with a shard is a `ShardError`; what is wrong with a document drops the document, and is counted.
@@ -81,6 +81,11 @@ class Shard:
     def taxonomy(self) -> str:
         return self.name.split("/")[0]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
+
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
@@ -125,22 +130,18 @@ def open_corpus(folder: str | Path) -> Corpus:
         raise InputError(f"{folder / name}: cannot be verified, {what}; download the checksum file beside the shards")
     if not present:
         raise InputError(f"{folder}: {len(digests)} shards are listed and none is here; download some (.xml.gz)")
-    return Corpus(
-        folder=folder,
-        shards=[Shard(name, found[name], digests[name]) for name in sorted(present)],
-        absent=sorted(digests.keys() - present),
-        strays=sorted(found.keys() - present - set(lists) - {"schema.rng", GENERATED}),
-        generated=GENERATED in found,
-    )
+    shards = [Shard(name, found[name], digests[name]) for name in sorted(present)]
+    strays = sorted(found.keys() - present - set(lists) - {"schema.rng", GENERATED})
+    return Corpus(folder, shards, sorted(digests.keys() - present), strays, GENERATED in found)
 
 
 def _read_checksums(path: Path, prefix: str) -> dict[str, str]:
     """Reads lines of `<sha256> <name>.xml` into {`<prefix><name>.xml.gz`: digest}."""
-    digests = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); download it again") from error
+    digests = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -155,10 +156,8 @@ class _Stream:
     """What lxml reads from: unzips, hashes, and refuses a DOCTYPE before the parser sees it."""
 
     def __init__(self, file: gzip.GzipFile):
-        self.file = file
-        self.sha256 = hashlib.sha256()
-        self.bytes = 0
-        self.document_start = 0  # set by the reader after each document
+        self.file, self.sha256 = file, hashlib.sha256()
+        self.bytes = self.document_start = 0  # the second is set by the reader after each document
 
     def read(self, size: int) -> bytes:
         data = self.file.read(_READ_BYTES)  # whatever size lxml would have: larger steps are faster
@@ -181,26 +180,15 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
     Documents come before the digest is known to be right: what is made of them counts only once the generator has
     ended. Raises `ShardError`, naming file, place and remedy, at the first sign that the shard is not whole.
     """
-    number = 0
-    seen: set[str] = set()
-    stream = None
+    number, stream, seen = 0, None, set()
     try:
         with gzip.open(shard.path) as file:
             stream = _Stream(file)
             # huge_tree lifts libxml2's limit of 10 MB for one text node. The limits on entities that it lifts too are
             # not needed: there is no DOCTYPE. The encoding is fixed so that no other hides one.
-            elements = etree.iterparse(
-                stream,
-                events=("end",),
-                tag=NAMESPACE + "TEI",
-                encoding="utf-8",
-                remove_blank_text=True,
-                resolve_entities=False,
-                no_network=True,
-                load_dtd=False,
-                collect_ids=False,
-                huge_tree=True,
-            )
+            safe = {"resolve_entities": False, "load_dtd": False, "no_network": True}
+            options = {"encoding": "utf-8", "remove_blank_text": True, "collect_ids": False, "huge_tree": True}
+            elements = etree.iterparse(stream, tag=NAMESPACE + "TEI", **safe, **options)
             for _, element in elements:
                 number += 1
                 document = _read_document(element, shard.taxonomy, need_originality)
@@ -218,12 +206,13 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
     except ShardError as error:
         raise _bad(shard, str(error)) from error
     except etree.XMLSyntaxError as error:
-        line, message = min(
-            [(entry.line, entry.message) for entry in elements.error_log], default=(error.lineno, error.msg)
-        )
+        messages = [(entry.line, entry.message) for entry in elements.error_log]
+        line, message = min(messages, default=(error.lineno, error.msg))
         raise _bad(shard, f"is not well-formed XML at line {line}, after {number} documents ({message})") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        if _starts_with(shard.path, _LFS_POINTER):
+        with open(shard.path, "rb") as file:
+            is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+        if is_pointer:
             remedy = "fetch the shards themselves with 'git lfs pull' or 'hf download'"
             raise _bad(shard, "is a git-LFS pointer, not the shard itself", remedy) from error
         place = f"after {stream.bytes if stream else 0:,} bytes of XML, {number} documents"
@@ -234,19 +223,12 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
         raise _bad(shard, f"has SHA-256 {sha256[:12]}…, and {CHECKSUMS} says {shard.sha256[:12]}…")
 
 
-def _starts_with(path: Path, start: bytes) -> bool:
-    with open(path, "rb") as file:
-        return file.read(len(start)) == start
-
-
 def _bad(shard: Shard, what: str, remedy: str = "download the shard again") -> ShardError:
     return ShardError(f"{shard.path}: {what}; {remedy}, or leave it out with --skip_bad_shards")
 
 
-_HEADER, _TEXT, _P = (NAMESPACE + name for name in ("teiHeader", "text", "p"))
-_TITLE, _MEASURE, _LICENSE, _SOURCE, _MEDIA, _CATREF, _LANGUAGE = (
-    NAMESPACE + name for name in ("title", "measure", "license", "biblFull", "media", "catRef", "language")
-)
+_NAMES = ["teiHeader", "text", "p", "title", "measure", "license", "biblFull", "media", "catRef", "language"]
+_HEADER, _TEXT, _P, _TITLE, _MEASURE, _LICENSE, _SOURCE, _MEDIA, _CATREF, _LANGUAGE = (NAMESPACE + n for n in _NAMES)
 
 
 def _read_document(element: etree._Element, taxonomy: str, need_originality: bool) -> Document | str:
@@ -281,10 +263,9 @@ def _read_document(element: etree._Element, taxonomy: str, need_originality: boo
             break
     if not identifier:
         return "no id"
-    tokens = _whole(measures.get("tokens"), 1 << 30)
+    tokens, originality = _whole(measures.get("tokens"), 1 << 30), _whole(measures.get("originality"), 100)
     if tokens is None:
         return "tokens: not a whole number" if "tokens" in measures else "tokens: missing"
-    originality = _whole(measures.get("originality"), 100)
     if originality is None and need_originality:
         return "originality: not a whole number from 0 to 100" if "originality" in measures else "originality: missing"
     paragraphs = []
@@ -294,13 +275,10 @@ def _read_document(element: etree._Element, taxonomy: str, need_originality: boo
             paragraphs.append(content)
     if not paragraphs:
         return "empty text"
-    return Document(
-        identifier, "\n".join(paragraphs), taxonomy, typology, language, license_, source, tokens, originality
-    )
+    text = "\n".join(paragraphs)
+    return Document(identifier, text, taxonomy, typology, language, license_, source, tokens, originality)
 
 
 def _whole(text: str | None, largest: int) -> int | None:
     """The whole number from 0 to `largest` that the text is, or None."""
-    if text and len(text) <= 10 and text.isascii() and text.isdigit() and int(text) <= largest:
-        return int(text)
-    return None
+    return int(text) if text and re.fullmatch("[0-9]{1,10}", text) and int(text) <= largest else None

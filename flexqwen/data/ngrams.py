@@ -16,12 +16,15 @@ import hashlib
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 NGRAM = 7
+FORMAT = 1  # of the files of a run
 _RECORD_BYTES = 64  # of memory, for each record of a range while it is merged
 _FEW_RECORDS = 1 << 21  # larger ranges sort more slowly: they leave the processor's caches
 _CHUNK = 1 << 20  # characters hashed at a time: what is made of them stays in the processor's caches
@@ -38,28 +41,34 @@ def _characters(pattern: str) -> np.ndarray:
     return table
 
 
-def word_hashes(texts: Iterable[str], normalized: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def hash_words(texts: Iterable[str], normalized: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """64-bit hashes of the words of `text.split()`, one text after another, without making the words.
 
     With `normalized` they are those of `re.findall(r"\\w+", text.lower())`: case and punctuation make no difference.
 
     Returns the hashes of all words of the texts (uint64), and each text's number of words (int64).
     """
-    hashes, counts, chunk, characters = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [], 0
-    for text in itertools.chain(texts, [None]):
-        if text is not None:
-            chunk.append(text)
-            characters += len(text)
-        if chunk and (text is None or characters > _CHUNK):
-            part, count = _hash_words(chunk, normalized)
-            hashes.append(part)
-            counts.append(count)
-            chunk, characters = [], 0
+    parts = [(np.empty(0, np.uint64), np.empty(0, np.int64))]
+    parts += [_hash_chunk(chunk, normalized) for chunk in cut_batches(texts, _CHUNK)]
+    hashes, counts = zip(*parts, strict=True)
     return np.concatenate(hashes), np.concatenate(counts)
 
 
-def _hash_words(texts: list[str], normalized: bool) -> tuple[np.ndarray, np.ndarray]:
-    """`word_hashes` of a few texts: all first characters are mixed into the hashes at once, then all second ones, …"""
+def cut_batches(items: Iterable[T], limit: int, size: Callable[[T], int] = len) -> Iterator[list[T]]:
+    """The items in lists, each of which ends as soon as its size exceeds the limit."""
+    batch, total = [], 0
+    for item in items:
+        batch.append(item)
+        total += size(item)
+        if total > limit:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
+
+
+def _hash_chunk(texts: list[str], normalized: bool) -> tuple[np.ndarray, np.ndarray]:
+    """`hash_words` of a few texts: all first characters are mixed into the hashes at once, then all second ones, …"""
     joined = _END.join([text.replace(_END, " ") for text in texts])
     joined = joined.lower() if normalized else joined
     code = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
@@ -92,10 +101,10 @@ def _mix(value: np.ndarray, more: np.ndarray) -> None:
     value ^= value >> _HALF
 
 
-def ngram_hashes(words: np.ndarray, counts: np.ndarray, n: int = NGRAM) -> tuple[np.ndarray, np.ndarray]:
+def hash_ngrams(words: np.ndarray, counts: np.ndarray, n: int = NGRAM) -> tuple[np.ndarray, np.ndarray]:
     """n-grams inside each text: their hashes (uint64), and the number of the text that each stands in (uint32).
 
-    `words` and `counts` are what `word_hashes` gives.
+    `words` and `counts` are what `hash_words` gives.
     """
     size = len(words) - n + 1
     if size <= 0:
@@ -145,17 +154,12 @@ def count_unique(runs: Sequence[tuple[Path, int]], low: int, high: int, among: S
 
 def _held_by_several(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
     """For records sorted by hash: whether several documents hold the hash (bool)."""
-    first = np.ones(len(hashes), bool)
-    first[1:] = hashes[1:] != hashes[:-1]
-    differs = np.zeros(len(hashes), bool)
-    differs[1:] = ~first[1:] & (documents[1:] != documents[:-1])
-    group = np.cumsum(first) - 1
-    several = np.zeros(np.count_nonzero(first), bool)
-    several[group[differs]] = True
-    return several[group]
+    starts = np.flatnonzero(np.diff(hashes, prepend=~hashes[:1]))
+    several = np.minimum.reduceat(documents, starts) != np.maximum.reduceat(documents, starts)
+    return np.repeat(several, np.diff(starts, append=len(hashes)))
 
 
-def ranges(records: int, memory: int, workers: int) -> list[tuple[int, int]]:
+def cut_ranges(records: int, memory: int, workers: int) -> list[tuple[int, int]]:
     """Ranges (low, high) that cut the 64-bit hashes so that `workers` of them at a time fit in `memory` bytes."""
     room = max(1, min(memory // (workers * _RECORD_BYTES), _FEW_RECORDS))
     parts = max(workers, -(-records // room))
@@ -163,7 +167,14 @@ def ranges(records: int, memory: int, workers: int) -> list[tuple[int, int]]:
     return [(low, high - 1) for low, high in itertools.pairwise(edges)]
 
 
-def percentage(unique: np.ndarray, total: np.ndarray) -> np.ndarray:
+def compute_percentage(unique: np.ndarray, total: np.ndarray) -> np.ndarray:
     """100 unique / total (float64), NaN for a document without any 7-gram."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(total > 0, 100 * unique / total, np.nan)
+
+
+def mean_known(values: np.ndarray, digits: int | None = None) -> float | None:
+    """The mean of the values that are not NaN, rounded to so many digits if need be; None where all are."""
+    known = values[~np.isnan(values)]
+    mean = float(known.mean()) if len(known) else None
+    return mean if mean is None or digits is None else round(mean, digits)

@@ -7,16 +7,17 @@ it needs neither the dataset nor the libraries that read one.
 """
 
 import bisect
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from flexqwen.cli import InputError
-from flexqwen.data.texts import check_whole, count_texts, dataset_digest, read_texts
-from flexqwen.files import atomic_write, digest, file_digest, write_json
+from flexqwen.data.texts import check_whole, count_texts, read_texts
+from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
 
 IGNORE = -100  # the label of a token that is not predicted
 FORMAT = 2  # of the folder; a change makes old folders stale
@@ -51,29 +52,20 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         if space:
             if space not in rows_with_space:
                 bisect.insort(spaces, space)
-                rows_with_space[space] = []
-            rows_with_space[space].append(row)
+            rows_with_space.setdefault(space, []).append(row)
     return rows
 
 
-def encode_documents(tokenizer, texts: Iterator[str]) -> Iterator[list[int]]:
+def encode_documents(tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:
     """Yields `BOS tokens EOS` of each text, as a list of ids. A special token's spelling in a text is plain text."""
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True  # "<mask>" typed by an author must not become the mask token
     backend.no_truncation()
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    batch: list[str] = []
-
-    def encode() -> Iterator[list[int]]:
+    texts = iter(texts)
+    while batch := list(islice(texts, ENCODE_BATCH)):
         for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
             yield [bos, *encoding.ids, eos]
-        batch.clear()
-
-    for text in texts:
-        batch.append(text)
-        if len(batch) == ENCODE_BATCH:
-            yield from encode()
-    yield from encode()
 
 
 def cut(document: list[int], sequence_length: int) -> Iterator[list[int]]:
@@ -87,26 +79,29 @@ def position_ids(input_ids: np.ndarray, bos_token_id: int, pad_token_id: int) ->
     """int64 positions `(..., sequence)` that restart at every BOS and at the first padding token of a row."""
     columns = np.arange(input_ids.shape[-1])
     is_pad = input_ids == pad_token_id
-    first_pad = is_pad.copy()
-    first_pad[..., 1:] &= ~is_pad[..., :-1]
+    first_pad = is_pad & np.diff(is_pad, prepend=False)
     starts = np.where((input_ids == bos_token_id) | first_pad, columns, 0)
     return columns - np.maximum.accumulate(starts, axis=-1)
 
 
 class PackedRows:
-    """Rows of a token store, read from disk as they are asked for.
+    """Rows of a token store, opened by its folder and read from disk as they are asked for.
 
     Attributes:
         input_ids: `(rows, sequence_length)` memory map of uint16 or uint32.
         info: what the rows are made from, and counts (`rows`, `documents`, `tokens`, `padding`).
+
+    Raises:
+        InputError: the folder holds no token store, or one of another format.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        try:
-            self.info = json.loads((self.folder / "info.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"no token store in {folder}: info.json is missing") from None
+        self.info = read_json(self.folder / "info.json")
+        if not self.info:
+            raise InputError(f"no token store in {folder}: info.json is missing")
+        if self.info["format"] != FORMAT:
+            raise InputError(f"the token store {folder} has format {self.info['format']}, not {FORMAT}; make it again")
         shape = (self.info["rows"], self.info["sequence_length"])
         self.input_ids = np.memmap(self.folder / "rows.bin", dtype=self.info["dtype"], mode="r", shape=shape)
 
@@ -126,111 +121,121 @@ class PackedRows:
             return np.split(stored["tokens"][: ends[-1]], ends[:-1]), stored["bytes"][:limit]
 
 
-def stored_digest(dataset: str, config: str, tokenizer_digest: str, sequence_length: int, root: str) -> str:
-    """The digest of a dataset or, where its folder is not at hand, of the one dataset that a token store is made from.
+def open_token_store(folder: str, config: str, tokenizer_digest: str, sequence_length: int) -> PackedRows:
+    """A token store by its folder, where there is no dataset to make one from.
 
     Raises:
-        InputError: there is no dataset, and not just one fitting token store in `root`.
+        InputError: there is none, or it is of another config, tokenizer or length.
     """
-    if Path(dataset).exists():
-        return dataset_digest(dataset)
+    store = PackedRows(folder)
     wanted = {"dataset_config": config, "tokenizer_digest": tokenizer_digest, "sequence_length": sequence_length}
-    found = set()
-    for file in Path(root).glob(f"{config}-{sequence_length}-*/info.json"):
-        info = json.loads(file.read_text(encoding="utf-8"))
-        if info["format"] == FORMAT and all(info[name] == value for name, value in wanted.items()):
-            found.add(info["dataset_digest"])
-    if len(found) == 1:
-        print(f"note: no dataset in {dataset}; trained on is the one token store in {root} that fits")
-        return found.pop()
-    stores = f"{len(found) or 'no'} token stores of {config} with this tokenizer and sequence_length {sequence_length}"
-    raise InputError(
-        f"no dataset in {dataset}, and {stores} in {root}; make the dataset with carolina_originality.py build, or "
-        "leave one such store there"
-    )
+    for name, value in wanted.items():
+        if store.info[name] != value:
+            raise InputError(f"the token store {folder} has {name} {store.info[name]}, and this run needs {value}")
+    return store
 
 
-def token_store(
-    dataset: str, digest_of_dataset: str, config: str, tokenizer, tokenizer_folder: str, sequence_length: int, root: str
+def make_token_store(
+    dataset: str | None,
+    digest_of_dataset: str,
+    config: str,
+    tokenizer,
+    tokenizer_folder: str,
+    length: int,
+    root: str,
+    unique_tokens: int | None = None,
+    seed: int = 0,
 ) -> PackedRows:
     """The packed rows of a dataset's `train` split: opened if they are there, made if not.
 
     Args:
-        digest_of_dataset: what `stored_digest` says.
+        digest_of_dataset: that of its manifest, also where its folder is not there.
         tokenizer: loaded from `tokenizer_folder`, whose tokenizer.json is part of the store's key.
-        root: folder of the stores; this one is `<root>/<config>-<sequence_length>-<key>`.
+        length: tokens of a row, the run's sequence_length.
+        root: folder of the stores; this one is `<root>/<config>-<length>-<key>`.
+        unique_tokens: of documents drawn at random with `seed`, at most so many; fewer are a part of more. By default
+            all documents.
     """
-    if sequence_length < 2:
-        raise InputError(f"sequence_length is {sequence_length}; a row needs room for BOS and one token")
-    key = {
-        "format": FORMAT,
-        "dataset_digest": digest_of_dataset,
-        "dataset_config": config,
-        "tokenizer_digest": file_digest(Path(tokenizer_folder) / "tokenizer.json"),
-        "sequence_length": sequence_length,
-    }
-    folder = Path(root) / f"{config}-{sequence_length}-{digest(key)[:12]}"
+    if length < 2:
+        raise InputError(f"sequence_length is {length}; a row needs room for BOS and one token")
+    key = {"format": FORMAT, "dataset_digest": digest_of_dataset, "dataset_config": config}
+    key |= {"tokenizer_digest": file_digest(Path(tokenizer_folder) / "tokenizer.json"), "sequence_length": length}
+    if unique_tokens is not None:
+        key |= {"unique_tokens": unique_tokens, "seed": seed}
+    folder = Path(root) / f"{config}-{length}-{digest(key)[:12]}"
     if (folder / "info.json").is_file():
         print(f"tokens: {folder} is already there, made from the same dataset, tokenizer and length; reused")
         return PackedRows(folder)
-    if not Path(dataset).exists():
-        raise InputError(f"no dataset in {dataset}, and no token store {folder}")
+    if dataset is None or not Path(dataset).exists():
+        remedy = "make the dataset with carolina_originality.py build, or bring the store"
+        where = "" if dataset is None else f" in {dataset}"
+        raise InputError(f"no dataset{where}, and no token store {folder}; {remedy}")
     check_whole(dataset, config, "train")
     check_whole(dataset, "heldout", "validation")
+    with atomic_write(folder) as aside:
+        aside.mkdir()
+        dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+        info = key | _write_rows(aside, dataset, config, tokenizer, length, dtype, unique_tokens, seed)
+        _write_validation(aside, dataset, tokenizer, dtype)
+        write_json(aside / "info.json", info)
+    what = "{rows:,} rows of {sequence_length}, {tokens:,} tokens, {padding:.2%} padding".format(**info)
+    print(f"tokens: {folder} ({what})")
+    return PackedRows(folder)
 
-    ids: list[str] = []
-    pieces: list[np.ndarray] = []
-    piece_documents: list[int] = []
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+
+def draw_documents(lengths: Sequence[int], tokens: int, seed: int) -> np.ndarray:
+    """Numbers of documents drawn at random that have `tokens` tokens together, or a little less: int64, ascending.
+
+    With the same seed, what fewer tokens take is a part of what more take.
+
+    Raises:
+        InputError: there are not so many tokens, or the first document has more.
+    """
+    order = np.random.default_rng([seed, 3]).permutation(len(lengths))
+    ends = np.cumsum(np.asarray(lengths)[order])
+    count = int(np.searchsorted(ends, tokens, side="right"))
+    if tokens > ends[-1] or not count:
+        raise InputError(f"unique_tokens is {tokens:,}; give {ends[0]:,} to {ends[-1]:,}, or leave it out for all")
+    return np.sort(order[:count])
+
+
+def _write_rows(
+    folder: Path, dataset: str, config: str, tokenizer, length: int, dtype, unique_tokens: int | None, seed: int
+) -> dict[str, Any]:
+    """Writes the rows and which documents stand in them; returns what `info.json` says of them."""
+    ids, pieces, owners = [], [], []  # of the documents; their pieces; number of the document of each piece
 
     def texts() -> Iterator[str]:
         for document, text in read_texts(dataset, config, "train"):
             ids.append(document)
             yield text
 
-    progress = tqdm(total=count_texts(dataset, config, "train"), desc=f"tokens of {config}", unit="doc")
-    for number, document in enumerate(encode_documents(tokenizer, texts())):
-        for piece in cut(document, sequence_length):
-            pieces.append(np.array(piece, dtype=dtype))
-            piece_documents.append(number)
-        progress.update()
-    progress.close()
-    rows = best_fit([len(piece) for piece in pieces], sequence_length)
+    total = count_texts(dataset, config, "train")
+    bar = tqdm(encode_documents(tokenizer, texts()), f"tokens of {config}", total, unit="doc")
+    documents = [np.array(document, dtype=dtype) for document in bar]
+    if unique_tokens is not None:
+        drawn = draw_documents([len(document) for document in documents], unique_tokens, seed)
+        ids, documents = [ids[number] for number in drawn], [documents[number] for number in drawn]
+    for number, document in enumerate(documents):
+        cuts = [np.array(piece, dtype=dtype) for piece in cut(document, length)]
+        pieces += cuts
+        owners += [number] * len(cuts)
+    rows = best_fit([len(piece) for piece in pieces], length)
+    with open(folder / "rows.bin", "wb") as file:
+        for row in rows:
+            line = np.concatenate([pieces[piece] for piece in row])
+            file.write(np.pad(line, (0, length - len(line)), constant_values=tokenizer.pad_token_id).tobytes())
+    row_of_piece = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    np.save(folder / "pieces.npy", np.stack([row_of_piece, np.array(owners)[np.concatenate(rows)]]).astype(np.int32))
+    (folder / "documents.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
     tokens = sum(len(piece) for piece in pieces)
-    texts_of_validation = [text for _, text in read_texts(dataset, "heldout", "validation")]
-    validation = [np.array(document, dtype=dtype) for document in encode_documents(tokenizer, texts_of_validation)]
-    with atomic_write(folder) as aside:
-        aside.mkdir()
-        np.savez(
-            aside / "validation.npz",
-            tokens=np.concatenate(validation),
-            lengths=np.array([len(document) for document in validation]),
-            bytes=np.array([len(text.encode()) for text in texts_of_validation]),
-        )
-        with open(aside / "rows.bin", "wb") as file:
-            for row in rows:
-                line = np.full(sequence_length, tokenizer.pad_token_id, dtype=dtype)
-                line[: sum(len(pieces[piece]) for piece in row)] = np.concatenate([pieces[piece] for piece in row])
-                file.write(line.tobytes())
-        piece_rows = np.concatenate([np.full(len(row), number) for number, row in enumerate(rows)])
-        order = np.concatenate([np.array(row) for row in rows])
-        np.save(aside / "pieces.npy", np.stack([piece_rows, np.array(piece_documents)[order]]).astype(np.int32))
-        (aside / "documents.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
-        info = {
-            **key,
-            "dtype": np.dtype(dtype).name,
-            "rows": len(rows),
-            "documents": len(ids),
-            "tokens": tokens,
-            "padding": 1 - tokens / (len(rows) * sequence_length),
-            "vocab_size": len(tokenizer),
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "mask_token_id": tokenizer.mask_token_id,
-        }
-        write_json(aside / "info.json", info)
-    print(
-        f"tokens: {folder} ({len(rows):,} rows of {sequence_length}, {tokens:,} tokens, {info['padding']:.2%} padding)"
-    )
-    return PackedRows(folder)
+    special = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "mask")}
+    counts = {"rows": len(rows), "documents": len(ids), "tokens": tokens, "vocab_size": len(tokenizer)}
+    return {"dtype": dtype.name, **counts, "padding": 1 - tokens / (len(rows) * length), **special}
+
+
+def _write_validation(folder: Path, dataset: str, tokenizer, dtype: np.dtype) -> None:
+    texts = [text for _, text in read_texts(dataset, "heldout", "validation")]
+    documents = [np.array(document, dtype=dtype) for document in encode_documents(tokenizer, texts)]
+    lengths, bytes_ = [len(document) for document in documents], [len(text.encode()) for text in texts]
+    np.savez(folder / "validation.npz", tokens=np.concatenate(documents), lengths=lengths, bytes=bytes_)

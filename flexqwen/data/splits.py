@@ -7,6 +7,7 @@ one random order of the documents drawn from the seed.
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy import ndarray
 
 from flexqwen.cli import InputError
 from flexqwen.data.corpus import MIN_TOKENS
@@ -30,34 +31,30 @@ SPARE = 1.1
 MIN_GAP = 10
 """Points of originality, at least, by which a document exceeds its control."""
 
-TRAINING = ("gold", "matched", "gold_typology", "matched_typology", "tokenizer")
-STRATA = ("", "_original", "_unoriginal")
-"""Held-out splits are `validation` and `test`, random samples of the corpus, and both with each of these endings."""
+PAIRS = (("gold", "matched"), ("gold_typology", "matched_typology"))
+TRAINING = (*PAIRS[0], *PAIRS[1], "tokenizer")
 
 
 @dataclass
 class Splits:
     """Document numbers (int64): `training` by config, `heldout` by split; rows of gold and matched are partners.
 
+    Held-out splits are `validation` and `test`, random samples of the corpus, and both as `_original`, `_unoriginal`.
+
     `notes` says for each name how many were asked for and what limited them.
     """
 
-    training: dict[str, np.ndarray]
-    heldout: dict[str, np.ndarray]
+    training: dict[str, ndarray]
+    heldout: dict[str, ndarray]
     notes: dict[str, str] = field(default_factory=dict)
 
-    def parts(self) -> dict[str, np.ndarray]:
+    def parts(self) -> dict[str, ndarray]:
         """All splits by `<config>/<split>`, as the dataset names them."""
         training = {f"{config}/train": self.training[config] for config in TRAINING}
         return training | {f"heldout/{split}": part for split, part in self.heldout.items()}
 
 
-def random_order(documents: int, seed: int) -> np.ndarray:
-    """Place of each document in a random order: int64 of shape `(documents,)`."""
-    return np.random.default_rng([seed, 1]).permutation(documents)
-
-
-def propose(tokens: np.ndarray, originality: np.ndarray, typology: np.ndarray, seed: int) -> Splits:
+def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int) -> Splits:
     """Chooses the splits, before decontamination (see `decontaminate`).
 
     Args:
@@ -68,15 +65,13 @@ def propose(tokens: np.ndarray, originality: np.ndarray, typology: np.ndarray, s
     Training configs hold some more than is asked for; `decontaminate` cuts them to size.
     """
     documents = len(tokens)
-    order = random_order(documents, seed)
-    by_chance = np.argsort(order)
+    order = np.random.default_rng([seed, 1]).permutation(documents)  # place of each document in a random order
     size = sizes(documents)
     held = size["heldout"]
-    heldout = {"validation": by_chance[:held], "test": by_chance[held : 2 * held]}
-    tokenizer = by_chance[2 * held : 2 * held + size["tokenizer"]]
-    free = np.ones(documents, bool)
-    free[by_chance[: 2 * held + size["tokenizer"]]] = False
-    eligible = np.flatnonzero(free & (tokens >= MIN_TOKENS) & ~np.isnan(originality))
+    edges = [held, 2 * held, 2 * held + size["tokenizer"]]
+    validation, test, tokenizer, free = np.split(np.argsort(order), edges)
+    heldout = {"validation": validation, "test": test}
+    eligible = np.sort(free[(tokens[free] >= MIN_TOKENS) & ~np.isnan(originality[free])])
 
     pairs = match(eligible, tokens, originality, order)
     held_pairs = min(held, len(pairs) // 10)
@@ -94,29 +89,20 @@ def propose(tokens: np.ndarray, originality: np.ndarray, typology: np.ndarray, s
         is_held[part] = True
     left = np.setdiff1d(eligible, pairs[is_held], assume_unique=True)
     typology_pairs = match(left[typology[left] >= 0], tokens, originality, order, typology)
-    training = {"tokenizer": tokenizer}
-    training["gold"], training["matched"] = pairs[~is_held].T
-    training["gold_typology"], training["matched_typology"] = typology_pairs.T
-    return Splits(training, heldout)
+    columns = (*pairs[~is_held].T, *typology_pairs.T, tokenizer)
+    return Splits(dict(zip(TRAINING, columns, strict=True)), heldout)
 
 
 def sizes(documents: int) -> dict[str, int]:
     """Documents asked for from a corpus of so many: `gold` (and matched), `tokenizer`, `heldout` (each split)."""
     share = min(1.0, documents / CORPUS_DOCUMENTS)
-    return {
-        "gold": round(GOLD * share),
-        "tokenizer": round(TOKENIZER * share),
-        "heldout": min(HELDOUT, round(HELDOUT_SHARE * documents)),
-    }
+    heldout = min(HELDOUT, round(HELDOUT_SHARE * documents))
+    return {"gold": round(GOLD * share), "tokenizer": round(TOKENIZER * share), "heldout": heldout}
 
 
 def match(
-    documents: np.ndarray,
-    tokens: np.ndarray,
-    originality: np.ndarray,
-    order: np.ndarray,
-    typology: np.ndarray | None = None,
-) -> np.ndarray:
+    documents: ndarray, tokens: ndarray, originality: ndarray, order: ndarray, typology: ndarray | None = None
+) -> ndarray:
     """Pairs original documents with less original ones of their length (and of their typology, where it is given).
 
     Lengths are cut into classes no wider than the tolerance. In each class the most original document is matched with
@@ -145,7 +131,7 @@ def match(
     return np.stack([golds, controls], axis=1)[np.lexsort((order[golds], -originality[golds]))]
 
 
-def length_class(tokens: np.ndarray) -> np.ndarray:
+def length_class(tokens: ndarray) -> ndarray:
     """Number of the class of lengths that each length (1 or more) falls in; two of one class differ by 2 % or less."""
     edges, longest = [1], int(tokens.max())
     while edges[-1] <= longest:
@@ -153,13 +139,13 @@ def length_class(tokens: np.ndarray) -> np.ndarray:
     return np.searchsorted(edges, tokens, side="right")
 
 
-def _ahead(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ahead(one: ndarray, other: ndarray) -> tuple[ndarray, ndarray]:
     """All lengths, and for each how many more of `one` than of `other` are that long or shorter."""
     lengths, place = np.unique(np.concatenate([one, other]), return_inverse=True)
     return lengths, np.cumsum(np.bincount(place, np.repeat([1, -1], [len(one), len(other)]))).astype(int)
 
 
-def _balance(pairs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def _balance(pairs: ndarray, tokens: ndarray) -> ndarray:
     """Leaves out uneven pairs until both sides have the same lengths and tokens, a little better than is demanded."""
     while len(pairs):
         one, other = tokens[pairs].T
@@ -183,15 +169,15 @@ def _balance(pairs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return pairs
 
 
-def decontaminate(splits: Splits, contaminated: np.ndarray, tokens: np.ndarray, seed: int) -> Splits:
+def decontaminate(splits: Splits, contaminated: ndarray, tokens: ndarray, seed: int) -> Splits:
     """Leaves out of training what is `contaminated` (bool, one entry a document), with its partner; cuts; shuffles.
 
     A training document is contaminated where it shares half or more of its 13-grams with the held-out ones.
     """
     size = sizes(len(tokens))
-    wanted = {"gold": size["gold"], "gold_typology": size["gold"], "tokenizer": size["tokenizer"]}
+    wanted = size | {"gold_typology": size["gold"]}
     training, notes = {}, {}
-    for name, partner in (("gold", "matched"), ("gold_typology", "matched_typology"), ("tokenizer", None)):
+    for name, partner in (*PAIRS, ("tokenizer", None)):
         rows = np.stack([splits.training[key] for key in (name, partner) if key])
         clean = rows[:, ~contaminated[rows].any(axis=0)]
         shuffle = np.random.default_rng([seed, 2]).permutation(clean.shape[1])
@@ -200,59 +186,45 @@ def decontaminate(splits: Splits, contaminated: np.ndarray, tokens: np.ndarray, 
             cut = _balance(cut.T, tokens).T
         reasons = []
         if rows.shape[1] < wanted[name]:
-            reasons.append(
-                f"no more pairs of one length, {MIN_GAP} points or more apart" if partner else "no more documents"
-            )
+            pairs = f"pairs of one length, {MIN_GAP} points or more apart"
+            reasons.append(f"no more {pairs if partner else 'documents'}")
         if dropped := rows.shape[1] - clean.shape[1]:
             reasons.append(f"{dropped:,} left out for what they share with held-out documents")
-        note = f"{cut.shape[1]:,} of {wanted[name]:,}" + (
-            f" ({'; '.join(reasons)})" if cut.shape[1] < wanted[name] else ""
-        )
+        why = f" ({'; '.join(reasons)})" if cut.shape[1] < wanted[name] else ""
         for key, part in zip((name, partner), cut, strict=False):
-            training[key], notes[f"{key}/train"] = part, note
+            training[key], notes[f"{key}/train"] = part, f"{cut.shape[1]:,} of {wanted[name]:,}{why}"
     for name, part in splits.heldout.items():
         notes[f"heldout/{name}"] = f"{len(part):,} of {size['heldout']:,}"
     return Splits(training, splits.heldout, notes)
 
 
-def check(splits: Splits, tokens: np.ndarray, originality: np.ndarray, typology: np.ndarray) -> dict[str, dict]:
+def check(splits: Splits, tokens: ndarray, originality: ndarray, typology: ndarray) -> dict[str, dict]:
     """What must hold of finished splits: by name, the figure, the limit that it is held to, and whether it `passed`."""
     found = {}
 
-    def add(name: str, value: float, limit: float, at_least: bool = False) -> None:
-        passed = value >= limit if at_least else value <= limit
-        found[name] = {
-            "value": round(float(value), 6),
-            "at_least" if at_least else "at_most": limit,
-            "passed": bool(passed),
-        }
+    def add(name: str, value: float, limit: float, bound: str = "at_most") -> None:
+        passed = bool(value >= limit if bound == "at_least" else value <= limit)
+        found[name] = {"value": round(float(value), 6), bound: limit, "passed": passed}
 
     training, heldout = splits.training, np.concatenate(list(splits.heldout.values()))
-    for one, other in (("gold", "matched"), ("gold_typology", "matched_typology")):
+    for one, other in PAIRS:
         a, b = training[one], training[other]
         add(f"documents in both {one} and {other}", len(np.intersect1d(a, b)), 0)
-        off = np.abs(tokens[a] - tokens[b])
         allowed = np.maximum(1, np.floor(TOLERANCE * tokens[a]))
-        add(f"{one}: pairs that differ in length by more than 2 % and one token", int((off > allowed).sum()), 0)
+        off = int((np.abs(tokens[a] - tokens[b]) > allowed).sum())
+        add(f"{one}: pairs that differ in length by more than 2 % and one token", off, 0)
         if len(a):
-            statistic = np.abs(_ahead(tokens[a], tokens[b])[1]).max() / len(a)
-            add(
-                f"{one}: Kolmogorov-Smirnov distance of the lengths to its control",
-                statistic,
-                max(KS_LIMIT, 1 / len(a)),
-            )
+            distance = np.abs(_ahead(tokens[a], tokens[b])[1]).max() / len(a)
+            limit = max(KS_LIMIT, 1 / len(a))
+            add(f"{one}: Kolmogorov-Smirnov distance of the lengths to its control", distance, limit)
             share = abs(int(tokens[a].sum()) - int(tokens[b].sum())) / int(tokens[b].sum())
             add(f"{one}: difference in tokens to its control, as a share", share, TOKENS_LIMIT)
-            add(
-                f"{one}: smallest gap in originality to a control",
-                (originality[a] - originality[b]).min(),
-                MIN_GAP,
-                True,
-            )
+            gap = (originality[a] - originality[b]).min()
+            add(f"{one}: smallest gap in originality to a control", gap, MIN_GAP, "at_least")
     a, b = training["gold_typology"], training["matched_typology"]
     same = (typology[a] == typology[b]) & (typology[a] >= 0)
     add("gold_typology: pairs of different typology", int((~same).sum()), 0)
-    others = np.concatenate([training[name] for name in TRAINING if name != "tokenizer"])
+    others = np.concatenate([training[name] for pair in PAIRS for name in pair])
     add("documents in both tokenizer and another training split", len(np.intersect1d(training["tokenizer"], others)), 0)
     everything = np.concatenate([others, training["tokenizer"]])
     add("documents in both training and held-out", len(np.intersect1d(everything, heldout)), 0)

@@ -1,7 +1,9 @@
 """Reads the texts of a built dataset folder; all that training and evaluation know of it."""
 
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from flexqwen.cli import InputError
 from flexqwen.files import file_digest, read_json
@@ -19,13 +21,19 @@ def dataset_digest(folder: str | Path) -> str:
     return file_digest(manifest)
 
 
-def summary(folder: str | Path, config: str) -> dict | None:
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a built dataset; empty where there is none."""
+    manifest = read_json(Path(folder) / "manifest.json")
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def summarize(folder: str | Path, config: str) -> dict[str, Any] | None:
     """What the manifest says of a training config: `documents`, `tokens`, and whether the text is `generated`.
 
     None where the dataset is not at hand.
     """
-    manifest = read_json(Path(folder) / "manifest.json")
-    split = manifest and manifest["splits"].get(f"{config}/train")
+    manifest = read_manifest(folder)
+    split = manifest.get("splits", {}).get(f"{config}/train")
     return split and {"generated": manifest["generated"], **{name: split[name] for name in ("documents", "tokens")}}
 
 
@@ -37,10 +45,8 @@ def parquet_files(folder: str | Path, config: str, split: str) -> list[Path]:
     """
     files = sorted((Path(folder) / "data" / config).glob(f"{split}-*.parquet"))
     if not files:
-        known = sorted(
-            f"{path.parent.name}/{path.name.split('-')[0]}" for path in Path(folder).glob("data/*/*.parquet")
-        )
-        raise InputError(f"no split {config}/{split} in {folder}; it has: {', '.join(known) or 'none'}")
+        known = (f"{path.parent.name}/{path.name.split('-')[0]}" for path in Path(folder).glob("data/*/*.parquet"))
+        raise InputError(f"no split {config}/{split} in {folder}; it has: {', '.join(sorted(known)) or 'none'}")
     return files
 
 
@@ -57,26 +63,21 @@ def check_whole(folder: str | Path, config: str, split: str) -> None:
     Raises:
         InputError: it lacks documents.
     """
-    splits = (read_json(Path(folder) / "manifest.json") or {}).get("splits", {})
     found = count_texts(folder, config, split)
-    wanted = splits.get(f"{config}/{split}", {}).get("documents", found)
+    wanted = read_manifest(folder).get("splits", {}).get(f"{config}/{split}", {}).get("documents", found)
     if found != wanted:
-        raise InputError(
-            f"{config}/{split} in {folder} has {found:,} of the {wanted:,} documents of its manifest; copy it again, "
-            "or run again where the Hub can be reached"
-        )
+        what = f"{config}/{split} in {folder} has {found:,} of the {wanted:,} documents of its manifest"
+        raise InputError(f"{what}; copy it again, or run again where the Hub can be reached")
 
 
 def read_texts(folder: str | Path, config: str, split: str, limit: int | None = None) -> Iterator[tuple[str, str]]:
-    """Yields `(id, text)` of each document of a split in file order, at most `limit` of them."""
+    """`(id, text)` of each document of a split in file order, at most `limit` of them."""
+    return islice(chain.from_iterable(map(read_file, parquet_files(folder, config, split))), limit)
+
+
+def read_file(file: Path) -> Iterator[tuple[str, str]]:
+    """`(id, text)` of each document of a Parquet file."""
     import pyarrow.parquet as pq
 
-    left = limit
-    for file in parquet_files(folder, config, split):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=4096):
-            pairs = list(zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True))
-            yield from pairs if left is None else pairs[:left]
-            if left is not None:
-                left -= len(pairs)
-                if left <= 0:
-                    return
+    for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=4096):
+        yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)

@@ -3,11 +3,10 @@
     python -m flexqwen tokenizer --dataset carolina_originality --vocab_size 8192 --output runs/tokenizer
     python -m flexqwen tokenizer --adapt Qwen/Qwen3-0.6B-Base --output runs/tokenizer-qwen3
 
-The second gives the tokenizer of a Qwen3 checkpoint, for training that goes on from it, the four special tokens that
-training needs: tokens that it has and that plain text never uses.
+The second adapts the tokenizer of a Qwen3 checkpoint, so that its training can be continued. Training needs four
+special tokens; it takes four that the tokenizer has and that plain text never uses.
 """
 
-import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -16,10 +15,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.data.texts import count_texts, dataset_digest, read_texts
-from flexqwen.files import atomic_write, versions, write_json
+from flexqwen.files import atomic_write, is_empty, read_json, versions, write_json
+from flexqwen.remote import explain_failure
 
 PAD, BOS, EOS, MASK = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
 MADE_BY = "made_by.json"
+FORMAT = 1  # of the tokenizer; raise it where the same texts and size give another one
 QWEN3_ROLES = {"pad": "<|fim_pad|>", "bos": "<|im_start|>", "eos": "<|endoftext|>", "mask": "<|fim_middle|>"}
 
 # Words with their leading space, numbers digit by digit (so that a model can learn what a digit is worth), runs of
@@ -40,12 +41,9 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
     if vocab_size < minimum:
         raise InputError(f"vocab_size is {vocab_size}; byte-level BPE needs at least {minimum}")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -53,31 +51,18 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=progress,
     )
-    texts = tqdm(
-        (text for _, text in read_texts(dataset, "tokenizer", "train")),
-        total=count_texts(dataset, "tokenizer", "train"),
-        desc="tokenizer",
-        unit="doc",
-        disable=not progress,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    texts = (text for _, text in read_texts(dataset, "tokenizer", "train"))
+    total = count_texts(dataset, "tokenizer", "train")
+    tokenizer.train_from_iterator(tqdm(texts, "tokenizer", total, unit="doc", disable=not progress), trainer)
     if tokenizer.get_vocab_size() < vocab_size:
-        raise InputError(
-            f"the tokenizer split of {dataset} gives only {tokenizer.get_vocab_size()} tokens, vocab_size asks for "
-            f"{vocab_size}; lower vocab_size or build the dataset from more documents"
-        )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {EOS} $B:1", special_tokens=[(BOS, 1), (EOS, 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        mask_token=AddedToken(MASK, lstrip=True, special=True),
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+        what = f"the tokenizer split of {dataset} gives only {tokenizer.get_vocab_size()} tokens"
+        remedy = "lower vocab_size or build the dataset from more documents"
+        raise InputError(f"{what}, vocab_size asks for {vocab_size}; {remedy}")
+    _begin_with(tokenizer, BOS, EOS)
+    special = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS}
+    special["mask_token"] = AddedToken(MASK, lstrip=True, special=True)
+    options = {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
 
 
 def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> PreTrainedTokenizerFast:
@@ -86,22 +71,21 @@ def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> Pre
     Raises:
         InputError: it cannot be loaded, or lacks one of the tokens.
     """
-    try:
+    with explain_failure(f"no tokenizer can be loaded from {checkpoint}", "name a Qwen3 checkpoint"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer can be loaded from {checkpoint}: {' '.join(str(error).split())}") from None
     vocabulary = tokenizer.get_vocab()
     for role, token in roles.items():
         if token not in vocabulary:
             raise InputError(f"the tokenizer of {checkpoint} has no token {token}, which is to be its {role} token")
         setattr(tokenizer, f"{role}_token", token)
-    bos, eos = roles["bos"], roles["eos"]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A",
-        pair=f"{bos} $A {eos} $B:1",
-        special_tokens=[(bos, vocabulary[bos]), (eos, vocabulary[eos])],
-    )
+    _begin_with(tokenizer.backend_tokenizer, roles["bos"], roles["eos"])
     return tokenizer
+
+
+def _begin_with(tokenizer: Tokenizer, bos: str, eos: str) -> None:
+    """Makes encoding put BOS in front of a text, and EOS between two."""
+    ids, pair = [(token, tokenizer.token_to_id(token)) for token in (bos, eos)], f"{bos} $A {eos} $B:1"
+    tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", pair, ids)
 
 
 @command
@@ -113,22 +97,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", default="runs/tokenizer", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer made from something else")
     args = parser.parse_args(argv)
+    made_by = {"format": FORMAT}
     if args.adapt:
-        made_by = {"adapted_from": args.adapt, **QWEN3_ROLES}
+        made_by |= {"adapted_from": args.adapt, **QWEN3_ROLES}
     else:
-        made_by = {"dataset_digest": dataset_digest(args.dataset), "vocab_size": args.vocab_size}
-    made_by["versions"] = versions("tokenizers")
-    existing = Path(args.output) / MADE_BY
-    if existing.is_file():
-        if json.loads(existing.read_text(encoding="utf-8")) == made_by:
-            print(f"tokenizer: {args.output} is already there, made from the same things and settings; reused")
+        made_by |= {"dataset_digest": dataset_digest(args.dataset), "vocab_size": args.vocab_size}
+    output = Path(args.output)
+    if found := read_json(output / MADE_BY):
+        if isinstance(found, dict) and made_by == {name: found.get(name, 1) for name in made_by}:
+            print(f"tokenizer: {output} is already there, made from the same things and settings; reused")
             return
         if not args.overwrite:
-            raise InputError(f"{args.output} holds a tokenizer made otherwise; pass --overwrite or another --output")
-    elif Path(args.output).exists() and any(Path(args.output).iterdir()):
-        raise InputError(f"{args.output} exists and is not a tokenizer made by this command; pass another --output")
+            raise InputError(f"{output} holds a tokenizer made otherwise; pass --overwrite or another --output")
+    elif output.exists() and not is_empty(output):
+        raise InputError(f"{output} exists and is not a tokenizer made by this command; pass another --output")
     tokenizer = adapt_tokenizer(args.adapt) if args.adapt else train_tokenizer(args.dataset, args.vocab_size)
-    with atomic_write(args.output) as folder:
+    with atomic_write(output) as folder:
         tokenizer.save_pretrained(folder)
-        write_json(folder / MADE_BY, made_by)
-    print(f"tokenizer: {args.output} ({len(tokenizer)} tokens)")
+        write_json(folder / MADE_BY, made_by | {"versions": versions("tokenizers")})
+    print(f"tokenizer: {output} ({len(tokenizer)} tokens)")

@@ -1,0 +1,1 @@
+"""A checkpoint to figures with their intervals: likelihood, fine-tuned tasks, results."""

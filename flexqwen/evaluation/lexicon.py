@@ -31,20 +31,17 @@ class Lexicon:
 
     def __init__(self, words: Iterable[str]):
         lines = [line.split("\t") for name in FILES for line in sources.read(name).decode().splitlines()]
-        lines = [(form, tag) for form, tag in lines if _DERIVED.isdisjoint(tag.split("+"))]
+        tags = [(form, tag.split("+")) for form, tag in lines]
+        tags = [(form, tag) for form, tag in tags if _DERIVED.isdisjoint(tag)]
         words = set(words)
-        known = {tag.split("+", 2)[0] for form, tag in lines if form in words}
+        known = {tag[0] for form, tag in tags if form in words}
+        words |= {form for form, tag in tags if tag[0] in known}
         self._forms: dict[tuple, set[str]] = defaultdict(set)
-        forms = set(words)
-        for form, tag in lines:
-            lemma, pos, *features = tag.split("+")
+        self._readings: dict[str, list[Reading]] = defaultdict(list)
+        for form, (lemma, pos, *features) in tags:
             if lemma in known:
                 self._forms[lemma, pos, frozenset(features)].add(form)
-                forms.add(form)
-        self._readings: dict[str, list[Reading]] = defaultdict(list)
-        for form, tag in lines:
-            if form in forms:
-                lemma, pos, *features = tag.split("+")
+            if form in words:
                 self._readings[form].append(Reading(lemma, pos, frozenset(features)))
 
     def readings(self, form: str, *pos: str) -> list[Reading]:

@@ -9,112 +9,42 @@ python -m flexqwen minimal_pairs --output minimal_pairs.jsonl
 
 import hashlib
 import json
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 
-import conllu
+import yaml
 
 from flexqwen.cli import ArgumentParser, command
-from flexqwen.evaluation import sources
-from flexqwen.evaluation.lexicon import Lexicon
-from flexqwen.files import atomic_write
+from flexqwen.evaluation import lexicon, sources
+from flexqwen.evaluation.treebanks import GENDER, Sentence, read_sentences
+from flexqwen.files import atomic_write, digest
 
-TREEBANKS = (
-    "ud_bosque/pt_bosque-ud-dev.conllu",
-    "ud_bosque/pt_bosque-ud-test.conllu",
-    "ud_porttinari/pt_porttinari-ud-dev.conllu",
-    "ud_porttinari/pt_porttinari-ud-test.conllu",
-    "ud_pud/pt_pud-ud-test.conllu",
-)
-PHENOMENA = (
-    "subject_verb_number",
-    "subject_verb_person",
-    "determiner_noun_number",
-    "determiner_noun_gender",
-    "noun_adjective_number",
-    "noun_adjective_gender",
-    "predicative_adjective_number",
-    "predicative_adjective_gender",
-    "participle_number",
-    "participle_gender",
-)
+FORMAT = 1
+"""Of the pairs that are kept: to be raised when the rules, the word lists or the fields of a pair change."""
+
+_AGREEING = ("determiner_noun", "noun_adjective", "predicative_adjective", "participle")
+PHENOMENA = tuple(f"{kind}_{value}" for kind in _AGREEING for value in ("number", "gender"))
+PHENOMENA = ("subject_verb_number", "subject_verb_person", *PHENOMENA)
 MOST = 300  # pairs of one phenomenon
 WORDS = (4, 45)  # of a sentence
-
-NUMBER = {"Sing": "SG", "Plur": "PL"}
-GENDER = {"Masc": "M", "Fem": "F"}
+MULTIWORD = ("fixed", "flat", "compound", "goeswith")  # relations within what is one word in all but spelling
 OTHER = {"SG": "PL", "PL": "SG", "M": "F", "F": "M"}
 TENSES = {"PRS", "PRF", "PQP", "IMPF", "FUT", "COND", "SBJR", "SBJP"}  # not those whose forms are infinitives too
 NOMINALS = ("NOUN", "PROPN", "PRON", "NUM", "SYM")
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Singular nouns that may take a plural (and the other gender): "a maioria dos homens estão cansados".
-COLLECTIVE = _words(
-    """maioria minoria parte metade grupo série conjunto número multidão casal total dezena centena milhar milhão bilhão
-    trilhão par resto restante porção tipo espécie dupla trio turma bando quantidade terço quarto quinto décimo maior
-    porcentagem percentagem percentual por cento gente pessoal povo equipe time família dúzia punhado monte montão
-    infinidade variedade exército rebanho cardume leque lista coleção sorte fração média excesso falta soma nível
-    excelência majestade santidade alteza senhoria eminência meritíssimo forma modo gênero classe rol mar onda bloco
-    governo polícia torcida elenco tribo coro público comunidade associação comissão"""
+_LISTS = yaml.safe_load(Path(__file__).with_name("agreement.yaml").read_text(encoding="utf-8"))
+TREEBANKS, ENDINGS = tuple(_LISTS["treebanks"]), _LISTS["endings"]
+COLLECTIVE, BOTH_GENDERS, IRREGULAR, ADVERBIAL, INTRANSITIVE, LINKS, COPULAS = (
+    frozenset(words.split()) for words in _LISTS["words"].values()
 )
-# Nouns of both genders, or of another meaning in the other one, whichever of them the lexicon lists.
-BOTH_GENDERS = _words(
-    """capital cabeça caixa rádio guia guarda polícia cura moral grama língua lente câmera corneta sentinela voga
-    nascente laranja vigia testemunha criança pessoa vítima personagem modelo foca segurança ordenança cisma crisma
-    praça banana águia besta cólera coma dó champanhe alface sabiá soprano contralto manequim top avestruz usucapião
-    íris pijama omelete agravante atenuante internet web manga fila rosa violeta cinza estrela músico recruta
-    estepe coral banda bola ministro juiz soldado chefe réu bispo papa presidente membro ídolo gênio anjo alvo
-    líder sujeito indivíduo cônjuge bandeira trompete ponta mascote reserva"""
-)
-# Adjectives that hardly inflect, are determiners too, or whose singular may stand beside a plural subject.
-IRREGULAR = _words(
-    """só meio todo mesmo muito pouco bastante melhor pior maior menor igual possível próprio outro tal vário diverso
-    demais ambos bom mal mau contrário perto suficiente máximo mínimo anexo incluso excluso salvo exceto obrigado quite
-    leso alerta inclusive conforme consoante visto dado posto devido mediano semelhante determinado tanto quanto junto
-    primeiro segundo último necessário preciso proibido bendito responsável"""
-)
-# Adjectives whose forms are adverbs too beside a verb or in a noun phrase ("custar caro").
-ADVERBIAL = IRREGULAR | _words(
-    """alto baixo caro barato claro direto rápido fundo duro firme sério fácil difícil forte fraco certo errado longo
-    próximo exato ligeiro manso grosso fino doce feio bonito gostoso inteiro justo redondo demasiado breve geral inicial
-    final novo seguinte"""
-)
-# Words within a subject that may make it plural, or singular.
-LINKS = {"e", "ou", "nem", "com", "como", "mais", "menos", "entre", "cerca", "%", "&", "/", "nenhum", "cada"}
-COPULAS = {"ser", "estar", "ficar", "parecer", "permanecer", "continuar"}
-# Verbs that take no object: a noun before them cannot be an object put first ("os livros vendeu").
-INTRANSITIVE = _words(
-    """ficar voltar vir viver nascer funcionar ocorrer surgir girar falecer lutar brilhar fugir variar viajar resultar
-    brigar falhar jazer nadar oscilar voar vigorar votar ocorrer valer haver urgir jogar galopar hesitar insistir
-    florescer fluir vingar vibrar navegar"""
-)
-PERSONAL = {"eu": ("1", "SG"), "nós": ("1", "PL"), "ele": ("3", "SG"), "ela": ("3", "SG")}
-PERSONAL |= {"eles": ("3", "PL"), "elas": ("3", "PL")}
-DETERMINERS = (
-    # masculine singular, feminine singular, masculine plural, feminine plural
-    ("o", "a", "os", "as"),
-    ("um", "uma", "uns", "umas"),
-    ("este", "esta", "estes", "estas"),
-    ("esse", "essa", "esses", "essas"),
-    ("aquele", "aquela", "aqueles", "aquelas"),
-    ("meu", "minha", "meus", "minhas"),
-    ("seu", "sua", "seus", "suas"),
-    ("nosso", "nossa", "nossos", "nossas"),
-    ("outro", "outra", "outros", "outras"),
-    ("algum", "alguma", "alguns", "algumas"),
-    ("nenhum", "nenhuma", "nenhuns", "nenhumas"),
-)
+ADVERBIAL |= IRREGULAR
+# Person, and gender and number.
+PERSONAL = {form: (person, (gender, number)) for form, (person, gender, number) in _LISTS["personal"].items()}
 _CELLS = (("M", "SG"), ("F", "SG"), ("M", "PL"), ("F", "PL"))
-_DETERMINER = {form: (row, cell) for row in DETERMINERS for form, cell in zip(row, _CELLS, strict=True)}
-_ENDINGS = {"ar": "o as a am e es em ei ou", "er": "o es e em a as am i eu", "ir": "o es e em a as am i iu"}
+_ROWS = [row.split() for row in _LISTS["determiners"]]
+_DETERMINER = {form: (row, cell) for row in _ROWS for form, cell in zip(row, _CELLS, strict=True)}
 
 
 @dataclass
@@ -140,64 +70,16 @@ class Pair:
     attractors: int
 
 
-class Sentence:
-    """A parsed sentence, with what the rules ask of it. Tokens are conllu's, known by their number, from 1."""
-
-    def __init__(self, parsed: conllu.TokenList, source: str):
-        self.id = f"{source}:{parsed.metadata.get('sent_id')}"
-        self.tokens = {token["id"]: token for token in parsed if isinstance(token["id"], int)}
-        self.contracted, self.spans = set(), {}
-        text = ""
-        for token in parsed:
-            if isinstance(token["id"], tuple):
-                if token["id"][1] == "-":
-                    self.contracted |= set(range(token["id"][0], token["id"][2] + 1))
-                else:
-                    continue
-            elif token["id"] in self.contracted:
-                continue
-            self.spans[token["id"]] = (len(text), len(text) + len(token["form"]))
-            text += token["form"] + ("" if (token["misc"] or {}).get("SpaceAfter") == "No" else " ")
-        self.text = text.strip()
-        self.is_whole = self.text == parsed.metadata.get("text", "").strip()
-        self.children = defaultdict(list)
-        for token in self.tokens.values():
-            self.children[token["head"]].append(token)
-
-    @cached_property
-    def words(self) -> int:
-        return sum(token["upos"] != "PUNCT" for token in self.tokens.values())
-
-    def below(self, token: dict, *relations: str) -> list[dict]:
-        """Children of a token, in any of these relations (subtypes included) if any are named."""
-        kept = (child for child in self.children[token["id"]])
-        return [child for child in kept if not relations or child["deprel"].split(":")[0] in relations]
-
-    def subtree(self, token: dict) -> Iterator[dict]:
-        yield token
-        for child in self.children[token["id"]]:
-            yield from self.subtree(child)
-
-    def between(self, first: dict, second: dict) -> list[dict]:
-        low, high = sorted((first["id"], second["id"]))
-        return [self.tokens[number] for number in range(low + 1, high) if number in self.tokens]
-
-    def with_word(self, token: dict, form: str) -> str:
-        start, end = self.spans[token["id"]]
-        return self.text[:start] + form + self.text[end:]
+def could_agree(one: tuple, other: tuple) -> bool:
+    """Whether two genders and numbers are the same as far as both are known."""
+    return all(None in both or both[0] == both[1] for both in zip(one, other, strict=True))
 
 
-def feature(token: dict, name: str) -> str | None:
-    return (token["feats"] or {}).get(name)
-
-
-def agreement(token: dict) -> tuple[str | None, str | None]:
-    """Gender and number of a token, in the lexicon's names."""
-    return GENDER.get(feature(token, "Gender")), NUMBER.get(feature(token, "Number"))
-
-
-def like_case(form: str, model: str) -> str:
-    return form[0].upper() + form[1:] if model[0].isupper() else form
+def change_values(own: tuple[str, str]) -> Iterator[tuple[str, str, tuple[str, str]]]:
+    """Yields (what changes, its wrong value, gender and number with it): the number, then the gender."""
+    gender, number = own
+    yield "number", OTHER[number], (gender, OTHER[number])
+    yield "gender", OTHER[gender], (OTHER[gender], number)
 
 
 class Generator:
@@ -208,49 +90,49 @@ class Generator:
         forms, self.verb_forms = set(), set()
         for sentence in sentences:
             for token in sentence.tokens.values():
-                form = token["form"].lower()
+                form = token["lower"]
                 forms.add(form)
-                if token["upos"] in ("VERB", "AUX") and feature(token, "VerbForm") in (None, "Fin"):
+                if token["upos"] in ("VERB", "AUX") and token["feats"].get("VerbForm") in (None, "Fin"):
                     self.verb_forms.add(form)
-                if token["upos"] == "VERB" and (lemma := token["lemma"].lower())[-2:] in _ENDINGS:
-                    self.verb_forms |= {lemma[:-2] + ending for ending in _ENDINGS[lemma[-2:]].split()}
-        self.lexicon = Lexicon(forms)
+                if token["upos"] == "VERB" and (lemma := token["lemma"])[-2:] in ENDINGS:
+                    self.verb_forms |= {lemma[:-2] + ending for ending in ENDINGS[lemma[-2:]].split()}
+        self.lexicon = lexicon.Lexicon(forms)
 
     def pairs(self) -> Iterator[Pair]:
         for sentence in self.sentences:
-            if not sentence.is_whole or not WORDS[0] <= sentence.words <= WORDS[1]:
+            words = sum(token["upos"] != "PUNCT" for token in sentence.tokens.values())
+            if not sentence.is_whole or not WORDS[0] <= words <= WORDS[1]:
                 continue
-            for token in sentence.tokens.values():
-                if not self.is_plain(sentence, token):
-                    continue
+            for token in (token for token in sentence.tokens.values() if self.is_plain(sentence, token)):
+                start = sentence.starts.get(token["id"])
                 for phenomenon, controller, changed, wrong in self.changes(sentence, token):
                     between = sentence.between(controller, token)
+                    nominals = [other for other in between if other["upos"] in ("NOUN", "PROPN", "PRON")]
+                    if token["form"][0].isupper():
+                        changed = changed[0].upper() + changed[1:]
                     yield Pair(
                         id=f"{sentence.id}:{phenomenon}:{token['id']}",
                         phenomenon=phenomenon,
                         good=sentence.text,
-                        bad=sentence.with_word(token, like_case(changed, token["form"])),
+                        bad=sentence.text[:start] + changed + sentence.text[start + len(token["form"]) :],
                         word=token["form"],
-                        changed=like_case(changed, token["form"]),
+                        changed=changed,
                         distance=sum(other["upos"] != "PUNCT" for other in between),
-                        attractors=sum(
-                            other["upos"] in ("NOUN", "PROPN", "PRON") and wrong in agreement(other)
-                            for other in between
-                        ),
+                        attractors=sum(wrong in other["agreement"] for other in nominals),
                     )
 
     def changes(self, sentence: Sentence, token: dict) -> Iterator[tuple[str, dict, str, str]]:
         """Yields (phenomenon, the word it agrees with, the changed form, the wrong value) for one word."""
-        kind, relation = token["upos"], token["deprel"]
-        if kind == "DET" and relation.startswith("det"):
+        kind = token["upos"]
+        if kind == "DET" and token["relation"] == "det":
             yield from self.determiner(sentence, token)
-        elif kind == "ADJ" and relation == "amod":
+        elif kind == "ADJ" and token["deprel"] == "amod":
             yield from self.attribute(sentence, token)
         elif kind == "ADJ":
             yield from self.predicate(sentence, token)
-        elif kind == "VERB" and feature(token, "VerbForm") == "Part" and sentence.below(token, "aux"):
+        elif kind == "VERB" and token["feats"].get("VerbForm") == "Part" and sentence.below(token, "aux"):
             yield from self.participle(sentence, token)
-        elif kind == "VERB" and feature(token, "VerbForm") in (None, "Fin") and feature(token, "Mood"):
+        elif kind == "VERB" and token["feats"].get("VerbForm") in (None, "Fin") and token["feats"].get("Mood"):
             yield from self.verb(sentence, token)
 
     def is_plain(self, sentence: Sentence, token: dict) -> bool:
@@ -260,112 +142,94 @@ class Generator:
             number not in sentence.contracted
             and form.isalpha()
             and (form.islower() or (form.istitle() and number == min(sentence.tokens)) or form in ("O", "A"))
-            and not feature(token, "Foreign")
-            and not feature(token, "Typo")
-            and not feature(token, "Abbr")
-            and not feature(token, "ExtPos")
-            and not any(child["deprel"] in ("fixed", "flat", "compound", "goeswith") for child in sentence.below(token))
-            and token["deprel"].split(":")[0] not in ("fixed", "flat", "compound", "goeswith")
+            and not any(token["feats"].get(name) for name in ("Foreign", "Typo", "Abbr", "ExtPos"))
+            and not any(child["deprel"] in MULTIWORD for child in sentence.below(token))
+            and token["relation"] not in MULTIWORD
         )
 
-    def noun_agreement(self, sentence: Sentence, noun: dict, gender: bool = True) -> tuple[str, str] | None:
+    def noun_agreement(self, sentence: Sentence, noun: dict) -> tuple[str, str] | None:
         """Gender and number of a noun that has only these, by the treebank and the lexicon; None for any other noun.
 
         Coordinated nouns, collectives, and nouns with a number, an apposition or a name beside them are left out.
         """
-        form, lemma = noun["form"].lower(), noun["lemma"].lower()
-        if noun["upos"] != "NOUN" or lemma in COLLECTIVE or form in COLLECTIVE or not form.isalpha():
-            return None
-        if not noun["form"].islower() and noun["id"] != min(sentence.tokens):
-            return None
-        if feature(noun, "Foreign") or feature(noun, "Typo") or feature(noun, "Abbr"):
-            return None
-        if sentence.below(noun, "conj", "cc", "nummod", "appos", "flat", "compound", "fixed", "goeswith", "orphan"):
-            return None
-        if noun["deprel"].split(":")[0] in ("conj", "fixed", "flat", "compound", "appos"):
-            return None
-        if gender and (lemma in BOTH_GENDERS or form in BOTH_GENDERS):
-            return None
-        own = agreement(noun)
+        form, own = noun["lower"], noun["agreement"]
         readings = self.lexicon.readings(form, "N")
-        if None in own or not readings or any(not set(own) <= reading.features for reading in readings):
+        if (
+            noun["upos"] != "NOUN"
+            or not form.isalpha()
+            or (not noun["form"].islower() and noun["id"] != min(sentence.tokens))
+            or not {form, noun["lemma"]}.isdisjoint(COLLECTIVE | BOTH_GENDERS)
+            or any(noun["feats"].get(name) for name in ("Foreign", "Typo", "Abbr"))
+            or sentence.below(noun, "conj", "cc", "nummod", "appos", "orphan", *MULTIWORD)
+            or noun["relation"] in ("conj", "fixed", "flat", "compound", "appos")
+            or not readings
+            or not all(set(own) <= reading.features for reading in readings)
+        ):
             return None
         return own
 
     def is_verb_like(self, form: str) -> bool:
         """A finite verb has this form, by the lexicon, the treebanks or the rules of regular verbs."""
-        return form in self.verb_forms or any(
-            reading.features.isdisjoint({"PTPST", "GRD"}) for reading in self.lexicon.readings(form, "V")
-        )
+        readings = self.lexicon.readings(form, "V")
+        return form in self.verb_forms or any(verb.features.isdisjoint({"PTPST", "GRD"}) for verb in readings)
 
     def adjective_forms(self, form: str, own: tuple[str, str], wrong: str) -> str | None:
         """The form of an adjective or participle with one value changed to `wrong`; None if there is not exactly one.
 
         None too if another reading of that form would agree with `own`.
         """
-        form = form.lower()
-        old = OTHER[wrong]
-        found = set()
+        form, old, found = form.lower(), OTHER[wrong], set()
         for reading in self.lexicon.readings(form, "A", "V"):
             has_value = old in reading.features and reading.features <= {*own, "PTPST"}
             if has_value and (reading.pos == "A" or "PTPST" in reading.features):
                 found |= self.lexicon.forms(reading.lemma, reading.pos, reading.features - {old} | {wrong})
-        if len(found) != 1:
+        if len(found) != 1 or (changed := found.pop()) == form or changed in IRREGULAR or self.is_verb_like(changed):
             return None
-        changed = found.pop()
-        for reading in self.lexicon.readings(changed, "A"):
-            if not reading.features & {OTHER[value] for value in own}:
-                return None
-        return None if changed == form or self.is_verb_like(changed) or changed in IRREGULAR else changed
+        others = {OTHER[value] for value in own}
+        return changed if all(reading.features & others for reading in self.lexicon.readings(changed, "A")) else None
 
     def determiner(self, sentence: Sentence, token: dict) -> Iterator[tuple[str, dict, str, str]]:
-        noun, form = sentence.tokens.get(token["head"]), token["form"].lower()
+        noun, form = sentence.tokens.get(token["head"]), token["lower"]
         if noun is None or form not in _DETERMINER or noun["id"] < token["id"]:
             return
-        row, cell = _DETERMINER[form]
-        own = self.noun_agreement(sentence, noun)
-        between = sentence.between(token, noun)
-        if own != cell or len(sentence.below(noun, "det")) != 1 or any(word["upos"] != "ADJ" for word in between):
+        (row, cell), between = _DETERMINER[form], sentence.between(token, noun)
+        if (
+            self.noun_agreement(sentence, noun) != cell
+            or len(sentence.below(noun, "det")) != 1
+            or any(word["upos"] != "ADJ" for word in between)
+        ):
             return
-        if self.readings_fit(noun, cell) or len(between) > 1 or not all(self.is_plain(sentence, w) for w in between):
+        if len(between) > 1 or not all(self.is_plain(sentence, word) for word in between):
             return
-        following = sentence.tokens[token["id"] + 1]["form"].lower()
-        if self.is_verb_like(following):  # "o marca" is also "marks him"
+        if any(not set(cell) <= reading.features for reading in self.lexicon.readings(noun["form"], "A")):
+            return  # the noun's form is also an adjective's with other values, or with none
+        if self.is_verb_like(sentence.tokens[token["id"] + 1]["lower"]):  # "o marca" is also "marks him"
             return
-        for axis, name in ((1, "number"), (0, "gender")):
-            wrong = OTHER[cell[axis]]
-            changed = row[_CELLS.index((cell[0], wrong) if axis else (wrong, cell[1]))]
+        for name, wrong, values in change_values(cell):
+            changed = row[_CELLS.index(values)]
             if changed != "a":  # which is a preposition too
                 yield f"determiner_noun_{name}", noun, changed, wrong
-
-    def readings_fit(self, noun: dict, own: tuple[str, str]) -> bool:
-        """Whether the noun's form is also an adjective's with other values, or with none."""
-        return any(not set(own) <= reading.features for reading in self.lexicon.readings(noun["form"], "A"))
 
     def attribute(self, sentence: Sentence, token: dict) -> Iterator[tuple[str, dict, str, str]]:
         noun = sentence.tokens.get(token["head"])
         own = self.noun_agreement(sentence, noun) if noun else None
         if own is None or self.is_odd_adjective(sentence, token, own) or sentence.below(token, "conj", "cc"):
             return
-        if token["lemma"].lower() in ADVERBIAL or len(sentence.between(noun, token)) > 6:
+        if token["lemma"] in ADVERBIAL or len(sentence.between(noun, token)) > 6:
             return
-        for axis, name in ((1, "number"), (0, "gender")):
-            wrong = OTHER[own[axis]]
+        for name, wrong, values in change_values(own):
             changed = self.adjective_forms(token["form"], own, wrong)
             if not changed or changed in ADVERBIAL:
                 continue
-            values = (own[0], wrong) if axis else (wrong, own[1])
             if any(reading.features.isdisjoint(GENDER.values()) for reading in self.lexicon.readings(changed, "A")):
                 values = (None, wrong)  # "regional" is of either gender
             if not self.fits_another(sentence, noun, token, values):
                 yield f"noun_adjective_{name}", noun, changed, wrong
 
     def is_odd_adjective(self, sentence: Sentence, token: dict, own: tuple[str, str]) -> bool:
-        if token["lemma"].lower() in IRREGULAR or token["form"].lower() in IRREGULAR or feature(token, "NumType"):
-            return True
-        if token["deprel"] == "conj" or sentence.below(token, "csubj"):
-            return True
-        return any(ours not in (None, theirs) for ours, theirs in zip(agreement(token), own, strict=True))
+        is_irregular = not {token["lemma"], token["lower"]}.isdisjoint(IRREGULAR) or token["feats"].get("NumType")
+        is_clause = token["deprel"] == "conj" or sentence.below(token, "csubj")
+        return bool(is_irregular or is_clause or not could_agree(token["agreement"], own))
 
     def fits_another(self, sentence: Sentence, noun: dict, adjective: dict, values: tuple[str, str]) -> bool:
         """Whether the changed adjective could belong to another nominal, or to a subject that is not expressed.
@@ -379,16 +243,14 @@ class Generator:
         for other in sentence.tokens.values():
             if other is noun or other is adjective or other["id"] > adjective["id"] + 3:
                 continue
-            if other["upos"] in NOMINALS or (other["upos"] in ("DET", "ADJ", "VERB") and other["deprel"] != "det"):
-                theirs = agreement(other)
-                if other["upos"] in ("ADJ", "DET") and other["head"] in (noun["id"], other["id"]):
-                    continue
-                if other["upos"] == "VERB":
-                    is_silent = feature(other, "Mood") and not sentence.below(other, "nsubj")
-                    if is_silent and theirs[1] in (None, values[1]):
-                        return True
-                elif all(None in (mine, value) or mine == value for mine, value in zip(theirs, values, strict=True)):
+            kind, theirs = other["upos"], other["agreement"]
+            is_free = kind in ("DET", "ADJ") and other["deprel"] != "det" and other["head"] != noun["id"]
+            if kind == "VERB" and other["deprel"] != "det":
+                is_silent = other["feats"].get("Mood") and not sentence.below(other, "nsubj")
+                if is_silent and theirs[1] in (None, values[1]):
                     return True
+            elif (is_free or kind in NOMINALS) and could_agree(theirs, values):
+                return True
         return False
 
     def subject(self, sentence: Sentence, predicate: dict, word: dict) -> tuple[dict, tuple[str, str]] | None:
@@ -397,56 +259,45 @@ class Generator:
         if len(subjects) != 1 or sentence.below(predicate, "csubj", "expl", "dislocated"):
             return None
         subject = subjects[0]
-        if subject["id"] > word["id"] or subject["deprel"] not in ("nsubj", "nsubj:pass"):
+        has_se = any(child["lower"] == "se" for child in sentence.below(predicate))
+        if has_se or subject["id"] > word["id"] or subject["deprel"] not in ("nsubj", "nsubj:pass"):
             return None
-        if any(child["form"].lower() == "se" for child in sentence.below(predicate)):
-            return None
-        form = subject["form"].lower()
+        form = subject["lower"]
         if subject["upos"] == "PRON" and form == "que":
             return self.antecedent(sentence, predicate, subject)
         if subject["upos"] == "PRON" and form in PERSONAL:
-            if sentence.below(subject):
-                return None
-            own = ("F" if form.startswith("ela") else "M", PERSONAL[form][1])
-            return (subject, own) if form not in ("eu", "nós") else (subject, (None, own[1]))
+            return None if sentence.below(subject) else (subject, PERSONAL[form][1])
         own = self.noun_agreement(sentence, subject)
         if own is None:
             return None
         inside = [part for part in sentence.subtree(subject) if part["id"] < word["id"]]
-        if any(part["form"].lower() in LINKS for part in inside) or any(part["upos"] == "SYM" for part in inside):
-            return None
-        return subject, own
+        return None if any(part["lower"] in LINKS or part["upos"] == "SYM" for part in inside) else (subject, own)
 
     def antecedent(self, sentence: Sentence, predicate: dict, pronoun: dict) -> tuple[dict, tuple[str, str]] | None:
         """The noun that a relative "que" stands for, if there is no other one that it could stand for."""
         noun = sentence.tokens.get(predicate["head"])
         if predicate["deprel"] != "acl:relcl" or noun is None or noun["id"] > pronoun["id"]:
             return None
-        own = self.noun_agreement(sentence, noun)
-        if own is None or len(sentence.between(noun, pronoun)) > 8:
+        own, others = self.noun_agreement(sentence, noun), sentence.between(noun, pronoun)
+        if own is None or len(others) > 8:
             return None
-        others, head = sentence.between(noun, pronoun), sentence.tokens.get(noun["head"])
+        head = sentence.tokens.get(noun["head"])
         while head is not None and head["id"] < noun["id"]:
             others.append(head)
             head = sentence.tokens.get(head["head"])
         for other in others:
-            if other["upos"] in (*NOMINALS, "DET", "ADJ") and other["deprel"] not in ("det", "amod"):
-                theirs = agreement(other)
-                if any(None in (mine, value) or mine != value for mine, value in zip(theirs, own, strict=True)):
-                    return None
-        if any(part["form"].lower() in LINKS for part in others):
-            return None
+            is_nominal = other["upos"] in (*NOMINALS, "DET", "ADJ") and other["deprel"] not in ("det", "amod")
+            if other["lower"] in LINKS or (is_nominal and other["agreement"] != own):
+                return None
         return noun, own
 
     def predicate(self, sentence: Sentence, token: dict) -> Iterator[tuple[str, dict, str, str]]:
-        head = token
+        head = sentence.tokens.get(token["head"]) if token["deprel"] == "xcomp" else token
         if token["deprel"] == "xcomp":
-            head = sentence.tokens.get(token["head"])
-            if head is None or head["lemma"].lower() not in COPULAS or not feature(head, "Mood"):
+            is_copula = head and head["lemma"] in COPULAS and head["feats"].get("Mood")
+            if not is_copula or token["lemma"] in ADVERBIAL:
                 return
-            if token["lemma"].lower() in ADVERBIAL:
-                return
-        elif not any(child["lemma"].lower() in COPULAS for child in sentence.below(token, "cop")):
+        elif not any(child["lemma"] in COPULAS for child in sentence.below(token, "cop")):
             return
         found = self.subject(sentence, head, token)
         if found is None or sentence.below(token, "obj", "det"):
@@ -455,7 +306,7 @@ class Generator:
 
     def participle(self, sentence: Sentence, token: dict) -> Iterator[tuple[str, dict, str, str]]:
         auxiliaries = [child for child in sentence.below(token, "aux") if child["deprel"] == "aux:pass"]
-        if not any(child["lemma"].lower() in ("ser", "estar", "ficar") for child in auxiliaries):
+        if not any(child["lemma"] in ("ser", "estar", "ficar") for child in auxiliaries):
             return
         found = self.subject(sentence, token, token)
         if found and found[0]["deprel"] == "nsubj:pass":
@@ -464,40 +315,31 @@ class Generator:
     def predicated(self, sentence, token, subject, own, kind) -> Iterator[tuple[str, dict, str, str]]:
         if None in own or self.is_odd_adjective(sentence, token, own):
             return
-        for axis, name in ((1, "number"), (0, "gender")):
-            wrong = OTHER[own[axis]]
-            is_neutral = ((own[0], wrong) if axis else (wrong, own[1])) == ("M", "SG")
-            if is_neutral and subject["upos"] == "NOUN" and not sentence.below(subject, "det"):
+        for name, wrong, values in change_values(own):
+            if values == ("M", "SG") and subject["upos"] == "NOUN" and not sentence.below(subject, "det"):
                 continue  # "cerveja é bom"
             changed = self.adjective_forms(token["form"], own, wrong)
             if changed and (kind == "participle" or not self.lexicon.readings(changed, "N")):  # "o problema é política"
                 yield f"{kind}_{name}", subject, changed, wrong
 
     def verb(self, sentence: Sentence, token: dict) -> Iterator[tuple[str, dict, str, str]]:
-        if sentence.below(token, "aux", "cop") or token["lemma"].lower() == "haver" or token["deprel"] == "xcomp":
+        if sentence.below(token, "aux", "cop") or token["lemma"] == "haver" or token["deprel"] == "xcomp":
             return
         found = self.subject(sentence, token, token)
         if found is None:
             return
-        subject, (_, number) = found
+        (subject, (_, number)), objects, form = found, sentence.below(token, "obj"), token["lower"]
         is_relative = subject["id"] == token["head"]
-        objects = sentence.below(token, "obj")
         if is_relative and not any(child["upos"] == "NOUN" for child in objects):  # "a mata que vejo", "a que fico"
             return
-        if not (objects or sentence.below(token, "ccomp", "xcomp") or token["lemma"].lower() in INTRANSITIVE):
+        if not (objects or sentence.below(token, "ccomp", "xcomp") or token["lemma"] in INTRANSITIVE):
             return
-        form = token["form"].lower()
-        person = PERSONAL.get(subject["form"].lower(), ("3", number))[0]
-        readings = [
-            reading
-            for reading in self.lexicon.readings(form, "V")
-            if {person, number} <= reading.features and reading.features & TENSES
-        ]
-        if not readings or feature(token, "Person") not in (None, person) or agreement(token)[1] != number:
+        person = PERSONAL.get(subject["lower"], "3")[0]
+        own, verbs = {person, number}, self.lexicon.readings(form, "V")
+        readings = [verb for verb in verbs if own <= verb.features and verb.features & TENSES]
+        if not readings or token["feats"].get("Person") not in (None, person) or token["agreement"][1] != number:
             return
-        wanted = []
-        if person == "3":
-            wanted.append(("number", {"3", OTHER[number]}))
+        wanted = [("number", {"3", OTHER[number]})] if person == "3" else []
         # "Os brasileiros somos" is right, and so may be "os livros que compro".
         if not is_relative and (person == "1" or number == "SG" or subject["upos"] == "PRON"):
             wanted.append(("person", {"3" if person == "1" else "1", number}))
@@ -511,21 +353,12 @@ class Generator:
 
     def verb_fits(self, form: str, person: str, number: str) -> bool:
         """Whether a changed verb form could still agree, or is something else than a finite verb."""
-        return any(
-            reading.pos != "V"
-            or not reading.features & (TENSES | {"IMP", "SBJF"})
-            or {person, number} <= reading.features
-            for reading in self.lexicon.readings(form)
-        )
+        finite, own = TENSES | {"IMP", "SBJF"}, {person, number}
+        readings = self.lexicon.readings(form)
+        return any(verb.pos != "V" or verb.features.isdisjoint(finite) or own <= verb.features for verb in readings)
 
 
-def read_sentences(name: str) -> list[Sentence]:
-    """The sentences of a treebank file of the evaluation data."""
-    source = re.fullmatch(r".*/pt_(.*)-ud-(.*)\.conllu", name).expand(r"\1-\2")
-    return [Sentence(parsed, source) for parsed in conllu.parse(sources.read(name).decode())]
-
-
-def chosen(pairs: list[Pair]) -> list[Pair]:
+def choose_pairs(pairs: list[Pair]) -> list[Pair]:
     """At most MOST pairs of each phenomenon, one of a sentence, taken in the order of their ids' hashes.
 
     Those with attractors come first: they are the rarest.
@@ -542,14 +375,12 @@ def chosen(pairs: list[Pair]) -> list[Pair]:
 
 def generate() -> list[Pair]:
     """All pairs, made from their sources."""
-    sentences = [sentence for name in TREEBANKS for sentence in read_sentences(name)]
-    return chosen(list(Generator(sentences).pairs()))
+    return choose_pairs(list(Generator([sentence for name in TREEBANKS for sentence in read_sentences(name)]).pairs()))
 
 
 def load() -> list[Pair]:
-    """All pairs; made once, then read from the cache, where they are kept by what they are made from and by."""
-    code = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("pair_generation.py", "lexicon.py"))
-    key = hashlib.sha256(code + "".join(sources.SOURCES[name].sha256 for name in TREEBANKS).encode()).hexdigest()
+    """All pairs; made once, then read from the cache, where they are kept by `FORMAT` and what they are made from."""
+    key = digest([FORMAT, *(sources.SOURCES[name].sha256 for name in (*TREEBANKS, *lexicon.FILES))])
     path = sources.cache_folder() / "generated" / f"minimal_pairs-{key[:12]}.jsonl"
     if not path.is_file():
         write(path, generate())
@@ -570,8 +401,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     pairs = generate()
     write(args.output, pairs)
-    counts = Counter(pair.phenomenon for pair in pairs)
-    near = Counter(pair.phenomenon for pair in pairs if pair.attractors)
     for phenomenon in PHENOMENA:
-        print(f"{phenomenon}: {counts[phenomenon]} pairs, {near[phenomenon]} with attractors")
+        near = [pair.attractors > 0 for pair in pairs if pair.phenomenon == phenomenon]
+        print(f"{phenomenon}: {len(near)} pairs, {sum(near)} with attractors")
     print(f"minimal pairs: {args.output} ({len(pairs)} pairs)")

@@ -1,22 +1,21 @@
-"""Results of evaluation: one figure with its interval, n and baseline; files, a table, paired differences.
+"""Results of evaluation: figures with their intervals, n and baselines; files and tables of them.
 
-A results folder holds `results.json` (figures) and `items.json` (one number for each item of each figure, which paired
-comparison needs). Intervals are 95 % percentile bootstraps (Efron, 1979) with a fixed seed. Items that depend on each
-other, such as the words of a sentence, are a cluster, and clusters are drawn whole (Davison and Hinkley, 1997, 3.8).
+A folder holds `results.json` (figures) and `items.json` (a number for each item of each, for paired comparison).
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from flexqwen.cli import InputError
-from flexqwen.files import file_digest, read_json, write_json
+from flexqwen.evaluation.statistics import mean_interval, number_clusters
+from flexqwen.files import read_json, write_json
+from flexqwen.tables import markdown_table
 
 RESULTS, ITEMS = "results.json", "items.json"
-SAMPLES = 1000
 _SIDE = ("items", "item_ids", "weights", "clusters")
 
 
@@ -61,32 +60,6 @@ class Result:
         return self.task, self.version, self.mode, self.metric, self.subset
 
 
-def numbered(clusters: Sequence[Hashable]) -> np.ndarray:
-    """Names of clusters as numbers from 0, in the order in which they come: int64, of the same length."""
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
-    return np.array([numbers[name] for name in clusters], dtype=np.int64)
-
-
-def resample(
-    count: int, statistic: Callable[[np.ndarray], float], seed: int = 0, samples: int = SAMPLES
-) -> list[float]:
-    """95 % interval of a statistic of `count` items: `statistic(indices)` gets int64 `(count,)`, drawn with return."""
-    generator = np.random.default_rng(seed)
-    values = [statistic(generator.integers(0, count, count)) for _ in range(samples)]
-    return [float(value) for value in np.percentile(values, [2.5, 97.5])]
-
-
-def mean_interval(
-    items: Sequence[float], weights: Sequence[float] | None = None, clusters: Sequence[Hashable] | None = None
-) -> list[float]:
-    """95 % interval of the mean, weighted by `weights`, over items, or over clusters of them."""
-    items = np.asarray(items, dtype=np.float64)
-    weights = np.ones_like(items) if weights is None else np.asarray(weights, dtype=np.float64)
-    numbers = np.arange(len(items)) if clusters is None else numbered(clusters)
-    products, totals = np.bincount(numbers, items * weights), np.bincount(numbers, weights)
-    return resample(len(totals), lambda chosen: products[chosen].sum() / totals[chosen].sum())
-
-
 def mean_result(
     items: Sequence[float],
     item_ids: Sequence[str],
@@ -99,10 +72,10 @@ def mean_result(
         value=float(np.average(items, weights=weights)),
         interval=mean_interval(items, weights, clusters),
         n=len(items),
-        items=[float(item) for item in items],
+        items=list(map(float, items)),
         item_ids=list(item_ids),
-        weights=None if weights is None else [float(weight) for weight in weights],
-        clusters=None if clusters is None else numbered(clusters).tolist(),
+        weights=None if weights is None else list(map(float, weights)),
+        clusters=None if clusters is None else number_clusters(clusters).tolist(),
         **fields,
     )
 
@@ -114,9 +87,8 @@ def check_finite(results: list[Result], place: str = "") -> None:
     """
     for result in results:
         items = zip(result.item_ids or range(result.n), result.items or [], strict=False)
-        numbers = [(f"item {name}", item) for name, item in items]
-        numbers += [("value", result.value), *(("interval", bound) for bound in result.interval)]
-        for what, number in numbers:
+        numbers = [*((f"item {name}", item) for name, item in items), ("value", result.value)]
+        for what, number in [*numbers, *(("interval", bound) for bound in result.interval)]:
             if not math.isfinite(number):
                 raise InputError(
                     f"{place}{result.task}, {result.mode}: the {result.metric} of {result.subset!r} has {what} "
@@ -155,109 +127,11 @@ def read_results(folder: str | Path) -> tuple[dict, list[Result]]:
     return header, results
 
 
-def model_digests(folder: str | Path) -> dict[str, str]:
-    """Digests of the files in a checkpoint's folder that name its weights; none of what is no folder.
-
-    Raises:
-        InputError: they are being replaced.
-    """
-    files = [file for pattern in ("*.safetensors", "*.bin", "tokenizer.json") for file in Path(folder).glob(pattern)]
-    try:
-        return {file.name: file_digest(file) for file in sorted(files)}
-    except FileNotFoundError:
-        raise InputError(f"{folder} changed while it was read; run again") from None
-
-
-def check_unchanged(folder: str | Path, digests: dict[str, str]) -> None:
-    """Compares a checkpoint's folder with the `model_digests` of before it was loaded.
-
-    Raises:
-        InputError: training, which goes on, has replaced it: figures and digests would be of two models.
-    """
-    if model_digests(folder) != digests:
-        raise InputError(f"{folder} changed while it was evaluated; run again, or evaluate a copy")
-
-
-def table(results: list[Result]) -> str:
+def format_results(results: list[Result]) -> str:
     """The results as a Markdown table; the baseline stands beside each figure."""
-    lines = [
-        "| task | items | mode | metric | value [95 %] | baseline | n |",
-        "|---|---|---|---|---:|---:|---:|",
-    ]
-    for result in results:
-        low, high = result.interval
-        lines.append(
-            f"| {result.task} | {result.subset} | {result.mode} | {result.metric} | {result.value:.3f} "
-            f"[{low:.3f}, {high:.3f}] | {result.baseline:.3f} {result.baseline_name} | {result.n:,} |"
-        )
-    return "\n".join(lines)
-
-
-@dataclass
-class Difference:
-    """Figure of model B minus that of model A over the `n` items that both have."""
-
-    key: tuple
-    a: float
-    b: float
-    difference: float
-    interval: list[float]
-    n: int
-
-    @property
-    def verdict(self) -> str:
-        low, high = self.interval
-        if low <= 0 <= high:
-            return "no difference"
-        return "B is higher" if low > 0 else "A is higher"
-
-
-def compare(first: list[Result], second: list[Result]) -> tuple[list[Difference], list[tuple]]:
-    """Paired bootstrap: items, or A's clusters of them, are drawn with return, the same for both models.
-
-    After Efron and Tibshirani (1993, chapter 8). It speaks of the mean of the items, which for most metrics is the
-    metric itself.
-
-    Returns:
-        The differences, and the keys that cannot be compared: only one side has them, or there are no items in common.
-    """
-    others = {result.key: result for result in second}
-    differences, left = [], [key for key in others if key not in {result.key for result in first}]
-    for a in first:
-        b = others.get(a.key)
-        places = {item: place for place, item in enumerate(b.item_ids)} if b and b.item_ids else {}
-        pairs = [(i, places[item]) for i, item in enumerate(a.item_ids or []) if item in places]
-        if not pairs or a.items is None or b.items is None:
-            left.append(a.key)
-            continue
-        mine, theirs = (list(side) for side in zip(*pairs, strict=True))
-        x, y = np.asarray(a.items)[mine], np.asarray(b.items)[theirs]
-        weights = np.ones(len(x)) if a.weights is None else np.asarray(a.weights)[mine]
-        clusters = None if a.clusters is None else np.asarray(a.clusters)[mine].tolist()
-        differences.append(
-            Difference(
-                key=a.key,
-                a=float(np.average(x, weights=weights)),
-                b=float(np.average(y, weights=weights)),
-                difference=float(np.average(y - x, weights=weights)),
-                interval=mean_interval(y - x, weights, clusters),
-                n=len(x),
-            )
-        )
-    return differences, left
-
-
-def comparison_table(differences: list[Difference]) -> str:
-    """The differences as a Markdown table."""
-    lines = [
-        "| task | items | mode | metric | A | B | B − A [95 %] | n | |",
-        "|---|---|---|---|---:|---:|---:|---:|---|",
-    ]
-    for row in differences:
-        task, _, mode, metric, subset = row.key
-        low, high = row.interval
-        lines.append(
-            f"| {task} | {subset} | {mode} | {metric} | {row.a:.3f} | {row.b:.3f} | {row.difference:+.3f} "
-            f"[{low:+.3f}, {high:+.3f}] | {row.n:,} | {row.verdict} |"
-        )
-    return "\n".join(lines)
+    rows = []
+    for row in results:
+        value = f"{row.value:.3f} [{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
+        baseline = f"{row.baseline:.3f} {row.baseline_name}"
+        rows.append([row.task, row.subset, row.mode, row.metric, value, baseline, row.n])
+    return markdown_table(["task", "items", "mode", "metric", "value [95 %]", "baseline", "n"], rows, text_columns=4)

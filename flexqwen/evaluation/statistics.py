@@ -1,11 +1,16 @@
-"""A metric over seeds and items, with its bootstrap interval."""
+"""The one bootstrap: 95 % percentile intervals (Efron, 1979) of a mean, and of a metric over seeds.
 
+Items that depend on each other, such as the words of a sentence, are a cluster, and clusters are drawn whole (Davison
+and Hinkley, 1997, 3.8). The draws are the same each time.
+"""
+
+import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
-
-from flexqwen.evaluation.results import numbered
+from scipy import stats
 
 SAMPLES = 1000
 
@@ -13,23 +18,87 @@ Metric = Callable[[int, np.ndarray], float]
 """From the number of a seed and the numbers of the units drawn (int64, with repetitions) to the metric's value."""
 
 
+def resample(draw: Callable[[np.random.Generator], float]) -> list[float]:
+    """The 95 % interval of a statistic: `draw` draws a sample with replacement and gives the statistic of it."""
+    generator = np.random.default_rng(0)
+    values = [draw(generator) for _ in range(SAMPLES)]
+    return [float(bound) for bound in np.percentile(values, [2.5, 97.5])]
+
+
+def number_clusters(clusters: Sequence[Hashable]) -> np.ndarray:
+    """Names of clusters as numbers from 0, in the order in which they come: int64, of the same length."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+    return np.array([numbers[name] for name in clusters], dtype=np.int64)
+
+
+def mean_interval(
+    items: Sequence[float], weights: Sequence[float] | None = None, clusters: Sequence[Hashable] | None = None
+) -> list[float]:
+    """The interval of the mean, weighted by `weights`, over items, or over clusters of them.
+
+    That of a paired difference (Efron and Tibshirani, 1993, chapter 8) is that of the mean of the items' differences.
+    """
+    items = np.asarray(items, dtype=np.float64)
+    weights = np.ones_like(items) if weights is None else np.asarray(weights, dtype=np.float64)
+    numbers = np.arange(len(items)) if clusters is None else number_clusters(clusters)
+    products, totals = np.bincount(numbers, items * weights), np.bincount(numbers, weights)
+
+    def draw(generator: np.random.Generator) -> float:
+        chosen = generator.integers(0, len(totals), len(totals))
+        return products[chosen].sum() / totals[chosen].sum()
+
+    return resample(draw)
+
+
 def over_seeds(
     metric: Metric, seeds: int, units: int, clusters: Sequence[Hashable] | None = None
 ) -> tuple[list[float], list[float]]:
-    """The metric of each seed over all units, and the 95 % bootstrap interval of their mean.
+    """The metric of each seed over all units, and the interval of their mean.
 
-    Each of 1,000 samples draws as many seeds and as many units as there are, both with replacement, the same units for
-    every seed. Units are what was drawn when the data were made: texts, not the words in them. Where several units
-    depend on each other, `clusters` names the cluster that each is of, and clusters are drawn whole.
+    Each sample draws as many seeds and as many units as there are, the same units for every seed. Units are what was
+    drawn when the data were made: texts, not the words in them. Where several units depend on each other, `clusters`
+    names the cluster that each is of.
     """
     everything = np.arange(units)
-    values = [float(metric(seed, everything)) for seed in range(seeds)]
-    numbers = everything if clusters is None else numbered(clusters)
+    numbers = everything if clusters is None else number_clusters(clusters)
     members = np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
-    random = np.random.default_rng(0)
-    means = []
-    for _ in range(SAMPLES):
-        drawn = np.concatenate([members[number] for number in random.integers(0, len(members), len(members))])
-        times = Counter(random.integers(0, seeds, seeds).tolist())
-        means.append(sum(count * metric(seed, drawn) for seed, count in times.items()) / seeds)
-    return values, [float(bound) for bound in np.percentile(means, [2.5, 97.5])]
+
+    def draw(generator: np.random.Generator) -> float:
+        drawn = np.concatenate([members[number] for number in generator.integers(0, len(members), len(members))])
+        times = Counter(generator.integers(0, seeds, seeds).tolist())
+        return sum(count * metric(seed, drawn) for seed, count in times.items()) / seeds
+
+    return [float(metric(seed, everything)) for seed in range(seeds)], resample(draw)
+
+
+JOINT_SAMPLES = 2000
+
+
+def joint_interval(values: np.ndarray, weights: np.ndarray, clusters: Sequence[Hashable]) -> tuple[float, float, float]:
+    """The mean over seeds of a mean of items, and its 95 % interval: chance of the items and of the seeds.
+
+    The two are independent: a percentile bootstrap over clusters of items, drawn whole, of the mean over seeds; and
+    Student's t on the seeds' figures. Their half-widths are added as the root of the sum of their squares.
+
+    Args:
+        values: float64 `(seeds, items)`; differences of two models are taken seed by seed and item by item.
+        weights: of the items in their mean, `(items,)`.
+
+    Returns:
+        The mean and the interval's bounds.
+    """
+    by_seed = values @ weights / weights.sum()
+    names = np.unique(clusters, return_inverse=True)[1]
+    total, sums = np.bincount(names, weights), np.bincount(names, values.mean(0) * weights)
+    drawn = _drawn(len(total))
+    with np.errstate(invalid="ignore"):  # a sample may hold no item of a subset
+        low, high = np.nanpercentile((drawn @ sums) / (drawn @ total), [2.5, 97.5])
+    seeds, value = len(by_seed), float(by_seed.mean())
+    spread = stats.t.ppf(0.975, seeds - 1) * by_seed.std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
+    return value, value - math.hypot(value - low, spread), value + math.hypot(high - value, spread)
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn(count: int) -> np.ndarray:
+    """How often each cluster is drawn in each sample, the same for all figures: `(samples, count)`."""
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), JOINT_SAMPLES)

@@ -1,5 +1,6 @@
 """Publishes a built dataset on the Hugging Face Hub."""
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -7,7 +8,8 @@ from flexqwen.cli import InputError
 from flexqwen.data.build import NAME, read_manifest
 from flexqwen.data.texts import count_texts
 from flexqwen.files import file_digest
-from flexqwen.hub.repository import Repository, reason, with_retries
+from flexqwen.hub.repository import Repository
+from flexqwen.remote import explain_failure
 
 PATTERNS = ("README.md", "manifest.json", "figures/*.png", "data/*/*.parquet")  # nothing else is uploaded
 
@@ -15,10 +17,8 @@ PATTERNS = ("README.md", "manifest.json", "figures/*.png", "data/*/*.parquet")  
 def publish(folder: Path, repository: Repository, tag: str | None = None) -> tuple[str, str, str]:
     """Makes one commit of what changed, and tags it; returns the tag, the commit, and that of the tag.
 
-    The two differ where the tag was there and only the card has changed since: the tag stays at the text it was given.
-
-    Files of an earlier build that this one has not are deleted, and so is a `carolina_originality.py`: datasets takes a
-    script of the repository's name for a loader, and refuses to load.
+    The two differ where the tag was there and only the card has changed since. Files that only an earlier build had are
+    deleted, and so is a `carolina_originality.py`: datasets takes it for a loader, and refuses to load.
 
     Args:
         tag: the version; by default `v<version of FlexQwen>-<digest of the build's inputs>`.
@@ -27,18 +27,30 @@ def publish(folder: Path, repository: Repository, tag: str | None = None) -> tup
         InputError: `folder` is no finished build, the repository holds something else, the tag is another build's, or
             the Hub refuses.
     """
-    files = built_files(folder)
-    manifest = read_manifest(folder)
+    files, manifest = built_files(folder), read_manifest(folder)
     tag = tag or f"v{manifest['versions']['flexqwen']}-{manifest['inputs'][:8]}"
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            return _publish(files, repository, tag, Path(temporary))
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{folder} is not wholly on {repository.url} ({reason(error)}); the same command uploads what is missing"
-        ) from error
+    unfinished, remedy = f"not all of {folder} is on {repository.url}", "the same command uploads what is missing"
+    with explain_failure(unfinished, remedy), tempfile.TemporaryDirectory() as temporary:
+        there, place = repository.list_files(), Path(temporary)
+        if there:
+            repository.fetch(["manifest.json"], place / "there")
+            if read_manifest(place / "there").get("dataset") != NAME:
+                found = f"{repository.url} holds something else"
+                raise InputError(f"{found}, which is not overwritten; give another --repo")
+        tags = repository.list_tags() if there else {}
+        if tag in tags:
+            repository.fetch(["manifest.json"], place / "tagged", revision=tag)
+            if file_digest(place / "tagged" / "manifest.json") != file_digest(files["manifest.json"]):
+                raise InputError(f"the tag {tag} of {repository.url} is of another build; give another --tag")
+        names = f'load_dataset("{NAME}"', f'load_dataset("{repository.repo_id}"'
+        card = files["README.md"].read_text(encoding="utf-8").replace(*names)
+        (place / "README.md").write_text(card, encoding="utf-8")
+        stale = {file for file in there - files.keys() if re.match(rf"data/|figures/|.*{NAME}\.py$", file)}
+        repository.create()
+        commit = repository.commit(files | {"README.md": place / "README.md"}, f"Carolina Originality {tag}", stale)
+        if tag not in tags:
+            repository.tag(tag, commit)
+        return tag, commit, tags.get(tag, commit)
 
 
 def built_files(folder: Path) -> dict[str, Path]:
@@ -52,33 +64,5 @@ def built_files(folder: Path) -> dict[str, Path]:
         raise InputError(f"{folder}: holds no finished dataset; make it with carolina_originality.py build")
     for name, split in manifest["splits"].items():
         if split["documents"] and count_texts(folder, *name.split("/")) != split["documents"]:
-            raise InputError(
-                f"{folder}: {name} has not the {split['documents']:,} documents of its manifest; build again"
-            )
+            raise InputError(f"{folder}: {name} does not hold {split['documents']:,} documents; build again")
     return {file.relative_to(folder).as_posix(): file for pattern in PATTERNS for file in sorted(folder.glob(pattern))}
-
-
-def _publish(files: dict[str, Path], repository: Repository, tag: str, temporary: Path) -> tuple[str, str, str]:
-    there = with_retries(repository.files)
-    if there - {".gitattributes"}:
-        with_retries(lambda: repository.fetch(["manifest.json"], temporary / "there"))
-        if read_manifest(temporary / "there").get("dataset") != NAME:
-            raise InputError(f"{repository.url} holds something else, which is not overwritten; give another --repo")
-    tags = with_retries(repository.tags) if there else {}
-    if tag in tags:
-        tagged = Repository(repository.repo_id, "dataset", revision=tag)
-        with_retries(lambda: tagged.fetch(["manifest.json"], temporary / "tagged"))
-        if file_digest(temporary / "tagged" / "manifest.json") != file_digest(files["manifest.json"]):
-            raise InputError(f"the tag {tag} of {repository.url} is of another build; give another --tag")
-    card = temporary / "README.md"
-    text = files["README.md"].read_text(encoding="utf-8")
-    card.write_text(text.replace(f'load_dataset("{NAME}"', f'load_dataset("{repository.repo_id}"'), encoding="utf-8")
-    stale = {
-        file for file in there - files.keys() if file.startswith(("data/", "figures/")) or file.endswith(f"{NAME}.py")
-    }
-    with_retries(repository.create)
-    message = f"Carolina Originality {tag}"
-    commit = with_retries(lambda: repository.commit(files | {"README.md": card}, message, stale))
-    if tag not in tags:
-        with_retries(lambda: repository.tag(tag, commit))
-    return tag, commit, tags.get(tag, commit)

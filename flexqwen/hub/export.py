@@ -1,4 +1,4 @@
-"""Exports a FlexQwen checkpoint as a plain Qwen3 one, which stock transformers, vLLM and llama.cpp run.
+"""Exports a FlexQwen checkpoint as a plain Qwen3 one, which stock transformers run with no remote code.
 
     python -m flexqwen export runs/quickstart/hybrid-shift-256/best exported
 
@@ -32,9 +32,8 @@ def export(checkpoint: str | Path, output: str | Path) -> None:
         raise InputError(f"{output} exists; name a folder that does not")
     config = loading.load(FlexQwenConfig, checkpoint)
     if config.get_config_dict(checkpoint)[0].get("model_type") != FlexQwenConfig.model_type:
-        raise InputError(
-            f"{checkpoint} is not a FlexQwen checkpoint: its model_type is not {FlexQwenConfig.model_type}"
-        )
+        what = f"{checkpoint} is not a FlexQwen checkpoint"
+        raise InputError(f"{what}: its model_type is not {FlexQwenConfig.model_type}")
     plain = Qwen3Config(**{name: value for name, value in config.to_dict().items() if name not in ADDED})
     model = loading.load_model(Qwen3ForCausalLM, checkpoint, config=plain, dtype="auto")
     with atomic_write(output) as folder:

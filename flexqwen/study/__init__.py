@@ -1,0 +1,1 @@
+"""One grid of training runs, measured the same way, and the report on it."""

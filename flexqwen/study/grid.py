@@ -1,87 +1,100 @@
-"""A study: one grid of training runs, strategies × splits × seeds, each measured the same way.
+"""A study's config: one grid of training runs over any options of train.py, what is measured of each, what is compared.
 
-configs/<study>.yaml          the grid, the options of train.py that all cells share, and what is measured
-runs/<study>/<cell>/          a training run each
-results/<study>/cells/        a small JSON file for each finished cell: what made it, what it cost, every figure
-results/<study>/items.json    what the figures' items are; the same for all cells
-results/<study>/overlap.json  how many of the tasks' items have a passage in common with the training splits
-results/<study>/README.md     the report (flexqwen.study_report, with study_results and study_figures)
+    training: {max_steps: 800, ...}                 # options of train.py that all cells share
+    variants: {muon: {muon: true}, ...}             # named bundles of options
+    grid:                                           # each part is the product of its axes; by default every variant
+      - causal_fraction: [1, 63/64, 1/2]            # any option of train.py, or `variant`; a value or a list of them
+        dataset_config: [gold, matched]
+        options: {learning_rate: 0.006}             # what all cells of the part share, not an axis
+    seeds: [0, 1, 2]
+    measure: {...}                                  # `Measurement`
+    compare: {originality: {axis: dataset_config, pairs: [[gold, matched]], by: causal_fraction}}  # `Comparison`
+    sweep: {over: causal_fraction, lines: dataset_config}                                          # `Sweep`
+
+A cell is one point of the grid with one seed. Its own options win over those that all cells share.
 """
 
-import contextlib
-import json
-import os
-import platform
+import itertools
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-import yaml
-
-from configuration_flexqwen import FlexQwenConfig
 from flexqwen.cli import InputError
-from flexqwen.data import overlap
-from flexqwen.data.texts import dataset_digest, parquet_files
-from flexqwen.evaluation import likelihood
-from flexqwen.evaluation.results import Result, check_finite, check_unchanged, model_digests
-from flexqwen.evaluation.tasks import TASKS
-from flexqwen.evaluation.tasks.item import Context
-from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
-from flexqwen.training import arguments
-from flexqwen.training.flops import model_flops
+from flexqwen.evaluation.tasks import ZERO_SHOT
+from flexqwen.files import digest
+from flexqwen.training.arguments import read_yaml
 from flexqwen.training.objectives import ObjectiveArguments
-from flexqwen.training.runs import checkpoints, defect
 
-ROOT = Path(__file__).parents[2]
-KEYS = {"grid", "seeds", "training", "evaluation"}
-ITEMS, OVERLAP = "items.json", "overlap.json"
+KEYS = {"training", "variants", "grid", "seeds", "measure", "compare", "sweep"}
+NEEDED = ("max_steps", "dataset", "tokenizer", "token_stores")  # of training
+NAMELESS = ("dataset_config", "variant", "strategy")  # axes whose values tell in a file's name which axis they are of
+PLACES = ("dataset", "tokenizer", "token_stores", "logging_steps", "save_steps", "save_total_limit", "use_cpu")
+
+Point = tuple[tuple[str, Any], ...]
+"""(axis, value) of each axis."""
+
+
+def replace_values(point: Point, **values) -> Point:
+    """The point with other values on some of its axes."""
+    return tuple((axis, values.get(axis, value)) for axis, value in point)
+
+
+def describe_point(point: Point, without: str) -> str:
+    """The values of a point's axes but one."""
+    return ", ".join(describe_value(axis, value) for axis, value in point if axis != without)
+
+
+def describe_value(axis: str, value: Any) -> str:
+    """A value, with its axis where it does not tell it."""
+    return str(value) if axis in NAMELESS else f"{axis} {value}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of a study.
+    """One training run of a study."""
 
-    Attributes:
-        strategy: as in the config: a strategy of train.py, with `causal:masked` after it where it mixes both.
-        split: the dataset's config that is trained on.
-    """
-
-    strategy: str
-    split: str
+    point: Point
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.split}.{self.strategy.replace(' ', '-').replace(':', '-')}.{self.seed}"
+        """That of its file: the values of its axes and the seed."""
+        words = [describe_value(axis, value) for axis, value in self.point]
+        return ".".join([*(re.sub(r"[^\w.+-]+", "-", word) for word in words), str(self.seed)])
 
-    @property
-    def objective(self) -> ObjectiveArguments:
-        """
-        Raises:
-            InputError: an unknown strategy, or a ratio that is none.
-        """
-        name, _, ratio = self.strategy.partition(" ")
-        if not ratio:
-            return ObjectiveArguments(strategy=name)
-        try:
-            causal, masked = map(int, ratio.split(":"))
-            return ObjectiveArguments(strategy=name, causal_fraction=causal / (causal + masked))
-        except (ValueError, ZeroDivisionError):
-            raise InputError(
-                f"{ratio!r} in strategy {self.strategy!r} is no ratio causal:masked, such as 1:3"
-            ) from None
 
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """The modes that it is measured in: those it trains, and fused where these are both."""
-        trained = self.objective.modes
-        return (*trained, "fused") if len(trained) == 2 else trained
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured of a trained cell; with neither tasks nor held-out splits, only the losses in its log."""
+
+    tasks: Sequence[str] = ()  # likelihood tasks, by name
+    heldout: Sequence[str] = ("test",)  # splits of the dataset's `heldout` config
+    documents: int = 500  # of each of these, at most
+    limit: int | None = None  # items of a task, at most
+    checkpoint: str = "last"  # or "best"
+    modes: Sequence[str] | None = None  # by default those that a cell trains, and fused where these are both
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences between values of an axis, all other axes equal: first minus second of each pair."""
+
+    name: str
+    axis: str
+    pairs: list[tuple[Any, Any]]
+    by: str | None = None  # an axis for each value of which the difference is shown alone, beside the mean over all
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Every measure against the values of an axis or option."""
+
+    over: str  # on the horizontal axis; `causal_fraction` counts the baselines as 1 and 0
+    lines: str | None = None  # what has a line for each of its values; by default one line, the mean
+    where: dict[str, Any] = field(default_factory=dict)  # axes and options, and the values that they must have
 
 
 @dataclass
@@ -89,25 +102,26 @@ class Study:
     """A study's config, read.
 
     Attributes:
-        cells: in the order in which they are run: all cells of one seed, then those of the next.
-        training: options of train.py, the same for all cells.
-        tasks: likelihood tasks, by name.
-        heldout: splits of the dataset's `heldout` config; the first is the one that counts most.
-        documents: of each, at most.
-        limit: items of a task, at most.
+        points: of the grid, each with the options that it sets.
+        training: options of train.py that all cells share.
     """
 
     path: Path
-    cells: list[Cell]
-    training: dict
-    tasks: list[str]
-    heldout: list[str]
-    documents: int
-    limit: int | None
+    points: dict[Point, dict]
+    seeds: list[int]
+    training: dict = field(default_factory=dict)
+    measurement: Measurement = field(default_factory=Measurement)
+    comparisons: list[Comparison] = field(default_factory=list)
+    sweep: Sweep | None = None
 
     @property
     def name(self) -> str:
         return self.path.stem
+
+    @property
+    def cells(self) -> list[Cell]:
+        """In the order in which they are run: all cells of one seed, then those of the next."""
+        return [Cell(point, seed) for seed in self.seeds for point in self.points]
 
     @property
     def results(self) -> Path:
@@ -120,6 +134,52 @@ class Study:
         """The `output_dir` of its training."""
         return Path("runs") / self.name / cell.name
 
+    def options(self, point: Point) -> dict:
+        """Options of train.py of the cells of a point, but for seed and output folder."""
+        return {**self.training, **self.points[point]}
+
+    def modes(self, point: Point) -> tuple[str, ...]:
+        """The modes that its cells are measured in.
+
+        Raises:
+            InputError: an unknown strategy.
+        """
+        strategy = self.options(point).get("strategy", ObjectiveArguments.strategy)
+        trained = ObjectiveArguments(strategy).modes
+        return tuple(self.measurement.modes or ((*trained, "fused") if len(trained) == 2 else trained))
+
+    def value(self, point: Point, name: str) -> Any:
+        """An axis or option of a point; for `causal_fraction`, the `Fraction` of rows that are trained causally."""
+        options = self.options(point)
+        if name == "causal_fraction":
+            share = options.get(name, ObjectiveArguments.causal_fraction)
+            of_baselines = {"baseline-causal": 1, "baseline-masked": 0}
+            return Fraction(of_baselines.get(options.get("strategy"), share)).limit_denominator(1000)
+        return {**options, **dict(point)}.get(name)
+
+    def values(self, axis: str) -> list:
+        """The values of an axis, in the order of the grid."""
+        return list(dict.fromkeys(dict(point)[axis] for point in self.points if axis in dict(point)))
+
+    @property
+    def axes(self) -> list[str]:
+        return list(dict.fromkeys(axis for point in self.points for axis, _ in point))
+
+    @property
+    def main_axis(self) -> str:
+        """The axis that figures give colours to: variant or strategy or another with several values, or the split."""
+        several = [axis for axis in self.axes if len(self.values(axis)) > 1] or self.axes
+        return min(several, key=lambda axis: (axis == "dataset_config", axis not in NAMELESS))
+
+    def identity(self, digests: dict[str, str]) -> str:
+        """Digest of all that must be equal in every cell: shared options but where things lie, data, measures."""
+        measured = self.measurement
+        training = {name: value for name, value in self.training.items() if name not in PLACES}
+        parts = [training, measured.tasks, measured.heldout, measured.documents, measured.limit, digests]
+        if (added := [measured.checkpoint, measured.modes]) != ["last", None]:
+            parts.append(added)
+        return digest(parts)
+
 
 def read(path: str) -> Study:
     """Reads a study's config.
@@ -127,404 +187,70 @@ def read(path: str) -> Study:
     Raises:
         InputError: it is not there, or a key or value in it cannot be; all before any work.
     """
-    config = arguments.read_yaml(path)
-    if set(config) != KEYS or not isinstance(config["training"], dict):
-        raise InputError(f"config {path} must have the keys {', '.join(sorted(KEYS))}, and no others")
+    config = read_yaml(path)
     try:
-        evaluation = {"tasks": [], "heldout": ["test"], "documents": 500, "limit": None, **config["evaluation"]}
-        cells = [
-            Cell(strategy, split, int(seed))
-            for seed in config["seeds"]
-            for part in config["grid"]
-            for strategy in part["strategies"]
-            for split in part["splits"]
-        ]
-        study = Study(Path(path), list(dict.fromkeys(cells)), config["training"], **evaluation)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"config {path}: {type(error).__name__}: {error}; configs/study-cpu.yaml is one to follow"
-        ) from None
-    if unknown := set(study.tasks) - set(TASKS):
-        raise InputError(f"config {path}: unknown task {unknown.pop()!r}; there are: {', '.join(TASKS)}")
-    for cell in study.cells:
-        _ = cell.objective
-    if taken := {"strategy", "causal_fraction", "dataset_config", "seed", "output_dir"} & set(study.training):
-        raise InputError(f"config {path}: training has {taken.pop()!r}, which the grid decides")
-    for name in ("max_steps", "dataset", "tokenizer", "token_stores"):
-        if name not in study.training:
-            raise InputError(f"config {path}: training needs {name!r}")
-    if int(study.training["max_steps"]) % int(study.training.get("logging_steps", 500)):
-        raise InputError(
-            f"config {path}: max_steps must be a multiple of logging_steps, or the last steps are not counted"
-        )
+        return _read(Path(path), config)
+    except InputError as error:
+        raise InputError(f"config {path}: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"config {path}: {type(error).__name__}: {error}"
+        raise InputError(f"{what}; configs/study-cpu.yaml is one to follow") from None
+
+
+def _read(path: Path, config: dict) -> Study:
+    if wrong := (set(config) - KEYS) or ({"training", "seeds"} - set(config)):
+        raise InputError(f"key {wrong.pop()!r} is unknown or missing; needed: training, seeds; known: {sorted(KEYS)}")
+    variants, measurement = config.get("variants", {}), Measurement(**config.get("measure", {}))
+    points = _expand(config.get("grid", [{"variant": list(variants)}]), variants)
+    study = Study(path, points, [int(seed) for seed in config["seeds"]], config["training"], measurement)
+    study.sweep = Sweep(**config["sweep"]) if "sweep" in config else None
+    for name, entry in config.get("compare", {}).items():
+        values, base = study.values(entry["axis"]), entry.get("base")
+        pairs = entry.get("pairs") or [(value, base) for value in values if value != base]
+        if unknown := [value for pair in pairs for value in pair if value not in values]:
+            raise InputError(f"compare {name}: the grid has no {entry['axis']} {unknown[0]!r}")
+        study.comparisons.append(Comparison(name, entry["axis"], [tuple(pair) for pair in pairs], entry.get("by")))
+    if unknown := set(measurement.tasks) - set(ZERO_SHOT):
+        raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(ZERO_SHOT)}")
+    if measurement.checkpoint not in ("last", "best"):
+        raise InputError(f"measure: checkpoint is {measurement.checkpoint!r}; allowed: last, best")
+    if missing := [name for name in NEEDED if name not in study.training]:
+        raise InputError(f"training needs {missing[0]!r}")
+    for point in points:
+        options, _ = study.options(point), study.modes(point)
+        if taken := {"seed", "output_dir"} & set(options):
+            raise InputError(f"{taken.pop()!r} is set, which the study decides")
+        if options.get("save_strategy", "steps") != "steps":
+            raise InputError("save_strategy must be steps, or a cell has no last checkpoint to measure")
+        if int(options["max_steps"]) % int(options.get("logging_steps", 500)):
+            raise InputError("max_steps must be a multiple of logging_steps, or the last steps are not counted")
+    names = [cell.name for cell in study.cells]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"two cells would have the file {twice[0]}.json")
     return study
 
 
-def select(cells: Sequence[Cell], part: str | None) -> list[Cell]:
-    """The i-th of n parts (`"i/n"`, i from 1) of the cells, so that several machines share them; all by default.
-
-    A split and its control stay together: what machines differ in must not look like what splits differ in.
-
-    Raises:
-        InputError: it is no such part.
-    """
-    try:
-        number, parts = map(int, (part or "1/1").split("/"))
-        if not 1 <= number <= parts:
-            raise ValueError
-    except ValueError:
-        raise InputError(f"--part is {part!r}; it must be i/n with i from 1 to n, such as 1/2") from None
-    pairs = [(cell.seed, cell.strategy, re.sub("gold|matched", "", cell.split)) for cell in cells]
-    chosen = set(list(dict.fromkeys(pairs))[number - 1 :: parts])
-    return [cell for cell, pair in zip(cells, pairs, strict=True) if pair in chosen]
-
-
-def run(study: Study, part: str | None, workers: int) -> None:
-    """Makes the cells that are not made yet; with several workers, each in a process with its share of the cores.
-
-    Raises:
-        InputError: data, tokenizer or a task's items are not there (before any training), or a training failed.
-    """
-    config = train_config(study)
-    digests = {
-        "dataset": dataset_digest(study.training["dataset"]),
-        "tokenizer": file_digest(Path(study.training["tokenizer"]) / "tokenizer.json"),
-    }
-    for split in {cell.split for cell in study.cells}:
-        parquet_files(study.training["dataset"], split, "train")
-    for split in study.heldout:
-        parquet_files(study.training["dataset"], "heldout", split)
-    find_overlap(study)
-    cells = select(study.cells, part)
-    waiting = [cell for cell in cells if not is_finished(study, cell, digests)]
-    print(f"study {study.name}: {len(cells)} cells, {len(cells) - len(waiting)} of them finished")
-    if workers > 1 and len(waiting) > 1:
-        number, parts = map(int, (part or "1/1").split("/"))
-        shares = [f"{number + parts * worker}/{parts * workers}" for worker in range(workers)]
-        threads = str(max(1, (os.cpu_count() or 1) // workers))
-        command = [sys.executable, "-m", "flexqwen", "study", "run", str(study.path), "--part"]
-        environment = {"OMP_NUM_THREADS": threads, **os.environ}
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        processes = [subprocess.Popen([*command, share], env=environment) for share in shares]
-        if any([process.wait() for process in processes]):
-            raise InputError("a worker failed, see above; run the same command again to go on")
-        return
-    start = time.perf_counter()
-    for number, cell in enumerate(waiting):
-        seconds = make(study, cell, config, digests)
-        left = (time.perf_counter() - start) / (number + 1) * (len(waiting) - number - 1)
-        print(
-            f"[{number + 1}/{len(waiting)}] {cell.name}: {seconds:.0f} s, about {left / 60:.0f} minutes left",
-            flush=True,
-        )
-
-
-def find_overlap(study: Study) -> None:
-    """Says once how many of the tasks' items have a 13-gram in common with what is trained on."""
-    path = study.results / OVERLAP
-    items = {task: TASKS[task].load(Context(study.training["dataset"], limit=study.limit)) for task in study.tasks}
-    if not items or (path.is_file() and any((study.results / "cells").glob("*.json"))):
-        return
-    shares = iter(
-        overlap.seen_shares([item.text for task in items.values() for item in task], study.training["dataset"])
-    )
-    found = {}
-    for task, loaded in items.items():
-        values = np.array([next(shares) for _ in loaded])
-        found[task] = {"items": len(values), "seen": int((values > 0).sum()), "short": int(np.isnan(values).sum())}
-    write_json(path, found)
-
-
-def train_config(study: Study) -> Path:
-    """Writes the options that all cells share as a config of train.py."""
-    path = Path("runs") / study.name / "training.yaml"
-    with atomic_write(path) as aside:
-        aside.write_text(yaml.safe_dump(study.training, sort_keys=False), encoding="utf-8")
-    arguments.parse([str(path)])  # raises where an option is unknown or of the wrong type
-    return path
-
-
-def is_finished(study: Study, cell: Cell, digests: dict[str, str]) -> bool:
-    """
-    Raises:
-        InputError: its file is of other settings or data.
-    """
-    found = read_json(study.cell_file(cell))
-    if found is None:
-        return False
-    if found["made_by"]["study"] != identity(study, digests):
-        raise InputError(
-            f"{study.cell_file(cell)} was made with another config, dataset or tokenizer; remove {study.results} and "
-            f"runs/{study.name} to begin anew, or give the changed config another name"
-        )
-    return True
-
-
-def identity(study: Study, digests: dict[str, str]) -> str:
-    """Digest of all that must be equal in every cell: the training's options but where things lie, data, measures."""
-    places = ("dataset", "tokenizer", "token_stores", "logging_steps", "save_steps", "save_total_limit", "use_cpu")
-    training = {name: value for name, value in study.training.items() if name not in places}
-    return digest([training, study.tasks, study.heldout, study.documents, study.limit, digests])
-
-
-def make(study: Study, cell: Cell, config: Path, digests: dict[str, str]) -> float:
-    """Trains a cell, or goes on with it, measures its last checkpoint and writes its file; seconds that it took."""
-    start, objective, code = time.perf_counter(), cell.objective, code_version()
-    options = {
-        "strategy": objective.strategy,
-        "causal_fraction": objective.causal_fraction,
-        "dataset_config": cell.split,
-        "seed": cell.seed,
-        "output_dir": study.run_folder(cell),
-        "disable_tqdm": not sys.stderr.isatty(),
-    }
-    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    command = [sys.executable, str(ROOT / "train.py"), str(config), *words]
-    status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
-    if status == 130:
-        raise KeyboardInterrupt
-    if status:
-        raise InputError(f"{cell.name}: training ended with status {status}; run the same command again to go on")
-    run = next(path.parent for path in study.run_folder(cell).glob("*/finished.json"))
-    checkpoint = checkpoints(run)[-1]
-    if problem := defect(checkpoint):
-        raise InputError(
-            f"{checkpoint} is not as it was saved ({problem}); remove {run / 'finished.json'}, and the same command "
-            "makes it again from the one before it"
-        )
-    results, parameters = measure(study, cell, str(checkpoint))
-    described = read_json(run / "run.json")
-    write_items(study, results)
-    write_json(
-        study.cell_file(cell),
-        {
-            "cell": vars(cell),
-            "parameters": parameters,
-            "made_by": {
-                "study": identity(study, digests),
-                "config": study.path.as_posix(),
-                "command": described["command"],
-                "rows_per_step": described["rows_per_step"],
-                "digests": described["digests"],
-                "code": code if code_version() == code else f"{code} to {code_version()}",
-                "versions": described["versions"],
-                "machine": machine(),
-            },
-            "cost": cost(run, checkpoint),
-            "curve": curve(run, checkpoint),
-            "figures": [figure(result) for result in results],
-        },
-    )
-    return time.perf_counter() - start
-
-
-def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], int]:
-    """Every figure of a checkpoint, and its number of parameters."""
-    digests, scorer = model_digests(checkpoint), likelihood.load(checkpoint)
-    results = []
-    for task, split in [("bits_per_byte", split) for split in study.heldout] + [(task, "") for task in study.tasks]:
-        context = Context(study.training["dataset"], split, study.documents, limit=study.limit)
-        items = TASKS[task].load(context)
-        for mode in cell.modes:
-            results += TASKS[task].evaluate(scorer, items, mode, context)
-    check_finite(results)
-    check_unchanged(checkpoint, digests)
-    return results, scorer.model.num_parameters()
-
-
-def figure(result: Result) -> dict:
-    """A result as a cell's file has it. Only the figures of all items carry a number for each."""
-    kept = ("task", "version", "mode", "metric", "subset", "value", "interval", "n", "baseline", "baseline_name")
-    entry = {name: getattr(result, name) for name in kept}
-    if has_items(result):
-        entry["items"] = [float(f"{value:.5g}") for value in result.items]
-    return entry
-
-
-def has_items(result: Result) -> bool:
-    """Whether its items are kept: nats per token and the figures of subsets follow from the others'."""
-    return result.metric != "loss" and (result.subset == "all" or result.task.startswith("bits_per_byte"))
-
-
-def write_items(study: Study, results: list[Result]) -> None:
-    """Says, once for all cells, what the items are: ids, weights, and the subsets that they belong to.
-
-    Raises:
-        InputError: a cell was measured on other items before.
-    """
-    described = {}
-    for result in results:
-        if has_items(result):
-            entry = {"ids": result.item_ids, "weights": result.weights, "clusters": result.clusters}
-            described.setdefault(_key(result), {**entry, "subsets": {}})
-    for result in results:
-        whole = described.get(f"{result.task}/all")
-        if whole and result.subset != "all":
-            places = {name: place for place, name in enumerate(whole["ids"])}
-            whole["subsets"][result.subset] = [places[name] for name in result.item_ids]
-    path = study.results / ITEMS
-    known = read_json(path)
-    if known is None:
-        with atomic_write(path) as aside:
-            aside.write_text(json.dumps(described, ensure_ascii=False) + "\n", encoding="utf-8")
-    elif known != json.loads(json.dumps(described)):
-        raise InputError(f"{path} names other items than this cell was measured on; were the evaluation data changed?")
-
-
-def _key(result: Result) -> str:
-    return f"{result.task}/{result.subset}"
-
-
-def entries(run: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl."""
-    found = []
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):  # a line that is being written
-            found.append(json.loads(line))
-    return found
-
-
-def cost(run: Path, checkpoint: Path) -> dict[str, float]:
-    """What a cell cost: tokens, updates, passes over the data, labels by mode, FLOPs, seconds of training."""
-    logged = [entry for entry in entries(run) if "loss" in entry]
-    last = logged[-1]
-    labels = {mode: sum(entry.get(f"labels_{mode}", 0) for entry in logged) for mode in ("causal", "masked")}
-    tokens, seconds, before = last["tokens_seen"], 0.0, 0
-    for entry in logged:
-        seconds += (entry["tokens_seen"] - before) / entry["tokens_per_second"]
-        before = entry["tokens_seen"]
-    return {
-        "updates": last["step"],
-        "tokens": tokens,
-        "passes": round(last["epoch"], 4),
-        "labels_causal": labels["causal"],
-        "labels_masked": labels["masked"],
-        "flops": flops(checkpoint, tokens, sum(labels.values())),
-        "train_seconds": round(seconds, 1),
-    }
-
-
-def flops(checkpoint: Path, tokens: float, labels: float) -> float:
-    """Of training on so many tokens with so many labels."""
-    config = FlexQwenConfig.from_pretrained(checkpoint)
-    return model_flops(config, tokens, labels, config.max_position_embeddings)
-
-
-def curve(run: Path, checkpoint: Path) -> list[dict[str, float]]:
-    """Held-out loss in both modes, of the validation split, as training went on: tokens, FLOPs, nats per token."""
-    points, labels = [], 0
-    for entry in entries(run):
-        labels += entry.get("labels_causal", 0) + entry.get("labels_masked", 0)
-        if "eval_loss" in entry:
-            point = {mode: round(entry[f"eval_loss_{mode}"], 5) for mode in ("causal", "masked")}
-            tokens = entry["tokens_seen"]
-            points.append({"tokens": tokens, "flops": flops(checkpoint, tokens, labels), **point})
+def _expand(parts: list[dict], variants: dict[str, dict]) -> dict[Point, dict]:
+    """Every point of the grid with its own options."""
+    points = {}
+    for part in parts:
+        axes = [axis for axis in part if axis != "options"]
+        values = [part[axis] if isinstance(part[axis], list) else [part[axis]] for axis in axes]
+        for chosen in itertools.product(*values):
+            point = tuple(sorted(zip(axes, chosen, strict=True), key=lambda pair: (pair[0] not in NAMELESS, pair[0])))
+            own = dict(part.get("options", {}))
+            for axis, value in point:
+                if axis == "variant" and value not in variants:
+                    raise InputError(f"unknown variant {value!r}; there are: {', '.join(variants)}")
+                bundle = variants[value] if axis == "variant" else {axis: value}
+                if twice := set(own) & set(bundle):
+                    raise InputError(f"{twice.pop()!r} is set twice in {dict(point)}")
+                own |= {name: _number(value) for name, value in bundle.items()}
+            if points.setdefault(point, own) != own:
+                raise InputError(f"two parts of the grid set different options for {dict(point)}")
     return points
 
 
-def code_version() -> str | None:
-    """The git commit of this repository, with `-dirty` if Python files differ from it; None where git has none."""
-    git = ["git", "-C", str(ROOT)]
-    try:
-        commit, changes = (
-            subprocess.run([*git, *words], check=True, capture_output=True, text=True).stdout.strip()
-            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "*.py"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{commit}-dirty" if changes else commit
-
-
-def machine() -> dict[str, str | int]:
-    """The hardware a cell was made on."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
-
-
-def merge(study: Study, folders: list[str]) -> int:
-    """Copies the cells that other machines made, from their results folders of the same study; how many were new.
-
-    Raises:
-        InputError: a file is no cell of this study, is of other settings or data, or names other items.
-    """
-    known = {cell.name: cell for cell in study.cells}
-    items, identities = None, set()
-    if mine := sorted((study.results / "cells").glob("*.json")):
-        items = read_json(study.results / ITEMS)
-        identities = {made_for(study, path)["made_by"]["study"] for path in mine}
-    found = {}
-    for folder in map(Path, folders):
-        files = sorted((folder / "cells").glob("*.json"))
-        if not files:
-            raise InputError(f"no cells in {folder}: it must be a results folder of study.py, with cells/*.json")
-        theirs = read_json(folder / ITEMS)
-        if theirs is None or (items is not None and theirs != items):
-            raise InputError(f"{folder / ITEMS} names other items than the cells before it were measured on")
-        items = theirs
-        for path in files:
-            if path.stem not in known:
-                raise InputError(f"{path} is no cell of {study.name}")
-            content = made_for(study, path)
-            identities.add(content["made_by"]["study"])
-            if len(identities) > 1:
-                raise InputError(f"{path} was made with another config, dataset or tokenizer than the cells before it")
-            if not study.cell_file(known[path.stem]).is_file():
-                found[path.stem] = content
-    if found:
-        with atomic_write(study.results / ITEMS) as aside:
-            aside.write_text(json.dumps(items, ensure_ascii=False) + "\n", encoding="utf-8")
-        shared = (
-            []
-            if (study.results / OVERLAP).is_file()
-            else [read_json(Path(folder) / OVERLAP) for folder in folders if (Path(folder) / OVERLAP).is_file()]
-        )
-        if shared:
-            write_json(study.results / OVERLAP, shared[0])
-    for name, content in found.items():
-        write_json(study.cell_file(known[name]), content)
-    return len(found)
-
-
-def made_for(study: Study, path: Path) -> dict:
-    """The content of a cell's file.
-
-    Raises:
-        InputError: it is broken, another cell's, or was made with another config than the study has now.
-    """
-    content = read_json(path)
-    try:
-        cell, made_by = Cell(**content["cell"]), content["made_by"]
-        digests = {name: made_by["digests"][name] for name in ("dataset", "tokenizer")}
-        if cell.name != path.stem or made_by["study"] != identity(study, digests):
-            raise InputError(
-                f"{path} was made with another config than {study.path} is now; remove it, or change it back"
-            )
-    except (TypeError, KeyError):
-        raise InputError(f"{path} is broken; remove it and make it again with python -m flexqwen study run") from None
-    return content
-
-
-def status(study: Study) -> str:
-    """A line for each cell: finished, with its figures, or how far it is."""
-    lines = []
-    steps = int(study.training["max_steps"])
-    for cell in study.cells:
-        content = read_json(study.cell_file(cell))
-        if content is not None:
-            rows = [
-                row
-                for row in content["figures"]
-                if row["metric"] != "loss" and row["subset"] in ("all", study.heldout[0])
-            ]
-            shown = [f"{row['task']} {row['mode']} {row['value']:.3f}" for row in rows]
-            lines.append(f"{cell.name:45} {', '.join(shown)}")
-            continue
-        logs = list(study.run_folder(cell).glob("*/metrics.jsonl"))
-        logged = [entry["step"] for entry in entries(logs[0].parent)] if logs else []
-        lines.append(f"{cell.name:45} " + (f"step {logged[-1]:,} of {steps:,}" if logged else "waiting"))
-    done = sum(study.cell_file(cell).is_file() for cell in study.cells)
-    return "\n".join([*lines, f"{done} of {len(study.cells)} cells finished"])
+def _number(value: Any) -> Any:
+    """`63/64` as the number it is."""
+    return float(Fraction(value)) if isinstance(value, str) and re.fullmatch(r"\d+/[1-9]\d*", value) else value

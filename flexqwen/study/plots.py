@@ -1,200 +1,196 @@
 """The figures of a study's report. Each says in its file what results it was drawn from."""
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from flexqwen.drawing import save_figure
-from flexqwen.study.cells import (
-    GPT_BERT,
-    MODES,
-    PAIRS,
-    Results,
-    by_subset,
-    groups,
-    main_measures,
-    measures,
-    pairs_measure,
-    shared_splits,
-    source_digest,
-    split_differences,
-    sweep,
-)
-from flexqwen.study.grid import Cell
+from flexqwen.drawing import COLORS, save_figure
+from flexqwen.study.cells import GPT_BERT, MODES, Estimate, Measure, Results, format_value
+from flexqwen.study.grid import Comparison, describe_point, describe_value
 
-COLORS = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d"]
+PALETTE = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666"]
+PLAIN = {
+    "baseline-causal": "causal only",
+    "baseline-masked": "masked only",
+    "hybrid-shift": "hybrid",
+    "gold_typology": "gold within typology",
+    "matched_typology": "matched within typology",
+    "held-out test": "held-out text",
+    "held-out test_original": "held-out original text",
+    "held-out test_unoriginal": "held-out unoriginal text",
+}
 
 
-def draw(results: Results, folder: Path) -> list[Path]:
+def to_words(names: Any) -> str:
+    """Names of the config or of tasks, with commas between them, in words."""
+    words = []
+    for name in str(names).replace("`", "").split(", "):
+        first, _, rest = name.partition(" ")
+        words.append(PLAIN.get(name) or (f"{PLAIN[first]} {rest}" if first in PLAIN else name.replace("_", " ")))
+    return ", ".join(words)
+
+
+def draw(results: Results) -> list[Path]:
     """Every figure that the report shows."""
-    drawn = [draw_loss(results, folder / "loss.png")]
-    if any(measure.task != "bits_per_byte" for measure in measures(results)):
-        drawn.append(draw_phenomena(results, folder / "phenomena.png"))
-    drawn.append(draw_originality(results, folder / "originality.png"))
-    if sweep(results):
-        drawn.append(draw_sweep(results, folder / "ratios.png"))
-    return drawn
+    figures = {"loss": draw_loss(results)}
+    figures |= {measure.key.split("/")[0]: draw_subsets(results, measure) for measure in results.with_subsets}
+    figures |= {comparison.name: draw_comparison(results, comparison) for comparison in results.study.comparisons}
+    if results.study.sweep:
+        figures["sweep"] = draw_sweep(results)
+    files = {results.study.results / f"{name}.png": figure for name, figure in figures.items()}
+    for path, figure in files.items():
+        figure.tight_layout()
+        save_figure(figure, path, results.source)
+    return list(files)
 
 
-def draw_loss(results: Results, path: Path) -> Path:
-    """Held-out loss by mode, against tokens and against FLOPs; a line a (strategy, split)."""
-    figure = Figure(figsize=(11, 7))
-    axes = figure.subplots(2, 2, sharey="row")
-    splits = list(dict.fromkeys(cell.split for cell in results.cells))
-    for row, mode in enumerate(("causal", "masked")):
-        for group in groups(results):
-            if mode not in Cell(*group, 0).modes:
-                continue
-            curves = [results.cells[Cell(*group, seed)]["curve"] for seed in results.seeds(group)]
-            losses = np.array([[point[mode] for point in curve] for curve in curves])
-            style = {
-                "color": COLORS[results.strategies.index(group[0]) % len(COLORS)],
-                "linestyle": ["-", "--", ":", "-."][splits.index(group[1]) % 4],
-            }
-            for column, (axis, unit) in enumerate((("tokens", 1e6), ("flops", 1e12))):
-                x = np.mean([[point[axis] for point in curve] for curve in curves], axis=0) / unit
-                axes[row, column].plot(x, losses.mean(0), **style, label=f"{group[0]}, {group[1]}")
-                axes[row, column].fill_between(x, losses.min(0), losses.max(0), color=style["color"], alpha=0.12)
-        axes[row, 0].set_ylabel(f"{mode} loss (nats per token)")
-        for column in (0, 1):
-            axes[row, column].grid(alpha=0.3)
-    axes[1, 0].set_xlabel("tokens seen (millions)")
-    axes[1, 1].set_xlabel("training compute (TFLOP)")
+def choose_color(results: Results, value: Any) -> str:
+    """That of a value of the main axis, the same in all figures."""
+    values = results.study.values(results.study.main_axis)
+    return PALETTE[values.index(value) % len(PALETTE) if value in values else 0]
+
+
+def add_legend(figure: Figure) -> None:
+    """One legend of all panels, on the right."""
     handles = {}
-    for axis in axes.flat:
+    for axis in figure.axes:
         handles.update(dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)))
     figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 0.95), fontsize=8)
+
+
+def draw_interval(axis, estimate: Estimate, measure: Measure, place: float, lying: bool, **style) -> None:
+    """A point with its interval, lying or standing."""
+    value, low, high = (measure.scale * x for x in (estimate.value, estimate.low, estimate.high))
+    x, y = (value, place) if lying else (place, value)
+    axis.errorbar(x, y, **{"xerr" if lying else "yerr": [[value - low], [high - value]]}, fmt="o", **style)
+
+
+def draw_loss(results: Results) -> Figure:
+    """Held-out loss by mode, against tokens and against FLOPs; a line a point of the grid."""
+    figure, study = Figure(figsize=(11, 7)), results.study
+    axes = figure.subplots(2, 2, sharey="row")
+    rests = list(dict.fromkeys(describe_point(point, study.main_axis) for point in results.points))
+    for row, mode in enumerate(MODES[:2]):
+        for point in [point for point in results.points if mode in study.modes(point)]:
+            curves = [content["curve"] for cell, content in results.cells.items() if cell.point == point]
+            losses = np.array([[entry[mode] for entry in curve] for curve in curves])
+            value, rest = dict(point).get(study.main_axis), describe_point(point, study.main_axis)
+            color, style = choose_color(results, value), ["-", "--", ":", "-."][rests.index(rest) % 4]
+            label = to_words(", ".join(filter(None, [describe_value(study.main_axis, value), rest])))
+            for axis, (name, unit) in zip(axes[row], (("tokens", 1e6), ("flops", 1e12)), strict=True):
+                x = np.mean([[entry[name] for entry in curve] for curve in curves], axis=0) / unit
+                marker = "o" if len(x) == 1 else None
+                axis.plot(x, losses.mean(0), color=color, linestyle=style, marker=marker, label=label)
+                axis.fill_between(x, losses.min(0), losses.max(0), color=color, alpha=0.12)
+                axis.grid(alpha=0.3)
+        axes[row, 0].set_ylabel(f"held-out {mode} loss (nats per token)")
+    axes[1, 0].set_xlabel("tokens seen (millions)")
+    axes[1, 1].set_xlabel("training compute (TFLOP)")
+    add_legend(figure)
     figure.suptitle("Held-out validation loss: mean over seeds, least to greatest shaded")
-    figure.tight_layout()
-    save_figure(figure, path, source_digest(results))
-    return path
+    return figure
 
 
-def draw_phenomena(results: Results, path: Path) -> Path:
-    """Accuracy by subset of the first task, in every mode; a colour a strategy, the mean over its common splits."""
-    measure, splits = pairs_measure(results), shared_splits(results)
-    rows = (row for content in results.cells.values() for row in content["figures"] if row["task"] == measure.task)
-    chance = 100 * next(rows)["baseline"]
-    subsets = [None, *results.items[measure.key]["subsets"]]
-    modes = [mode for mode in MODES if any(mode in cell.modes for cell in results.cells)]
+def draw_subsets(results: Results, measure: Measure) -> Figure:
+    """A task's accuracy by subset, in every mode; a colour a value of the main axis, the mean over the others."""
+    task, items, alike = measure.key.split("/")[0], results.items[measure.key], results.alike()
+    rows = (row for content in results.cells.values() for row in content["figures"] if row["task"] == task)
+    chance, subsets, modes = 100 * next(rows)["baseline"], [None, *items["subsets"]], results.modes(results.points)
     figure = Figure(figsize=(3.2 + 3.2 * len(modes), 1.5 + 0.42 * len(subsets)))
-    axes = figure.subplots(1, len(modes), sharey=True)
-    for axis, mode in zip(np.atleast_1d(axes), modes, strict=True):
-        present = [name for name in results.strategies if mode in Cell(name, "", 0).modes]
-        for place, strategy in enumerate(present):
-            color = COLORS[results.strategies.index(strategy) % len(COLORS)]
-            for line, subset in enumerate(reversed(subsets)):
-                found = by_subset(results, strategy, subset, mode)
-                if found is None:
-                    continue
-                height = line + 0.22 * ((len(present) - 1) / 2 - place)
-                value = found.value * measure.scale
-                error = [[value - found.low * measure.scale], [found.high * measure.scale - value]]
-                label = strategy if line == 0 else None
-                axis.errorbar(value, height, xerr=error, fmt="o", color=color, markersize=4, capsize=2, label=label)
+    for axis, mode in zip(figure.subplots(1, len(modes), sharey=True, squeeze=False)[0], modes, strict=True):
+        present = [(value, points) for value, points in alike.items() if results.mean(measure, points, mode)]
+        for place, line in itertools.product(range(len(present)), range(len(subsets))):
+            (value, points), part = present[place], replace(measure, subset=subsets[-1 - line])
+            height = line + 0.66 / max(3, len(present)) * ((len(present) - 1) / 2 - place)
+            label = to_words(describe_value(results.study.main_axis, value)) if line == 0 else None
+            style = {"color": choose_color(results, value), "markersize": 4, "capsize": 2, "label": label}
+            draw_interval(axis, results.mean(part, points, mode), part, height, True, **style)
         axis.axvline(chance, color="black", linewidth=1)
         axis.set_title(mode)
         axis.set_xlabel(f"accuracy (%), chance {chance:.0f}")
         axis.grid(axis="x", alpha=0.3)
-    items = results.items[measure.key]
-    names = [
-        f"{name or 'all'} (n = {len(items['subsets'][name]) if name else len(items['ids']):,})" for name in subsets
-    ]
-    np.atleast_1d(axes)[0].set_yticks(range(len(names)), names[::-1])
-    handles = {}
-    for axis in np.atleast_1d(axes):
-        handles.update(dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)))
-    figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 0.95))
-    figure.suptitle(f"{measure.task}: mean over {', '.join(splits)}, 95 % intervals")
-    figure.tight_layout()
-    save_figure(figure, path, source_digest(results))
-    return path
+    counts = [len(items["subsets"][name] if name else items["ids"]) for name in subsets]
+    names = [f"{to_words(name or 'all')} (n = {count:,})" for name, count in zip(subsets, counts, strict=True)]
+    figure.axes[0].set_yticks(range(len(names)), names[::-1])
+    add_legend(figure)
+    over = to_words(", ".join(describe_point(point, results.study.main_axis) for point in next(iter(alike.values()))))
+    figure.suptitle(f"{to_words(task)}{over and f': mean over {over}'}; 95 % intervals")
+    return figure
 
 
-def draw_originality(results: Results, path: Path) -> Path:
-    """Gold minus matched with 95 % intervals: a panel a measure, a line a strategy and mode."""
-    chosen = measures(results)
-    lines = [
-        (pair, strategy, mode)
-        for pair in PAIRS
-        for strategy in results.strategies
-        for mode in MODES
-        if any(split_differences(results, measure, pair, [strategy], mode) for measure in chosen)
-    ]
+def draw_comparison(results: Results, comparison: Comparison) -> Figure:
+    """Differences with their intervals: a panel a measure, a line a pair, value of the second axis, and mode."""
+    chosen, study, lines = results.measures, results.study, []
+    by_values = study.values(comparison.by) if comparison.by else [None]
+    for pair, by, mode in itertools.product(comparison.pairs, by_values, MODES):
+        found = [results.compare(measure, comparison, pair, mode, by) for measure in chosen]
+        name = " − ".join(to_words(describe_value(comparison.axis, value)) for value in pair)
+        name += f": {to_words(describe_value(comparison.by, by))}" if comparison.by else ""
+        color = choose_color(results, by if comparison.by == study.main_axis else pair[0])
+        lines += [(f"{name}, {mode}", color, found)] * any(found)
     figure = Figure(figsize=(4 + 2.6 * len(chosen), 1.6 + 0.3 * len(lines)))
-    axes = figure.subplots(1, len(chosen), sharey=True)
-    for axis, measure in zip(np.atleast_1d(axes), chosen, strict=True):
-        for height, (pair, strategy, mode) in enumerate(reversed(lines)):
-            found = split_differences(results, measure, pair, [strategy], mode)
-            if found is None:
-                continue
-            value, low, high = (measure.scale * x for x in (found.value, found.low, found.high))
-            color = COLORS[results.strategies.index(strategy) % len(COLORS)]
-            fill = None if found.is_clear else "none"
-            axis.errorbar(
-                value,
-                height,
-                xerr=[[value - low], [high - value]],
-                fmt="o",
-                color=color,
-                markerfacecolor=fill,
-                capsize=3,
-            )
+    axes = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
+    for column, (axis, measure) in enumerate(zip(axes, chosen, strict=True)):
+        for height, (_, color, found) in enumerate(reversed(lines)):
+            if estimate := found[column]:
+                fill = color if estimate.is_clear else "none"
+                draw_interval(axis, estimate, measure, height, True, color=color, markerfacecolor=fill, capsize=3)
         axis.axvline(0, color="black", linestyle="--", linewidth=1)
-        better = "gold better: left" if measure.lower_is_better else "gold better: right"
-        axis.set_title(measure.title.replace("`", ""), fontsize=10)
-        axis.set_xlabel(f"{measure.unit}\n({better})", fontsize=9)
+        axis.set_title(to_words(measure.title), fontsize=10)
+        axis.set_xlabel(f"{measure.unit}\n(better: {'left' if measure.lower_is_better else 'right'})", fontsize=9)
         axis.grid(axis="x", alpha=0.3)
-    names = [f"{pair[2]}: {strategy}, {mode}" for pair, strategy, mode in lines]
-    np.atleast_1d(axes)[0].set_yticks(range(len(names)), names[::-1], fontsize=9)
-    figure.suptitle("Gold minus matched, 95 % intervals; filled: the interval leaves out 0")
-    figure.tight_layout()
-    save_figure(figure, path, source_digest(results))
-    return path
+    axes[0].set_yticks(range(len(lines)), [name for name, _, _ in reversed(lines)], fontsize=9)
+    axes[0].set_ylim(-0.4, len(lines) - 0.6)
+    title = f"{to_words(comparison.name)}: first minus second, 95 % intervals; filled: the interval leaves out 0"
+    figure.suptitle(title)
+    return figure
 
 
-def draw_sweep(results: Results, path: Path) -> Path:
-    """Each main measure against the share of causal rows, by mode; GPT-BERT's BLiMP figures beside the accuracy."""
-    split, ratios = sweep(results)
-    chosen = main_measures(results)
-    figure = Figure(figsize=(5.5 * len(chosen), 4))
-    axes = figure.subplots(1, len(chosen))
-    places = {ratio: place for place, (ratio, _) in enumerate(ratios)}
-    colors = {"causal": "#1f77b4", "masked": "#d95f02", "fused": "#7570b3"}
-    for axis, measure in zip(np.atleast_1d(axes), chosen, strict=True):
-        for mode in MODES:
-            found = [(places[ratio], results.mean(measure, [(strategy, split)], mode)) for ratio, strategy in ratios]
-            found = [(place, estimate) for place, estimate in found if estimate]
-            if not found:
-                continue
-            value = np.array([estimate.value for _, estimate in found]) * measure.scale
-            low = np.array([estimate.low for _, estimate in found]) * measure.scale
-            high = np.array([estimate.high for _, estimate in found]) * measure.scale
-            x = [place + 0.06 * (MODES.index(mode) - 1) for place, _ in found]
-            axis.errorbar(
-                x, value, yerr=[value - low, high - value], marker="o", color=colors[mode], capsize=3, label=mode
-            )
-        if not measure.lower_is_better:
-            known = [ratio for ratio in places if ratio in GPT_BERT]
-            for column, mode in ((1, "causal"), (0, "masked")):
-                theirs = [GPT_BERT[ratio][column] for ratio in known]
+def draw_sweep(results: Results) -> Figure:
+    """A panel a main measure: each mode against the axis; with lines, a row of panels a mode.
+
+    Where the axis is the share of causal rows, GPT-BERT's BLiMP figures stand beside accuracy.
+    """
+    plan, chosen, (values, lines) = results.study.sweep, results.main_measures, results.sweep_axes()
+    modes, is_share = results.modes(results.at(**plan.where)), plan.over == "causal_fraction"
+    rows = [[mode] for mode in modes] if plan.lines else [modes]
+    figure = Figure(figsize=(5.5 * len(chosen), 4 * len(rows)))
+    panels = figure.subplots(len(rows), len(chosen), squeeze=False).flat
+    for axis, (row, measure) in zip(panels, itertools.product(rows, chosen), strict=True):
+        for number, (mode, line) in enumerate(itertools.product(row, lines)):
+            color = PALETTE[number % len(PALETTE)] if plan.lines else COLORS[mode]
+            label = to_words(f"{plan.lines} {format_value(line)}") if plan.lines else mode
+            places, heights = [], []
+            for place, value in enumerate(values):
+                if estimate := results.swept(measure, mode, value, line):
+                    places.append(place + 0.06 * (number - 1))
+                    heights.append(estimate.value * measure.scale)
+                    draw_interval(axis, estimate, measure, places[-1], False, color=color, capsize=3)
+            axis.plot(places, heights, marker="o", color=color, label=label if places else None)
+        known = [place for place, value in enumerate(values) if is_share and format_value(value) in GPT_BERT]
+        for column, mode in enumerate(("masked", "causal")):
+            if known and mode in row and not measure.lower_is_better:
+                theirs = [GPT_BERT[format_value(values[place])][column] for place in known]
                 label = f"GPT-BERT, BLiMP, {'causal' if mode == 'causal' else 'bidirectional'}"
-                axis.plot([places[ratio] for ratio in known], theirs, "x:", color=colors[mode], alpha=0.6, label=label)
-        axis.set_xticks(range(len(places)), list(places))
-        axis.set_xlabel("causal:masked rows")
-        axis.set_ylabel(f"{measure.title.replace('`', '')} ({measure.unit})")
+                axis.plot(known, theirs, "x:", color=COLORS[mode], alpha=0.6, label=label)
+        axis.set_title(to_words(measure.title) + (f", {row[0]}" if plan.lines else ""))
+        axis.set_xticks(range(len(values)), [format_value(value) for value in values])
+        axis.set_xlabel("causal:masked rows" if is_share else to_words(plan.over))
+        axis.set_ylabel(measure.unit)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    figure.suptitle(f"Ratio sweep, trained on {split}, 95 % intervals")
-    figure.tight_layout()
-    save_figure(figure, path, source_digest(results))
-    return path
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2 if is_share else 4)
+    where = to_words(", ".join(map(str, plan.where.values())))
+    figure.suptitle(f"{where and f'Trained on {where}; '}95 % intervals")
+    return figure
 
 
-def source_of(figure: Path) -> str | None:
-    """The `source_digest` of the results that a PNG was drawn from."""
+def read_source(figure: Path) -> str | None:
+    """`Results.source` of the results that a PNG was drawn from."""
     try:
         with Image.open(figure) as image:
             return image.text.get("Source")

@@ -1,0 +1,1 @@
+"""Settings to a trained run: objectives, model, optimizer, Trainer, the run's folder."""

@@ -1,17 +1,19 @@
 """The settings of a training run: dataclasses, read from a YAML file and the command line."""
 
 import dataclasses
-import difflib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
 
-from flexqwen.cli import InputError, normalize_option
+from flexqwen.cli import InputError, normalize_option, suggest_name
 from flexqwen.training.objectives import ObjectiveArguments
+from flexqwen.training.schedule import parse_phases
 
 
 @dataclass
@@ -27,6 +29,7 @@ class ModelArguments:
     num_attention_heads: int = 6
     num_key_value_heads: int = 6
     head_dim: int = 64
+    attention_dropout: float = 0.0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
     rope_theta: float = 10_000.0
@@ -41,6 +44,16 @@ class DataArguments:
     dataset_config: str = field(default="gold", metadata={"help": "the config whose train split is trained on"})
     tokenizer: str = field(default="runs/tokenizer", metadata={"help": "folder made by python -m flexqwen tokenizer"})
     token_stores: str = field(default="runs/tokens", metadata={"help": "folder where tokenized, packed rows are kept"})
+    token_store: str | None = field(
+        default=None,
+        metadata={
+            "help": "a folder in token_stores to train from instead of a dataset; the rows of phases lie beside it"
+        },
+    )
+    unique_tokens: int | None = field(
+        default=None,
+        metadata={"help": "train on documents of at most so many tokens, drawn by seed; fewer are a part of more"},
+    )
     sequence_length: int = field(default=512, metadata={"help": "tokens of a row"})
     phases: list[str] | None = field(
         default=None,
@@ -64,11 +77,15 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     muon: bool = field(default=False, metadata={"help": "train the layers' matrices with torch's Muon"})
     resume_changed: bool = field(
-        default=False, metadata={"help": "go on from the last checkpoint of a run that was made with other settings"}
+        default=False, metadata={"help": "resume from the last checkpoint of a run that was made with other settings"}
     )
     overwrite: bool = field(
         default=False, metadata={"help": "replace a finished or interrupted run that was made with other settings"}
     )
+
+
+GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, TrainingArguments)
+DEFAULTS = {option.name: option.default for group in GROUPS for option in dataclasses.fields(group)}
 
 
 class _Parser(HfArgumentParser):
@@ -100,12 +117,14 @@ def parse(argv: list[str]) -> Arguments:
         InputError: no such file, not a mapping, an unknown key, a value of the wrong type.
     """
     parser = _Parser(
-        (ModelArguments, DataArguments, ObjectiveArguments, TrainingArguments),
+        GROUPS,
         prog="train.py",
         usage="train.py <config.yaml> [--name value ...]",
         description="Trains a FlexQwen. The config is a YAML file of the options below.",
         allow_abbrev=False,
     )
+    if not argv:
+        raise InputError("no config is given; usage: train.py <config.yaml> [--name value ...], see configs/")
     given, options = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     options = [normalize_option(word) for word in options]
     known = {action.dest for action in parser._actions} - {"help"}
@@ -122,7 +141,7 @@ def parse(argv: list[str]) -> Arguments:
         raise InputError(" ".join(str(error).split())) from None
     if unknown:
         name = unknown[0].partition("=")[0]  # what comes after may be a token
-        raise InputError(f"unknown option {name}{_nearest(name.lstrip('-'), known)} (see train.py --help)")
+        raise InputError(f"unknown option {name}{suggest_name(name.lstrip('-'), known)} (see train.py --help)")
     words = [option.partition("=")[0] for option in (*from_file, *options)]
     given = [parser._option_string_actions[word].dest for word in words if word in parser._option_string_actions]
     return Arguments(*groups, given=list(dict.fromkeys(given)))
@@ -162,17 +181,12 @@ def _options_from_yaml(path: str, known: set[str]) -> list[str]:
     options = []
     for name, value in content.items():
         if name not in known:
-            raise InputError(f"config {path}: unknown key {name!r}{_nearest(str(name), known)}")
+            raise InputError(f"config {path}: unknown key {name!r}{suggest_name(str(name), known)}")
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
         options += [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
     return options
-
-
-def _nearest(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def as_dict(arguments: Arguments) -> dict:
@@ -181,3 +195,58 @@ def as_dict(arguments: Arguments) -> dict:
     for group in (arguments.model, arguments.data, arguments.objective):
         flat.update(dataclasses.asdict(group))
     return {**flat, **arguments.training.to_dict()}
+
+
+def check(arguments: Arguments) -> None:
+    """Refuses what can be seen to be wrong before any work.
+
+    Raises:
+        InputError: one line that says what and what to do.
+    """
+    data, training, given = arguments.data, arguments.training, arguments.given
+    for name, value, least in (
+        ("per_device_train_batch_size", training.train_batch_size, 1),
+        ("gradient_accumulation_steps", training.gradient_accumulation_steps, 1),
+        ("eval_documents", data.eval_documents, 1),
+        ("sequence_length", data.sequence_length, 2),
+        ("learning_rate", training.learning_rate, 0),
+        ("weight_decay", training.weight_decay, 0),
+    ):
+        if not value >= least:
+            raise InputError(f"{name} is {value}; it must be at least {least}")
+    if training.muon and "optim" in given:
+        raise InputError(f"muon and optim: {training.optim.value} are both set; leave one of them out")
+    if training.fp16:
+        raise InputError("fp16 is not supported: the loss makes its gradients before they could be scaled; use bf16")
+    if training.max_steps == 0:
+        raise InputError("max_steps is 0; it must be at least 1, or absent, when num_train_epochs counts")
+    if training.max_steps < 0:
+        if not training.num_train_epochs > 0:
+            raise InputError(f"num_train_epochs is {training.num_train_epochs}; it must be above 0")
+        if data.phases:
+            raise InputError("phases are shares of max_steps; give max_steps")
+    for name in ("eval_strategy", "save_strategy"):
+        if getattr(training, name) == "epoch":
+            raise InputError(f"{name} is epoch; a run is one pass over its steps, so use steps")
+    if training.save_only_model:
+        raise InputError("save_only_model is set, and no run could resume from such checkpoints; leave it out")
+    parse_phases(data.phases, data.sequence_length)
+    if training.n_gpu > 1:
+        raise InputError("several GPUs in one process are not supported; start one process for each with torchrun")
+    if training.push_to_hub and not training.hub_model_id:
+        raise InputError("push_to_hub needs --hub_model_id <user or organisation>/<name>")
+    if training.push_to_hub and training.hub_strategy != "every_save":
+        raise InputError(f"hub_strategy is {training.hub_strategy.value}; only every_save is supported")
+
+
+def fix_training_arguments(training: TrainingArguments, folder: Path) -> None:
+    """Sets those of the Trainer's options that its run here decides, whatever was given."""
+    training.output_dir = str(folder)
+    training.push_to_hub, training.hub_token = False, None  # the publisher does it, in our layout
+    training.remove_unused_columns = False
+    training.dataloader_pin_memory &= torch.cuda.is_available()
+    training.accelerator_config.even_batches = False  # StepBatches are even, and of a size that changes by phases
+    training.ddp_find_unused_parameters = False
+    training.logging_nan_inf_filter = False  # the trainer looks itself, and less often
+    training.metric_for_best_model, training.greater_is_better = "loss", False
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")

@@ -1,9 +1,13 @@
 """Makes the model of a run: new, or from a checkpoint of FlexQwen or Qwen3."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
 
 import configuration_flexqwen
 import modeling_flexqwen
@@ -15,21 +19,62 @@ from flexqwen.training.arguments import ModelArguments
 from flexqwen.training.objectives import ObjectiveArguments
 from modeling_flexqwen import FlexQwenForCausalLM
 
+SPECIAL = ("pad", "bos", "eos", "mask")
 
-def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer, sequence_length: int):
-    """A `FlexQwenForCausalLM` for training; new weights depend on torch's seed.
+
+def load_tokenizer(folder: str, sequence_length: int):
+    """The tokenizer of a run.
+
+    Raises:
+        InputError: it lacks a special token that training needs, or has one id for several.
+    """
+    tokenizer = loading.load(AutoTokenizer, folder, model_max_length=sequence_length)
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
+    if missing := [name for name, number in ids.items() if number is None]:
+        raise InputError(f"the tokenizer in {folder} has no {missing[0]} token; training needs it")
+    if len(set(ids.values())) < len(ids):
+        raise InputError(f"the tokenizer in {folder} has one id for several special tokens: {ids}")
+    return tokenizer
+
+
+def check_vocabulary(checkpoint: str, tokenizer_folder: str) -> None:
+    """Compares a checkpoint's own tokenizer, where it has one, with that of the run.
+
+    Raises:
+        InputError: they have different vocabularies.
+    """
+    try:
+        own = cached_file(checkpoint, "tokenizer.json")
+    except OSError:  # it has none of this kind: nothing to compare with
+        return
+    one, other = (Tokenizer.from_file(str(path)).get_vocab() for path in (own, f"{tokenizer_folder}/tokenizer.json"))
+    if one != other:
+        raise InputError(
+            f"{tokenizer_folder} does not have the vocabulary of {checkpoint}; pass --tokenizer {checkpoint}, or what "
+            f"python -m flexqwen tokenizer --adapt {checkpoint} makes of it"
+        )
+
+
+def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer):
+    """A `FlexQwenForCausalLM` for training, for rows of the tokenizer's length; new weights depend on torch's seed.
 
     Raises:
         InputError: a shape that cannot be, or a checkpoint that does not load or has fewer tokens than the tokenizer.
     """
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "mask")}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
     ids["masked_prediction"] = objective.masked_prediction
     if model.model_name_or_path:
+        check_vocabulary(model.model_name_or_path, tokenizer.name_or_path)
         config = loading.load(FlexQwenConfig, model.model_name_or_path)
         if config.vocab_size < len(tokenizer):
             raise InputError(
                 f"{model.model_name_or_path} has a vocabulary of {config.vocab_size}, the tokenizer one of "
                 f"{len(tokenizer)}; use the checkpoint's own tokenizer"
+            )
+        if config.max_position_embeddings < tokenizer.model_max_length:
+            raise InputError(
+                f"{model.model_name_or_path} has {config.max_position_embeddings} positions and sequence_length is "
+                f"{tokenizer.model_max_length}; lower sequence_length"
             )
         return loading.load_model(
             FlexQwenForCausalLM,
@@ -39,27 +84,21 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer,
             auto_map=dict(AUTO_MAP),  # nor the code that it names: what is trained here may be published
             **ids,
         )
-    if model.num_attention_heads % model.num_key_value_heads:
+    if model.num_key_value_heads < 1 or model.num_attention_heads % model.num_key_value_heads:
         raise InputError(
             f"num_attention_heads ({model.num_attention_heads}) must be a multiple of num_key_value_heads "
             f"({model.num_key_value_heads})"
         )
-    config = FlexQwenConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        num_hidden_layers=model.num_hidden_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_key_value_heads,
-        head_dim=model.head_dim,
-        initializer_range=model.initializer_range,
-        tie_word_embeddings=model.tie_word_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-        max_position_embeddings=sequence_length,
-        attn_implementation=model.attn_implementation,
-        **ids,
-    )
-    return FlexQwenForCausalLM(config)
+    shape = dataclasses.asdict(model) | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+    }
+    del shape["model_name_or_path"]
+    rope = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
+    try:
+        return FlexQwenForCausalLM(FlexQwenConfig(**shape, rope_parameters=rope, **ids))
+    except (ValueError, ImportError, RuntimeError, ZeroDivisionError) as error:
+        raise InputError(f"the model cannot be made: {' '.join(str(error).split())}") from error
 
 
 def save_code(folder: Path) -> None:

@@ -39,6 +39,17 @@ class ObjectiveArguments:
         default=0.3, metadata={"help": "share of a masked row's tokens that is masked at the first step"}
     )
     mask_probability_end: float = field(default=0.15, metadata={"help": "the same at the last step; linear in between"})
+    mask_schedule: str = field(
+        default="linear",
+        metadata={
+            "help": "linear: from mask_probability_start to mask_probability_end; uniform: a share drawn from (0, 1) "
+            "for each row, which with loss_weighting row is masked diffusion's loss (arXiv 2512.14549)"
+        },
+    )
+    causal_mask_probability: float = field(
+        default=0.0,
+        metadata={"help": "share of a causal row's input tokens that is masked, labels unchanged (arXiv 2606.06888)"},
+    )
     mask_span_max: int = field(default=3, metadata={"help": "masked spans are of 1 to this many tokens, uniformly"})
     mask_replace: float = field(default=0.8, metadata={"help": "share of masked spans that the mask token replaces"})
     mask_random: float = field(
@@ -53,25 +64,17 @@ class ObjectiveArguments:
     )
 
     def __post_init__(self):
-        if self.strategy not in STRATEGIES:
-            raise InputError(f"strategy is {self.strategy!r}; allowed: {', '.join(STRATEGIES)}")
-        if self.loss_weighting not in ("row", "token"):
-            raise InputError(f"loss_weighting is {self.loss_weighting!r}; allowed: row, token")
+        choices = {"strategy": STRATEGIES, "loss_weighting": ("row", "token"), "mask_schedule": ("linear", "uniform")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if self.mask_span_max < 1:
             raise InputError(f"mask_span_max is {self.mask_span_max}; it must be at least 1")
-        for name in (
-            "causal_fraction",
-            "mask_probability_start",
-            "mask_probability_end",
-            "mask_replace",
-            "mask_random",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
-        if self.mask_replace + self.mask_random > 1:
-            raise InputError(
-                f"mask_replace + mask_random is {self.mask_replace + self.mask_random}; it must be at most 1"
-            )
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not 0 <= value <= 1:
+                raise InputError(f"{name} is {value}; it must lie between 0 and 1")
+        if (total := self.mask_replace + self.mask_random) > 1:
+            raise InputError(f"mask_replace + mask_random is {total}; it must be at most 1")
 
     @property
     def masked_prediction(self) -> str:
@@ -83,8 +86,10 @@ class ObjectiveArguments:
         """The modes that the strategy trains."""
         return {"baseline-causal": ("causal",), "baseline-masked": ("masked",)}.get(self.strategy, ("causal", "masked"))
 
-    def mask_probability(self, progress: float) -> float:
-        """Share of tokens masked when `progress` (0 to 1) of the training is done."""
+    def mask_probability(self, progress: float, rng: np.random.Generator) -> float:
+        """Share of a row's tokens that is masked when `progress` (0 to 1) of the training is done."""
+        if self.mask_schedule == "uniform":
+            return rng.random()
         return self.mask_probability_start + (self.mask_probability_end - self.mask_probability_start) * progress
 
 
@@ -169,16 +174,19 @@ class TrainingRows(Dataset):
         info = phase.rows.info
         input_ids = phase.rows.input_ids[self.row_number(item)].astype(np.int64)
         positions = position_ids(input_ids, info["bos_token_id"], info["pad_token_id"])
-        is_causal = self.is_causal(item)
+        is_causal, rng = self.is_causal(item), np.random.default_rng([self.seed, 2, item])
         if is_causal:
             never = [info["bos_token_id"], info["pad_token_id"]]
             labels = np.where(np.isin(input_ids, never), IGNORE, input_ids)
+            if share := self.objective.causal_mask_probability:
+                hidden = (rng.random(len(input_ids)) < share) & ~np.isin(input_ids, self.special_ids)
+                input_ids = np.where(hidden, info["mask_token_id"], input_ids)
         else:
             progress = step / max(1, self.max_steps - 1)
             input_ids, labels = mask_spans(
                 input_ids,
-                self.objective.mask_probability(progress),
-                np.random.default_rng([self.seed, 2, item]),
+                self.objective.mask_probability(progress, rng),
+                rng,
                 self.objective,
                 self.special_ids,
                 info["mask_token_id"],

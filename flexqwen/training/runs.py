@@ -1,4 +1,4 @@
-"""A run's folder: what made it, whether it is finished, and where it goes on.
+"""A run's folder: what made it, whether it is finished, and where it resumes.
 
 <output_dir>/<strategy>-<sequence_length>/
     run.json        every setting, digests of dataset and tokenizer, versions, the command
@@ -11,29 +11,31 @@
     finished.json   written last
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
 import re
 import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import yaml
-from transformers import TrainerState
 
 from flexqwen.cli import InputError, redact
-from flexqwen.files import atomic_write, digest, read_json, remove_path, write_json
-from flexqwen.training.arguments import Arguments, as_dict
-
-FILES, SUMS, STATE = "files.json", "sums.json", "trainer_state.json"  # of a checkpoint
-NEEDED = ("*.safetensors", "optimizer*", "scheduler.pt", "rng_state*.pth", STATE)  # to go on as if never interrupted
+from flexqwen.data.packing import open_token_store
+from flexqwen.data.texts import dataset_digest, summarize
+from flexqwen.files import atomic_write, digest, file_digest, remove_leftovers, remove_path, versions, write_json
+from flexqwen.training.arguments import DEFAULTS, Arguments, TrainingArguments, as_dict
+from flexqwen.training.checkpoints import find_defect, last_checkpoint, list_checkpoints, step_of
+from flexqwen.training.curves import draw_loss_curves
+from flexqwen.training.model import save_code
 
 # Settings that say where and how a run happens, not what comes out of it.
 CIRCUMSTANCES = re.compile(
-    r"output_dir|overwrite|resume_changed|dataset|tokenizer|token_stores|disable_tqdm|report_to|run_name|log_level.*|logging_.*|"
+    r"output_dir|overwrite|resume_changed|dataset|tokenizer|token_stores?|disable_tqdm|report_to|run_name|log_level.*|logging_.*|"
     r"dataloader_.*|save_.*|push_to_hub|hub_.*|resume_from_checkpoint|use_cpu|ddp_.*|.*local_rank|project|trackio_.*|per_device_eval_batch_size"
 )
 
@@ -44,42 +46,88 @@ def run_folder(arguments: Arguments) -> Path:
     return Path(arguments.training.output_dir) / name
 
 
-def describe(arguments: Arguments, digests: dict[str, str], versions: dict[str, str], command: list[str]) -> dict:
-    """What `run.json` says of a run that is about to start."""
+def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
+    """What `run.json` says of a run that is about to start.
+
+    Args:
+        dataset: its folder, which may be a copy of what the Hub has under the name that was given.
+
+    Raises:
+        InputError: neither the dataset nor its token store is there.
+    """
+    data = args.data
+    tokenizer = Path(data.tokenizer) / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise InputError(f"no tokenizer in {data.tokenizer}; make it with python -m flexqwen tokenizer")
+    digests = {"tokenizer": file_digest(tokenizer)}
+    if data.token_store:
+        store = open_token_store(data.token_store, data.dataset_config, digests["tokenizer"], data.sequence_length)
+        digests["dataset"] = store.info["dataset_digest"]
+    else:
+        digests["dataset"] = dataset_digest(dataset)
+    if checkpoint := args.model.model_name_or_path:
+        weights = sorted(Path(checkpoint).glob("*.safetensors"))
+        digests["model"] = digest([file_digest(file) for file in weights] or checkpoint)
     return {
-        "settings": as_dict(arguments),
-        "given": arguments.given,
-        "rows_per_step": rows_per_step(arguments),
+        "settings": as_dict(args),
+        "given": args.given,
+        "rows_per_step": rows_per_step(args),
         "digests": digests,
-        "versions": versions,
-        "command": redact(command),
+        "versions": versions("torch", "transformers", "accelerate", "tokenizers", "numpy"),
+        "command": redact(["train.py", *argv]),
+        "data": summarize(dataset, data.dataset_config),
+        "dataset_is_of_the_hub": dataset != data.dataset,  # the name alone does not tell it from a folder
+        "hardware": describe_hardware(args.training.world_size),
     }
 
 
-def hardware(processes: int) -> str:
+def describe_hardware(processes: int) -> str:
     """What this machine trains on, for `run.json`."""
     if torch.cuda.is_available():
         return f"{processes} × {torch.cuda.get_device_name()}"
     return f"CPU, {os.cpu_count()} cores ({platform.machine()})"
 
 
-def lock(folder: Path):
-    """Keeps other processes of this machine from training in the same folder, as long as what it returns is open.
+@contextlib.contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in the same folder. The lock lies beside it: a new run empties the folder.
 
     Raises:
-        InputError: another one is training there.
+        InputError: another one is training there, or no file can be made there.
     """
-    name = f"flexqwen-{os.getuid()}-{digest(str(folder.resolve()))[:16]}.lock"
-    # Not in the folder, which a new run empties.
-    file = open(Path(tempfile.gettempdir()) / name, "w")  # noqa: SIM115
+    path, is_new = folder.with_name(f"{folder.name}.lock"), not folder.parent.exists()
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_locked(path)
+    except BlockingIOError:
         raise InputError(
             f"another process is training in {folder}; wait for it, or pass another --output_dir"
         ) from None
-    return file
+    except OSError as error:
+        raise InputError(f"{path} cannot be made ({error.strerror}); pass another --output_dir") from None
+    try:
+        remove_leftovers(folder)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a run began there
+            if is_new:
+                folder.parent.rmdir()
+        os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    """Descriptor of a locked file; opened again where a process that ended removed it before it was locked."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def rows_per_step(arguments: Arguments) -> int:
@@ -88,7 +136,7 @@ def rows_per_step(arguments: Arguments) -> int:
     return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
 
 
-def state_of(folder: Path, description: dict, overwrite: bool, resume_changed: bool) -> str:
+def find_state(folder: Path, description: dict, training: TrainingArguments) -> str:
     """What is to be done with a run's folder. Changes nothing.
 
     Returns:
@@ -96,68 +144,91 @@ def state_of(folder: Path, description: dict, overwrite: bool, resume_changed: b
 
     Raises:
         InputError: the folder holds a run made with other settings or data, and neither `overwrite` nor
-            `resume_changed` is set; the message names what differs. Or it cannot go on from any of its checkpoints.
+            `resume_changed` is set; the message names what differs. Or it cannot resume from any of its checkpoints.
     """
     file = folder / "run.json"
     if not folder.exists() or not any(folder.iterdir()):
         return "new"
     if not file.is_file():
         raise InputError(f"{folder} is not empty and holds no run; pass another --output_dir")
-    is_finished = (folder / "finished.json").is_file()
-    if not is_finished and not checkpoints(folder):
+    is_finished, checkpoints = (folder / "finished.json").is_file(), list_checkpoints(folder)
+    if not is_finished and not checkpoints:
         return "new"  # nothing is lost
     changes = differences(json.loads(file.read_text(encoding="utf-8")), description)
     if not changes and is_finished:
         return "finished"
-    can_go_on = last_checkpoint(folder) is not None
-    if overwrite and (changes or not can_go_on):
+    can_resume = last_checkpoint(folder) is not None
+    if training.overwrite and (changes or not can_resume):
         return "new"
-    if checkpoints(folder) and not can_go_on and (resume_changed or not changes):
-        defects = [f"{checkpoint.name}: {defect(checkpoint)}" for checkpoint in checkpoints(folder)]
+    if checkpoints and not can_resume and (training.resume_changed or not changes):
+        defects = [f"{checkpoint.name}: {find_defect(checkpoint)}" for checkpoint in checkpoints]
         raise InputError(
-            f"{folder} cannot go on from any of its checkpoints ({'; '.join(defects)}); bring back what is missing, or "
-            "pass --overwrite to begin anew"
+            f"{folder} cannot resume from any of its checkpoints ({'; '.join(defects)}); bring back what is missing, "
+            "or pass --overwrite to begin anew"
         )
     if not changes:
         return "resume"
-    if resume_changed and can_go_on:
-        print(f"run: {folder} goes on with other settings ({'; '.join(changes)})")
+    if training.resume_changed and can_resume:
+        print(f"run: {folder} resumes with other settings ({'; '.join(changes)})")
         return "resume"
     raise InputError(
         f"{folder} holds a run with other settings ({'; '.join(changes)}); pass --overwrite to replace it, "
-        "--resume_changed to go on from its last checkpoint with the new ones, or another --output_dir"
+        "--resume_changed to resume from its last checkpoint with the new ones, or another --output_dir"
     )
 
 
-def begin(folder: Path, description: dict) -> None:
-    """Empties the folder of a new run and says in it what the run is."""
-    remove_path(folder)
-    folder.mkdir(parents=True)
-    (folder / "metrics.jsonl").touch()
-    say(folder, description)
+def start_run(folder: Path, description: dict, trainer, checkpoint: Path | None) -> None:
+    """Readies the folder for a new run or, with a checkpoint, for one that resumes, and says on stdout what it is."""
+    training, parameters = trainer.args, sum(parameter.numel() for parameter in trainer.model.parameters())
+    if training.process_index:
+        return
+    description = {**description, "parameters": parameters}
+    if checkpoint is None:
+        remove_path(folder)
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").touch()
+        save_code(folder.parent)
+    else:
+        clean_up(folder, checkpoint)
+    write_description(folder, description)
+    last, passes = trainer.train_dataset.phases[-1], trainer.metrics.passes(training.max_steps)
+    print(
+        f"run: {folder}, {parameters:,} parameters, {training.max_steps:,} steps of up to {last.tokens_per_step:,} "
+        f"tokens, {passes:.2f} passes over {last.rows.info['documents']:,} documents"
+        + (f", resuming from {checkpoint.name}" if checkpoint else "")
+    )
 
 
-def go_on(folder: Path, description: dict) -> None:
-    """Removes from an interrupted run's folder what its last checkpoint does not know of.
+def finish_run(folder: Path, trainer) -> None:
+    """Draws the curves of a run that came to its last step, marks it as finished and says where all is."""
+    if trainer.args.process_index:
+        return
+    draw_loss_curves(folder)
+    state = trainer.state
+    write_json(folder / "finished.json", {"step": state.global_step, "best_loss": state.best_metric})
+    print(f"checkpoint: {folder / 'best'}\nlogs:       {folder / 'logs'}, {folder / 'metrics.jsonl'}")
+    print(f"figure:     {folder / 'loss.png'}")
 
-    Those after it, which cannot be gone on from, are named on stderr.
+
+def clean_up(folder: Path, last: Path) -> None:
+    """Removes from an interrupted run's folder what the checkpoint that it resumes from does not know of.
+
+    Later checkpoints, which it cannot resume from, are named on stderr.
     """
-    last = last_checkpoint(folder)
-    step = int(last.name.removeprefix("step_"))
     remove_path(folder / "finished.json")
-    for later in checkpoints(folder)[checkpoints(folder).index(last) + 1 :]:
-        problem = defect(later)
-        print(f"run: {later} is removed ({problem}); going on from {last.name}, before it", file=sys.stderr)
-        remove_path(later)
+    for later in list_checkpoints(folder):
+        if step_of(later) > step_of(last):
+            defect = find_defect(later)
+            print(f"run: {later} is removed ({defect}); resuming from {last.name}, before it", file=sys.stderr)
+            remove_path(later)
     for left in (*folder.glob("checkpoint-*"), *folder.glob("*.partial")):
         remove_path(left)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     evaluated = [json.loads(line) for line in lines if _step_of(line) < float("inf") and "eval_loss" in line]
-    if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step:
+    if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step_of(last):
         remove_path(folder / "best")  # of a step that is to be made again, perhaps with other settings
     with atomic_write(folder / "metrics.jsonl") as aside:
-        aside.write_text("".join(line for line in lines if _step_of(line) <= step), encoding="utf-8")
-    say(folder, description)
+        aside.write_text("".join(line for line in lines if _step_of(line) <= step_of(last)), encoding="utf-8")
 
 
 def _step_of(line: str) -> float:
@@ -167,7 +238,7 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def say(folder: Path, description: dict) -> None:
+def write_description(folder: Path, description: dict) -> None:
     """Writes `run.json` and `config.yaml`."""
     write_json(folder / "run.json", description)
     given = [name for name in description["given"] if not name.endswith("_token")]
@@ -181,57 +252,11 @@ def differences(old: dict, new: dict) -> list[str]:
     found = []
     for part in ("settings", "digests"):
         for name in sorted({*old[part], *new[part]}):
-            before, after = old[part].get(name), new[part].get(name)
+            # An older run knows nothing of a newer option, whose default leaves it as it was.
+            before, after = old[part].get(name, DEFAULTS.get(name)), new[part].get(name)
             if before != after and not (part == "settings" and CIRCUMSTANCES.fullmatch(name)):
                 found.append(f"{name}: {before} -> {after}")
     before, after = old.get("rows_per_step"), new["rows_per_step"]
     if before != after and not found:  # the settings are the same, the number of processes is not
         found.append(f"rows of a step, over all processes: {before} -> {after}")
     return found
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The `step_...` folders of a run, in order."""
-    return sorted(folder.glob("step_[0-9]*[0-9]"), key=lambda path: int(path.name.removeprefix("step_")))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The `step_...` folder of the highest step that can be gone on from."""
-    return next((checkpoint for checkpoint in reversed(checkpoints(folder)) if defect(checkpoint) is None), None)
-
-
-def sizes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of a checkpoint's files, for its `files.json`; but of the Trainer's pickle, which nobody reads."""
-    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != "training_args.bin"]
-    return {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
-
-
-def defect(checkpoint: Path) -> str | None:
-    """Why a run that goes on from a checkpoint would end in other weights than one that never stopped; None if not.
-
-    A checkpoint without a list of its files is an older one; the files that every checkpoint needs are looked for.
-    """
-    if missing := [pattern for pattern in NEEDED if not any(checkpoint.glob(pattern))]:
-        return f"{missing[0]} is missing"
-    if (checkpoint / FILES).exists():
-        listed, there = read_json(checkpoint / FILES), sizes(checkpoint)
-        if not isinstance(listed, dict) or not listed:
-            return f"{FILES} is malformed"
-        for name, size in listed.items():
-            if there.get(name) != size:
-                return f"{name} has {there[name]} bytes instead of {size}" if name in there else f"{name} is missing"
-    try:
-        step = TrainerState.load_from_json(str(checkpoint / STATE)).global_step
-    except (OSError, ValueError, TypeError):
-        return f"{STATE} is malformed"
-    if step != int(checkpoint.name.removeprefix("step_")):
-        return f"{STATE} is of step {step}"
-    try:
-        if (checkpoint / SUMS).exists():
-            so_far = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
-            torch.tensor([so_far["step"], so_far["loss"]], dtype=torch.float64)
-            if torch.tensor(so_far["sums"], dtype=torch.float64).shape not in ((), (2, 3)):  # 0: saved at a log
-                raise ValueError
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError):
-        return f"{SUMS} is malformed"
-    return None

@@ -27,6 +27,15 @@ class Phase:
         """Padding included."""
         return self.rows_per_step * self.rows.info["sequence_length"]
 
+    @property
+    def passes(self) -> float:
+        """How often the phase sees its rows."""
+        return len(self.steps) * self.rows_per_step / len(self.rows)
+
+    def steps_before(self, step: int) -> int:
+        """How many of the phase's steps are among the first `step` of the run."""
+        return len(range(self.steps.start, min(step, self.steps.stop)))
+
 
 @dataclass(frozen=True)
 class PhaseSettings:
@@ -83,10 +92,23 @@ def parse_phases(given: list[str] | None, sequence_length: int) -> list[PhaseSet
     return phases
 
 
-def step_ranges(phases: list[PhaseSettings], max_steps: int) -> list[range]:
-    """The steps of each phase."""
-    ends = [round(phase.until * max_steps) for phase in phases]
-    return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+def plan_phases(
+    settings: list[PhaseSettings], rows: dict[int, PackedRows], max_steps: int, train_batch_size: int, batches: int
+) -> list[Phase]:
+    """The phases of a run.
+
+    Args:
+        rows: packed rows by their length.
+        train_batch_size: rows of one device's batch in the last phase.
+        batches: processes times accumulated batches of a step.
+    """
+    length, start, phases = settings[-1].sequence_length, 0, []
+    for phase in settings:
+        end = round(phase.until * max_steps)
+        size = batches * phase.rows_per_batch(length, train_batch_size)
+        phases.append(Phase(rows[phase.sequence_length], range(start, end), size))
+        start = end
+    return phases
 
 
 class StepBatches:

@@ -1,85 +1,55 @@
 """transformers' Trainer with a mode for each row, losses by mode, and checkpoints that are complete or absent."""
 
 import contextlib
-import itertools
+import functools
 import json
 import math
-import os
-import signal
-import threading
+import sys
 import time
 from pathlib import Path
 
 import torch
 import transformers
-from accelerate import DistributedType, PartialState
 from torch.utils.data import DataLoader
-from transformers.trainer_callback import ProgressCallback, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
 
 from flexqwen.cli import InputError
 from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation.heldout import MODES, HeldOut, score
-from flexqwen.files import atomic_write, read_json, remove_path, sync, write_json
-from flexqwen.training.flops import model_flops, peak_flops
-from flexqwen.training.objectives import ObjectiveArguments, collate
+from flexqwen.files import atomic_write, remove_path
+from flexqwen.training.arguments import Arguments, fix_training_arguments
+from flexqwen.training.callbacks import OnStart, Progress, SaveOnSignal, ignore_signals
+from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, list_checkpoints, read_sums
+from flexqwen.training.compat import allow_fsdp_on_cpu, saved_as
+from flexqwen.training.finiteness import LossCheck, check_weights, suggest_remedy
+from flexqwen.training.metrics import TrainingMetrics
+from flexqwen.training.objectives import ObjectiveArguments, TrainingRows, collate
 from flexqwen.training.optimizer import MuonWithAdamW
-from flexqwen.training.runs import FILES, SUMS, checkpoints, last_checkpoint, sizes
-from flexqwen.training.schedule import StepBatches
+from flexqwen.training.schedule import Phase, StepBatches
 from modeling_flexqwen import FlexQwenForCausalLM
 
 
-class Progress(ProgressCallback):
-    """The Trainer's bar with the latest losses and the speed in it, and a line for each evaluation."""
+def make_trainer(
+    args: Arguments, folder: Path, model, tokenizer, phases: list[Phase], held_out: HeldOut
+) -> "FlexQwenTrainer":
+    """The trainer of a run in `folder`.
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("training")
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is None:
-            return
-        shown = {name.removeprefix("loss_"): f"{logs[name]:.3f}" for name in logs if name.startswith("loss_")}
-        if shown:
-            self.training_bar.set_postfix({**shown, "tokens/s": f"{logs['tokens_per_second']:,.0f}"})
-        held_out = [f"{mode} {logs[f'eval_loss_{mode}']:.3f}" for mode in MODES if f"eval_loss_{mode}" in logs]
-        if held_out:
-            self.training_bar.write(f"step {state.global_step}: held-out loss (nats/token) {', '.join(held_out)}")
-
-
-class SaveOnSignal(TrainerCallback):
-    """On the first Ctrl-C or SIGTERM, finishes the step, saves and stops; a second one stops at once."""
-
-    def __init__(self):
-        self.received = False
-
-    @contextlib.contextmanager
-    def listening(self):
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _receive(self, number, frame):
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = True
-        print("\nstopping after this step, with a checkpoint; once more stops at once", flush=True)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.world_size > 1:  # processes must stop at the same step; to ask them at each would cost time
-            if state.global_step % 5:
-                return
-            received = torch.tensor(int(self.received), device=args.device)
-            torch.distributed.all_reduce(received)
-            self.received = bool(received)
-        if self.received and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
+    Raises:
+        InputError: options that the Trainer or accelerate refuses.
+    """
+    fix_training_arguments(args.training, folder)
+    try:
+        return FlexQwenTrainer(
+            model=model,
+            args=args.training,
+            train_dataset=TrainingRows(phases, args.objective, args.training.seed),
+            processing_class=tokenizer,
+            objective=args.objective,
+            held_out=held_out,
+            muon=args.training.muon,
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"the trainer cannot be made: {' '.join(str(error).split())}") from error
 
 
 class FlexQwenTrainer(transformers.Trainer):
@@ -102,40 +72,41 @@ class FlexQwenTrainer(transformers.Trainer):
         if objective.loss_weighting == "row":
             # A batch's loss is then a mean over its rows, and the Trainer takes the mean over accumulated batches.
             self.model_accepts_loss_kwargs = False
-        self._start_log(0)
-        self._unchecked: list[tuple[int, int, torch.Tensor]] = []  # step, batch of the step, its loss
+        self.metrics = TrainingMetrics(self.train_dataset.phases)
+        self.losses = LossCheck()
 
-    def _start_log(self, step: int) -> None:
-        self._sums: torch.Tensor | int = 0  # (modes, 3): nats, labels, tokens; left on the device
-        self._loss: torch.Tensor | float = 0.0
-        self._logged_step = self._timed_step = step
-        self._since, self._waited = time.perf_counter(), 0.0
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.args.output_dir)
 
     def create_accelerator_and_postprocess(self) -> None:
-        # accelerate turns FSDP on only where it sees several GPUs; torch has it on CPUs too, over gloo.
-        if self.args.fsdp and PartialState().distributed_type == DistributedType.MULTI_CPU:
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        if self.args.fsdp:
+            allow_fsdp_on_cpu()
         super().create_accelerator_and_postprocess()
 
-    def _save(self, output_dir=None, state_dict=None) -> None:
-        # FSDP2 gives the model a class made on the fly, whose name and source files would be saved with it.
-        wrapped, self.model.__class__ = self.model.__class__, FlexQwenForCausalLM
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.model.__class__ = wrapped
+    # What the Trainer makes
 
     def create_optimizer(self, model=None):
-        if self.muon and self.optimizer is None:
-            args = self.args
-            self.optimizer = MuonWithAdamW(
-                self.model if model is None else model,
-                args.learning_rate,
-                args.weight_decay,
-                (args.adam_beta1, args.adam_beta2),
-                args.adam_epsilon,
-            )
-        return super().create_optimizer(model)
+        args = self.args
+        try:
+            if self.muon and self.optimizer is None:
+                model = self.model if model is None else model
+                betas = (args.adam_beta1, args.adam_beta2)
+                self.optimizer = MuonWithAdamW(model, args.learning_rate, args.weight_decay, betas, args.adam_epsilon)
+            return super().create_optimizer(model)
+        except (ValueError, TypeError, KeyError, ImportError) as error:
+            raise InputError(f"the optimizer cannot be made: {' '.join(str(error).split())}") from error
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """The Trainer's, but `num_decay_steps` of `lr_scheduler_kwargs` may be a share of the steps."""
+        schedule = self.args.lr_scheduler_kwargs or {}
+        if 0 < (decay := schedule.get("num_decay_steps", 0)) < 1:
+            self.args.lr_scheduler_kwargs = {**schedule, "num_decay_steps": round(decay * num_training_steps)}
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"the learning rate's schedule cannot be made: {' '.join(str(error).split())}") from error
 
     def get_train_dataloader(self) -> DataLoader:
         """One batch after another of `StepBatches`; accelerate deals them to the processes in turn."""
@@ -150,55 +121,32 @@ class FlexQwenTrainer(transformers.Trainer):
                 collate_fn=self.data_collator,
                 num_workers=args.dataloader_num_workers,
                 pin_memory=args.dataloader_pin_memory,
-                worker_init_fn=leave_signals,
+                worker_init_fn=ignore_signals,
                 **workers,
             )
-        )
-
-    def get_batch_samples(self, *args, **kwargs):
-        start = time.perf_counter()
-        batches = super().get_batch_samples(*args, **kwargs)
-        self._waited += time.perf_counter() - start
-        self._batch_of_step = 0
-        return batches
-
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        self._loss = self._loss + loss
-        self._unchecked.append((self.state.global_step, self._batch_of_step, loss))
-        self._batch_of_step += 1
-        if loss.device.type == "cpu":  # a GPU would have to wait: there, losses are looked at before a log or a save
-            self.check_finite()
-        return loss
-
-    def check_finite(self) -> None:
-        """Stops where the loss of a batch that was not looked at yet is not a number.
-
-        Raises:
-            InputError: naming the step, the documents of the batch and the last good checkpoint.
-        """
-        if not self._unchecked:
-            return
-        unchecked, self._unchecked = self._unchecked, []
-        finite = torch.stack([loss for _, _, loss in unchecked]).isfinite().tolist()
-        if all(finite):
-            return
-        step, batch, _ = unchecked[finite.index(False)]
-        rows = self.train_dataset
-        batches = self.step_batches()
-        number = step * batches.batches_per_step + batch * self.args.world_size + self.args.process_index
-        items = next(itertools.islice(batches, number, None))
-        documents = [name for item in items for name in rows.place(item)[0].rows.documents(rows.row_number(item))]
-        last = last_checkpoint(Path(self.args.output_dir))
-        shown = ", ".join(documents[:8]) + (f" and {len(documents) - 8} more" if len(documents) > 8 else "")
-        raise InputError(
-            f"the loss of step {step + 1} is not a number; its batch has documents {shown}; the last good checkpoint "
-            f"is {last or 'none'}; lower the learning rate, or max_grad_norm, and run again"
         )
 
     def step_batches(self) -> StepBatches:
         """The batches of every process, in order."""
         return StepBatches(self.train_dataset.phases, self.args.gradient_accumulation_steps * self.args.world_size)
+
+    # A step
+
+    def get_batch_samples(self, *args, **kwargs):
+        start = time.perf_counter()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self.metrics.add_wait(time.perf_counter() - start)
+        self._batch_of_step = 0
+        return batches
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self.metrics.loss = self.metrics.loss + loss
+        self.losses.add(self.state.global_step, self._batch_of_step, loss)
+        self._batch_of_step += 1
+        if loss.device.type == "cpu":  # a GPU would have to wait: there, losses are looked at before a log or a save
+            self.check_finite()
+        return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         is_causal = inputs["is_causal"]
@@ -208,11 +156,15 @@ class FlexQwenTrainer(transformers.Trainer):
             labels = (inputs["labels"] != IGNORE).sum(-1).clamp(min=1)
             inputs = {**inputs, "row_weights": 1 / labels, "num_items_in_batch": len(labels)}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        real = (inputs["input_ids"] != self.processing_class.pad_token_id).sum(-1)
-        dtype = torch.float32 if real.device.type == "mps" else torch.float64
-        rows = torch.stack([outputs.row_losses.to(dtype), outputs.row_labels.to(dtype), real.to(dtype)], dim=-1)
-        self._sums = self._sums + torch.stack([is_causal, ~is_causal]).to(dtype) @ rows
+        tokens = (inputs["input_ids"] != self.processing_class.pad_token_id).sum(-1)
+        self.metrics.add_rows(is_causal, outputs.row_losses, outputs.row_labels, tokens)
         return (loss, outputs) if return_outputs else loss
+
+    def check_finite(self) -> None:
+        """Stops where a loss that was not looked at yet is not a number."""
+        self.losses.check(self.train_dataset, self.step_batches(), self.args)
+
+    # Logs and evaluation
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         step = self.state.global_step
@@ -220,53 +172,17 @@ class FlexQwenTrainer(transformers.Trainer):
             return
         if "loss" in logs:
             self.check_finite()
-            logs.update(self._training_logs(step))
-            self._start_log(step)
-        logs["tokens_seen"] = self.tokens_seen(step)
-        # The Trainer takes the whole run for one epoch; say how often the data was seen instead.
-        self.state.epoch = sum(
-            len(range(phase.steps.start, min(step, phase.steps.stop))) * phase.rows_per_step / len(phase.rows)
-            for phase in self.train_dataset.phases
-        )
+            config = self.accelerator.unwrap_model(self.model).config
+            logs.update(self.metrics.compute(step, self.accelerator, config))
+            self.metrics.start(step)
+        logs["tokens_seen"] = self.metrics.tokens_seen(step)
+        self.state.epoch = self.metrics.passes(step)  # the Trainer takes the whole run for one epoch
         super().log(logs, start_time)
         if self.args.should_save:
-            with open(Path(self.args.output_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 # The norm of the gradients may overflow where the loss does not; JSON has no such number.
                 finite = {name: value if math.isfinite(value) else None for name, value in logs.items()}
                 file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
-
-    def _training_logs(self, step: int) -> dict[str, float]:
-        """Of the steps since the last log, over all processes."""
-        sums = self.accelerator.reduce(self._sums, "sum")
-        loss = self.accelerator.reduce(torch.as_tensor(self._loss, device=sums.device), "mean")
-        seconds = time.perf_counter() - self._since
-        tokens = self.tokens_seen(step) - self.tokens_seen(self._timed_step)
-        found = {
-            "loss": loss.item() / (step - self._logged_step),
-            "tokens_per_second": tokens / seconds,
-            "data_wait": self._waited / seconds,
-        }
-        labels = 0.0
-        for mode, (nats, count, real) in zip(MODES, sums.tolist(), strict=True):
-            labels += count
-            if count:
-                found[f"loss_{mode}"], found[f"labels_{mode}"] = nats / count, int(count)
-                if mode == "masked":
-                    found["mask_rate"] = count / real
-        if (peak := peak_flops()) and step > self._timed_step:
-            phase = next(phase for phase in self.train_dataset.phases if step <= phase.steps.stop)
-            length = phase.rows.info["sequence_length"]
-            share = labels / max(1, self.tokens_seen(step) - self.tokens_seen(self._logged_step))
-            flops = model_flops(self.accelerator.unwrap_model(self.model).config, tokens, tokens * share, length)
-            found["mfu"] = flops / seconds / self.args.world_size / peak
-        return found
-
-    def tokens_seen(self, step: int) -> int:
-        """Tokens of the first `step` optimiser steps, padding included."""
-        return sum(
-            len(range(phase.steps.start, min(step, phase.steps.stop))) * phase.tokens_per_step
-            for phase in self.train_dataset.phases
-        )
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Held-out loss (nats per predicted token) and bits per byte in each mode; every process does it all."""
@@ -283,56 +199,52 @@ class FlexQwenTrainer(transformers.Trainer):
         losses = [metrics[f"{metric_key_prefix}_loss_{mode}"] for mode in self.objective.modes]
         metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
         if wrong := next((name for name, value in metrics.items() if not math.isfinite(value)), None):
-            raise InputError(
-                f"{wrong} after step {self.state.global_step} is {metrics[wrong]}; the last good checkpoint is "
-                f"{last_checkpoint(Path(self.args.output_dir)) or 'none'}; lower the learning rate, or max_grad_norm"
-            )
+            what = f"{wrong} after step {self.state.global_step} is {metrics[wrong]}"
+            raise InputError(f"{what}; {suggest_remedy(self.args.output_dir)}")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._since += time.perf_counter() - start  # not training time
+        self.metrics.leave_out(time.perf_counter() - start)
         return metrics
-
-    def _determine_best_metric(self, metrics, trial) -> bool:
-        is_best = super()._determine_best_metric(metrics, trial)
-        self.state.best_global_step = None  # the Trainer would look for the best among its own checkpoints
-        if is_best:
-            folder = Path(self.args.output_dir) / "best"
-            with self._saving("best"), atomic_write(folder) if self.args.should_save else nowhere(folder) as aside:
-                self.save_model(str(aside), _internal_call=True)
-                (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing to publish
-        return is_best
 
     def evaluate_and_keep_best(self) -> None:
         """Evaluates, and writes `best/` if this is the lowest loss so far."""
         self._determine_best_metric(self.evaluate(), None)
 
+    # Checkpoints
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        is_best = super()._determine_best_metric(metrics, trial)
+        self.state.best_global_step = None  # the Trainer would look for the best among its own checkpoints
+        if is_best:
+            best = self.folder / "best"
+            # Processes that write nothing take part in saving all the same.
+            aside = atomic_write(best) if self.args.should_save else contextlib.nullcontext(best)
+            with self._saving("best"), aside as folder:
+                self.save_model(str(folder), _internal_call=True)
+                if self.args.should_save:
+                    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing to publish
+        return is_best
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        with saved_as(self.model, FlexQwenForCausalLM):
+            super()._save(output_dir, state_dict)
+
     def _save_checkpoint(self, model, trial) -> None:
         self.check_finite()
-        parameters = (getattr(parameter, "to_local", lambda p=parameter: p)() for parameter in model.parameters())
-        if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-            raise InputError(
-                f"the weights after step {self.state.global_step} are not numbers, though the loss was; the last good "
-                f"checkpoint is {last_checkpoint(Path(self.args.output_dir)) or 'none'}; lower the learning rate"
-            )
-        start, step, folder = time.perf_counter(), self.state.global_step, Path(self.args.output_dir)
+        check_weights(model, self.state.global_step, self.args.output_dir)
+        start, step = time.perf_counter(), self.state.global_step
         with self._saving(f"step {step}"):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
-            sums = self.accelerator.reduce(torch.as_tensor(self._sums, device=self.args.device), "sum")
-            loss = self.accelerator.reduce(torch.as_tensor(self._loss, device=self.args.device), "mean")
+            sums, loss = self.metrics.reduce(self.accelerator)
             if self.args.should_save:
-                unfinished = folder / f"checkpoint-{step}"
-                so_far = {"step": self._logged_step, "sums": sums.tolist(), "loss": loss.item()}
-                write_json(unfinished / SUMS, so_far)  # what was summed up since the last log
-                write_json(unfinished / FILES, sizes(unfinished))
-                sync(*unfinished.rglob("*"), unfinished)
-                remove_path(folder / f"step_{step:06d}")
-                unfinished.rename(folder / f"step_{step:06d}")
-                sync(folder)
-                for old in checkpoints(folder)[: -self.args.save_total_limit] if self.args.save_total_limit else ():
+                sums = {"step": self.metrics.step, "sums": sums, "loss": loss}
+                finish_checkpoint(self.folder / f"checkpoint-{step}", self.folder / f"step_{step:06d}", sums)
+                kept = self.args.save_total_limit
+                for old in list_checkpoints(self.folder)[:-kept] if kept else ():
                     remove_path(old)
         self.accelerator.wait_for_everyone()
-        self._since += time.perf_counter() - start
+        self.metrics.leave_out(time.perf_counter() - start)
 
     @contextlib.contextmanager
     def _saving(self, what: str):
@@ -342,12 +254,11 @@ class FlexQwenTrainer(transformers.Trainer):
         except torch.OutOfMemoryError:
             raise
         except (OSError, RuntimeError, ValueError) as error:
-            folder = Path(self.args.output_dir)
-            for left in folder.glob("checkpoint-*"):
+            for left in self.folder.glob("checkpoint-*"):
                 remove_path(left)
-            last = last_checkpoint(folder)
+            last = last_checkpoint(self.folder)
             raise InputError(
-                f"{what} of {folder} could not be saved ({' '.join(str(error).split())[:200]}); the last complete "
+                f"{what} of {self.folder} could not be saved ({' '.join(str(error).split())[:200]}); the last complete "
                 f"checkpoint is {last or 'none'}; make room and run the same command again"
             ) from error
 
@@ -356,41 +267,40 @@ class FlexQwenTrainer(transformers.Trainer):
         if set(load_result.missing_keys) - tied or load_result.unexpected_keys:
             super()._issue_warnings_after_load(load_result)
 
-    def resume(self, checkpoint: Path | None) -> None:
-        """Trains, from a checkpoint if there is one; stops early, with a checkpoint, on Ctrl-C or SIGTERM."""
-        step = 0
-        if checkpoint is not None:
-            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            step = state["global_step"]
-        self.add_callback(_StartOfLog(self, checkpoint, step))
-        with self.on_signal.listening():
-            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    # The whole
 
+    def run(self, checkpoint: Path | None, on_start) -> bool:
+        """Trains to the last step, from a checkpoint if there is one; `best/` is there in the end.
 
-class _StartOfLog(TrainerCallback):
-    """Takes up the sums of a checkpoint once the Trainer, which sets up its own on the way, begins."""
+        Args:
+            on_start: called once all is made that can fail, and before anything is written.
 
-    def __init__(self, trainer: FlexQwenTrainer, checkpoint: Path | None, step: int):
-        self.trainer, self.checkpoint, self.step = trainer, checkpoint, step
+        Returns:
+            Whether it came to the last step; Ctrl-C or SIGTERM stop it early, with a checkpoint.
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        trainer = self.trainer
-        trainer._start_log(self.step)
-        so_far = None if self.checkpoint is None else read_json(self.checkpoint / SUMS)
-        if so_far is not None and args.process_index == 0:
-            trainer._sums = torch.tensor(so_far["sums"], dtype=torch.float64, device=args.device)
-            trainer._loss = so_far["loss"] * args.world_size
-        if so_far is not None:
-            trainer._logged_step = so_far["step"]
-
-
-def leave_signals(worker: int) -> None:
-    """In a data-loader worker, which inherits the handlers: Ctrl-C is the trainer's to answer, SIGTERM ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def nowhere(folder: Path):
-    """For the processes that take part in saving but write nothing."""
-    yield folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        Raises:
+            InputError: out of memory, or a loss that is not a number.
+        """
+        sums = None if checkpoint is None else read_sums(checkpoint)
+        step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
+        # First of the callbacks: others write into the folder, which a new run empties.
+        on_start = OnStart(on_start, functools.partial(self.metrics.resume, step, sums, self.args))
+        self.callback_handler.callbacks.insert(0, on_start)
+        try:
+            with self.on_signal.listening():
+                self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            if self.state.global_step < self.args.max_steps:
+                if self.args.should_save:
+                    step, last = self.state.global_step, last_checkpoint(self.folder)
+                    print(f"stopped at step {step}: {last}; the same command resumes it", file=sys.stderr)
+                return False
+            if not (self.folder / "best").is_dir():
+                self.state.best_metric = None
+                self.evaluate_and_keep_best()
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"out of memory at step {self.state.global_step + 1} ({' '.join(str(error).split())[:150]}); lower "
+                "per_device_train_batch_size and raise gradient_accumulation_steps by as much, or set "
+                "gradient_checkpointing, or lower sequence_length or, in evaluation, per_device_eval_batch_size"
+            ) from error
+        return True

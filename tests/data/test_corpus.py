@@ -11,7 +11,7 @@ from flexqwen.cli import InputError
 from flexqwen.data import corpus as corpus_module
 from flexqwen.data.corpus import ShardError, open_corpus, read_shard
 from flexqwen.data.sample.generate import shard_xml
-from tests.conftest import DOCUMENTS
+from tests.helpers.datasets import DOCUMENTS
 
 SHARD = "wikis/pt/WIKb"
 

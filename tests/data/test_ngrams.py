@@ -21,14 +21,14 @@ def score(texts: list[str], folder, cuts: list[int], parts: int, among=None) -> 
     runs, totals = [], []
     edges = sorted({0, len(texts), *(cut % (len(texts) + 1) for cut in cuts)})
     for start, end in pairwise(edges):
-        grams, document = ngrams.ngram_hashes(*ngrams.word_hashes(texts[start:end]))
+        grams, document = ngrams.hash_ngrams(*ngrams.hash_words(texts[start:end]))
         runs.append((folder / f"{start}", start))
         ngrams.write_run(runs[-1][0], grams, document)
         totals += np.bincount(document, minlength=end - start).tolist()
     ranges = [(i * 2**64 // parts, (i + 1) * 2**64 // parts - 1) for i in range(parts)]
     among = np.ones(len(texts), bool) if among is None else np.array(among, bool)
     unique = sum(ngrams.count_unique(runs, low, high, [among])[0] for low, high in ranges)
-    percent = ngrams.percentage(unique, np.where(among, np.array(totals, int), 0))
+    percent = ngrams.compute_percentage(unique, np.where(among, np.array(totals, int), 0))
     return [None if np.isnan(value) else float(value) for value in percent]
 
 
@@ -52,13 +52,13 @@ def test_among_some_documents_the_others_do_not_count(tmp_path_factory, texts):
     assert found == pytest.approx([next(truth) if chosen else None for chosen in among])
 
 
-NO_NUL = st.characters(exclude_characters="\0")  # which no XML holds, and word_hashes takes for padding
+NO_NUL = st.characters(exclude_characters="\0")  # which no XML holds, and hash_words takes for padding
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(st.text(NO_NUL), st.text("aàÀß_1İΣσ\n'.\x1e\u3000 ")), max_size=8), st.booleans())
 def test_word_hashes_stand_for_the_words(texts, normalized):
-    hashes, counts = ngrams.word_hashes(texts, normalized)
+    hashes, counts = ngrams.hash_words(texts, normalized)
     words = [re.findall(r"\w+", text.lower()) if normalized else text.split() for text in texts]
     assert counts.tolist() == [len(found) for found in words]
     flat = [word for found in words for word in found]
@@ -68,22 +68,22 @@ def test_word_hashes_stand_for_the_words(texts, normalized):
 def test_long_words_and_long_texts():
     long = "x" * 254
     texts = [long, long + "x", long + "xx", long + "xy", "a b " * 600_000]
-    hashes, counts = ngrams.word_hashes(texts)
+    hashes, counts = ngrams.hash_words(texts)
     assert counts.tolist() == [1, 1, 1, 1, 1_200_000]
     assert len(set(hashes.tolist())) == 6
 
 
 def test_ngrams_do_not_cross_texts():
-    hashes, document = ngrams.ngram_hashes(*ngrams.word_hashes(["a b c", "", "d e f g"]), n=3)
+    hashes, document = ngrams.hash_ngrams(*ngrams.hash_words(["a b c", "", "d e f g"]), n=3)
     assert document.tolist() == [0, 2, 2]
-    assert hashes[0] == ngrams.ngram_hashes(*ngrams.word_hashes(["a \t b\nc"]), n=3)[0][0]
-    assert len(ngrams.ngram_hashes(*ngrams.word_hashes(["c b a", "a c b"]), n=3)[0]) == 2
+    assert hashes[0] == ngrams.hash_ngrams(*ngrams.hash_words(["a \t b\nc"]), n=3)[0][0]
+    assert len(ngrams.hash_ngrams(*ngrams.hash_words(["c b a", "a c b"]), n=3)[0]) == 2
 
 
 def test_words_of_the_sample_do_not_collide(sample_documents):
     texts = [document.text for document in sample_documents]
     words = {word for text in texts for word in text.split()}
-    hashes, _ = ngrams.word_hashes(texts)
+    hashes, _ = ngrams.hash_words(texts)
     assert len(np.unique(hashes)) == len(words)
     assert len(np.unique(hashes >> np.uint64(32))) > 0.99 * len(words)  # both halves are well mixed
     assert len(np.unique(hashes & np.uint64(0xFFFFFFFF))) > 0.99 * len(words)
@@ -91,7 +91,7 @@ def test_words_of_the_sample_do_not_collide(sample_documents):
 
 @pytest.mark.parametrize(("records", "memory", "workers"), [(0, 1, 1), (10**9, 2 << 30, 2), (10**6, 10**5, 3)])
 def test_ranges_cover_all_hashes_within_the_memory(records, memory, workers):
-    ranges = ngrams.ranges(records, memory, workers)
+    ranges = ngrams.cut_ranges(records, memory, workers)
     assert ranges[0][0] == 0 and ranges[-1][1] == 2**64 - 1
     assert all(high + 1 == low for (_, high), (low, _) in pairwise(ranges))
     assert workers * ngrams._RECORD_BYTES * records / len(ranges) <= memory

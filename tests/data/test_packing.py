@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexqwen.cli import InputError
-from flexqwen.data.packing import PackedRows, best_fit, cut, encode_documents, position_ids, token_store
+from flexqwen.data.packing import (
+    PackedRows,
+    best_fit,
+    cut,
+    draw_documents,
+    encode_documents,
+    make_token_store,
+    position_ids,
+)
 from flexqwen.data.texts import dataset_digest, read_texts
 
 CAPACITY = 16
@@ -44,7 +52,39 @@ def test_position_ids_restart_at_bos_and_at_the_padding():
 @pytest.fixture(scope="module")
 def store(built, tokenizer, tokenizer_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("tokens")
-    return token_store(str(built), dataset_digest(built), "gold", tokenizer, str(tokenizer_folder), 128, str(root))
+    return make_token_store(str(built), dataset_digest(built), "gold", tokenizer, str(tokenizer_folder), 128, str(root))
+
+
+def test_drawn_documents_are_nested_and_have_the_tokens_that_were_asked_for():
+    lengths = np.random.default_rng(0).integers(2, 100, 500)
+    drawn = {tokens: draw_documents(lengths, tokens, seed=4) for tokens in (500, 2000, 8000)}
+    for tokens, documents in drawn.items():
+        assert tokens - 100 < lengths[documents].sum() <= tokens and (np.diff(documents) > 0).all()
+    assert set(drawn[500]) < set(drawn[2000]) < set(drawn[8000])
+    assert set(draw_documents(lengths, 2000, seed=5)) != set(drawn[2000])
+    assert len(draw_documents(lengths, int(lengths.sum()), seed=4)) == 500
+    for wrong in (1, int(lengths.sum()) + 1):
+        with pytest.raises(InputError, match="unique_tokens is"):
+            draw_documents(lengths, wrong, seed=4)
+
+
+def test_a_store_of_fewer_tokens_holds_whole_documents_of_the_whole_one(store, built, tokenizer, tokenizer_folder):
+    places = (
+        str(built),
+        dataset_digest(built),
+        "gold",
+        tokenizer,
+        str(tokenizer_folder),
+        128,
+        str(store.folder.parent),
+    )
+    few, fewer = (make_token_store(*places, tokens, seed=1) for tokens in (8000, 2000))
+    texts = dict(read_texts(built, "gold", "train"))
+    documents = [set((part.folder / "documents.txt").read_text().split("\n")[:-1]) for part in (fewer, few, store)]
+    assert documents[0] < documents[1] < documents[2] and len({few.folder, fewer.folder, store.folder}) == 3
+    encoded = encode_documents(tokenizer, [texts[name] for name in documents[1]])
+    assert sum(len(piece) for document in encoded for piece in cut(document, 128)) == few.info["tokens"]
+    assert few.info["documents"] == len(documents[1]) and few.info["unique_tokens"] == 8000
 
 
 def test_a_store_holds_every_token_of_every_document_in_exactly_one_row(store, built, tokenizer):
@@ -88,11 +128,18 @@ def test_a_store_is_reused_and_the_same_bytes_come_out_again(
     store, built, tokenizer, tokenizer_folder, tmp_path, capsys
 ):
     arguments = (str(built), dataset_digest(built), "gold", tokenizer, str(tokenizer_folder), 128)
-    again = token_store(*arguments, str(store.folder.parent))
+    again = make_token_store(*arguments, str(store.folder.parent))
     assert again.folder == store.folder and "reused" in capsys.readouterr().out
-    anew = token_store(*arguments, str(tmp_path))
+    anew = make_token_store(*arguments, str(tmp_path))
     assert (anew.folder / "rows.bin").read_bytes() == (store.folder / "rows.bin").read_bytes()
     assert anew.folder.name == store.folder.name
+
+
+def test_a_store_of_another_format_is_refused(store, tmp_path):
+    copy = shutil.copytree(store.folder, tmp_path / "copy")
+    (copy / "info.json").write_text(json.dumps(store.info | {"format": 1}))
+    with pytest.raises(InputError, match=r"copy has format 1, not 2; make it again"):
+        PackedRows(copy)
 
 
 def test_a_dataset_that_lacks_documents_of_its_manifest_is_not_packed(built, tokenizer, tokenizer_folder, tmp_path):
@@ -102,12 +149,14 @@ def test_a_dataset_that_lacks_documents_of_its_manifest_is_not_packed(built, tok
     manifest["splits"]["gold/train"]["documents"] += 1  # as if a second Parquet file had not been copied
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"gold/train in .* documents of its manifest; copy it again"):
-        token_store(str(copy), dataset_digest(copy), "gold", tokenizer, str(tokenizer_folder), 128, str(tmp_path))
+        make_token_store(str(copy), dataset_digest(copy), "gold", tokenizer, str(tokenizer_folder), 128, str(tmp_path))
 
 
 def test_a_missing_store_or_split_is_named(built, tokenizer, tokenizer_folder, tmp_path):
     with pytest.raises(InputError, match=r"info\.json"):
         PackedRows(tmp_path)
     with pytest.raises(InputError, match=r"silver.*gold/train"):
-        token_store(str(built), dataset_digest(built), "silver", tokenizer, str(tokenizer_folder), 128, str(tmp_path))
+        make_token_store(
+            str(built), dataset_digest(built), "silver", tokenizer, str(tokenizer_folder), 128, str(tmp_path)
+        )
     assert list(tmp_path.iterdir()) == []

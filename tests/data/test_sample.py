@@ -1,6 +1,7 @@
 """The sample corpus: its format, its bytes, and that it tells the truth about itself."""
 
 import gzip
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -13,12 +14,12 @@ from lxml import etree
 from flexqwen.data.corpus import open_corpus, read_shard
 from flexqwen.data.sample import generate, grammar
 from flexqwen.data.sample.grammar import Noun
-from tests.conftest import DOCUMENTS, files
+from tests.helpers.datasets import DOCUMENTS, call, files
 
 
 def test_same_seed_same_bytes_in_another_process(sample_corpus, tmp_path):
     write = f"write_sample(Path({str(tmp_path / 'c')!r}), {DOCUMENTS})"
-    code = f"from pathlib import Path; from flexqwen.sample import *; {write}"
+    code = f"from pathlib import Path; from flexqwen.data.sample.generate import *; {write}"
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, env={"PYTHONHASHSEED": "7"})
     assert files(tmp_path / "c") == files(sample_corpus)
@@ -57,6 +58,22 @@ def test_true_originality_by_hand():
     assert generate.true_originality(["a a a a a a a a a"]) == [100]  # its own repetition is not a copy
 
 
+def test_sample_reuse_refuse_overwrite(tmp_path, capsys):
+    command = ("sample", tmp_path / "sample", "--documents", 50)
+    call(capsys, *command)
+    before = files(tmp_path / "sample")
+    assert "reused" in call(capsys, *command)
+    stamp = tmp_path / "sample" / "sample.json"
+    earlier = {"documents": 50, "seed": 0, "flexqwen": "0.1.0", "python": "3.11.7", "code": "e" * 64}
+    stamp.write_text(json.dumps(earlier))  # as versions before this one left it
+    assert "reused" in call(capsys, *command)
+    before["sample.json"] = stamp.read_bytes()
+    assert "give --overwrite" in call(capsys, *command, "--seed", 1, expected=2)
+    assert files(tmp_path / "sample") == before
+    call(capsys, *command, "--seed", 1, "--overwrite")
+    assert files(tmp_path / "sample") != before
+
+
 @pytest.mark.real_data
 def test_shards_follow_the_published_schema(sample_corpus, real_corpus):
     schema = etree.RelaxNG(etree.parse(real_corpus / "corpus" / "schema.rng"))
@@ -71,7 +88,7 @@ def test_shards_follow_the_published_schema(sample_corpus, real_corpus):
      ("homem", "homens"), ("mês", "meses"), ("notável", "notáveis"), ("simples", "simples"), ("gentil", "gentis")],
 )  # fmt: skip
 def test_plural(singular, plural):
-    assert grammar.plural(singular) == plural
+    assert grammar.inflect(singular, "plural") == plural
 
 
 def test_agreement():
@@ -80,7 +97,7 @@ def test_agreement():
     assert grammar.participle("descrever", women) == "descritas"
     assert grammar.the(women, "por") == "pelas professoras"
     assert grammar.conjugate("vender", "past", True) == "venderam"
-    assert grammar.first_person("buscar") == "busquei"
+    assert grammar.inflect("buscar", "first_person") == "busquei"
 
 
 def test_no_preposition_is_left_uncontracted():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from flexqwen.cli import InputError
-from flexqwen.data import passages, splits
+from flexqwen.data import splits
 
 
 def columns(documents: int, seed: int, longest: int = 400):
@@ -83,7 +83,8 @@ def test_length_classes_are_narrow(length):
 
 def test_typology_pairs_are_of_one_typology_and_length():
     tokens, originality, typology = columns(3000, 5)
-    pairs = splits.match(np.flatnonzero(tokens > 20), tokens, originality, splits.random_order(3000, 0), typology)
+    order = np.random.default_rng(0).permutation(3000)
+    pairs = splits.match(np.flatnonzero(tokens > 20), tokens, originality, order, typology)
     assert len(pairs) > 200
     assert (typology[pairs[:, 0]] == typology[pairs[:, 1]]).all()
     assert (splits.length_class(tokens)[pairs[:, 0]] == splits.length_class(tokens)[pairs[:, 1]]).all()
@@ -145,21 +146,3 @@ def test_limits_are_told():
 def test_nothing_to_pair_is_an_error():
     with pytest.raises(InputError, match=r"only 0 pairs .* give more shards"):
         splits.propose(np.full(500, 30), np.full(500, 100.0), np.zeros(500, int), 0)
-
-
-# Contamination
-
-SENTENCE = "o rio corre lento entre as pedras e ninguém da aldeia sabe de onde vem tanta água fria"
-WORDS = SENTENCE.split()
-
-
-@pytest.mark.parametrize(("common", "share"), [(18, 1.0), (15, 0.5), (12, 0.0), (0, 0.0)])
-def test_share_of_13_grams(common, share):
-    heldout = np.unique(passages.passages(["antes " + " ".join(WORDS[:common]) + " depois"]))
-    text = " ".join(WORDS[:common] + [f"x{i}" for i in range(18 - common)])
-    assert passages.Passages(heldout).shares(["curto", text, ""]).tolist() == [0, share, 0]
-
-
-def test_nothing_held_out():
-    nothing = passages.Passages(np.empty(0, np.uint64))
-    assert nothing.shares([" ".join(WORDS)]).tolist() == [0]

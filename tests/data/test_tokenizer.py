@@ -1,5 +1,7 @@
 """The tokenizer is lossless, begins with BOS, and keeps its special tokens to itself."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,12 +49,25 @@ def test_command_reuses_refuses_and_overwrites(built, tmp_path, capsys):
     first = (output / "tokenizer.json").read_bytes()
     module.main([*options, "--vocab_size", "300"])
     assert "reused" in capsys.readouterr().out
+    made_by = json.loads((output / "made_by.json").read_text())
+    del made_by["format"]
+    made_by["versions"]["tokenizers"] = "0.1.0"  # what only says how it was made does not count
+    (output / "made_by.json").write_text(json.dumps(made_by))
+    module.main([*options, "--vocab_size", "300"])
+    assert "reused" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
         module.main([*options, "--vocab_size", "310"])
     assert stopped.value.code == 2 and "--overwrite" in capsys.readouterr().err
     assert (output / "tokenizer.json").read_bytes() == first
     module.main([*options, "--vocab_size", "310", "--overwrite"])
     assert (output / "tokenizer.json").read_bytes() != first
+
+
+def test_a_strange_made_by_is_made_otherwise(built, tmp_path, capsys):
+    (tmp_path / "made_by.json").write_text("[1]")
+    with pytest.raises(SystemExit) as stopped:
+        module.main(["--dataset", str(built), "--output", str(tmp_path), "--vocab_size", "300"])
+    assert stopped.value.code == 2 and "made otherwise; pass --overwrite" in capsys.readouterr().err
 
 
 def test_vocabularies_that_cannot_be(built):

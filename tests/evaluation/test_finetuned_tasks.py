@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from seqeval.metrics import f1_score
 from sklearn.metrics import f1_score as class_f1
 from transformers import AutoModelForSequenceClassification
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation import statistics
-from flexqwen.evaluation.finetuning import FineTuned, Settings, load_tokenizer
-from flexqwen.evaluation.tasks import assin2, bosque_pos, faquad, harem, hatebr, tagging, text_classification, toldbr
-from flexqwen.evaluation.tasks.tagging import Tagged
+from flexqwen.evaluation import finetuning, statistics
+from flexqwen.evaluation.finetuning import Settings, load_tokenizer, tagging, text_classification
+from flexqwen.evaluation.finetuning.tagging import Tagged
+from flexqwen.evaluation.metrics.entity_f1.entity_f1 import count_entities
+from flexqwen.evaluation.tasks import assin2, bosque_pos, faquad, harem, hatebr, toldbr
+from flexqwen.evaluation.tasks.data_files import read_csv
 from tests.helpers.finetuned import (
     SAVERS,
     WORDS,
@@ -38,12 +39,12 @@ from tests.helpers.finetuned import (
 WINDOW = Settings(max_length=48)  # smaller than the tests' documents and paragraphs
 WHOLE = Settings(max_length=512)
 MODULES = {
-    "assin2": (assin2, [text_classification, assin2]),
-    "bosque_pos": (bosque_pos, [tagging]),
-    "faquad": (faquad, [faquad]),
-    "harem": (harem, [tagging]),
-    "hatebr": (hatebr, [text_classification]),
-    "toldbr": (toldbr, [text_classification]),
+    "assin2": assin2,
+    "bosque_pos": bosque_pos,
+    "faquad": faquad,
+    "harem": harem,
+    "hatebr": hatebr,
+    "toldbr": toldbr,
 }
 HATEBR_TEST = ["7", "10", "13", "20", "21", "25", "27", "31"]
 BEST = {"mse": 0.0}  # of every other metric it is 1
@@ -65,9 +66,8 @@ def checkpoints(tokenizer, tmp_path_factory):
 
 def answered(monkeypatch, task, model_folder, folder, settings, shuffled):
     """The task's results where the oracle answers in the place of a model."""
-    module, where = MODULES[task]
-    for place in where:
-        monkeypatch.setattr(place, "fine_tune", oracle(shuffled))
+    module = MODULES[task]
+    monkeypatch.setattr(finetuning, "fine_tune", oracle(shuffled))
     if task in ("hatebr", "toldbr"):  # whose files cannot hold the same data in every split
         test = module.read(folder)["test"]
         monkeypatch.setattr(module, "read", lambda folder: {"train": test, "dev": test, "test": test})
@@ -122,21 +122,20 @@ def test_gold_labels_are_perfect_and_shuffled_ones_at_chance(
 def test_test_items_that_were_trained_on_are_counted_and_can_be_left_out(monkeypatch, tmp_path, checkpoints, task):
     """Here the first one was, of the last one it cannot be said."""
 
-    def fine_tune(name, model_folder, head, tokenizer, train_rows, dev_rows, test_rows, *args):
+    def fine_tune(name, model_folder, head, tokenizer, rows, *args):
         shape = (head.options.get("num_labels", 2),)
         whole = head.auto_class is AutoModelForSequenceClassification
-        return FineTuned([[np.zeros(shape if whole else (len(row["input_ids"]), *shape)) for row in test_rows]], {})
+        return [[np.zeros(shape if whole else (len(row["input_ids"]), *shape)) for row in rows["test"]]], {}
 
-    module, where = MODULES[task]
-    for place in where:
-        monkeypatch.setattr(place, "fine_tune", fine_tune)
+    module = MODULES[task]
+    monkeypatch.setattr(finetuning, "fine_tune", fine_tune)
     texts = []
 
     def seen_shares(asked, dataset):
         texts.append(asked)
         return np.array([0.5, *[0.0] * (len(asked) - 2), np.nan])
 
-    monkeypatch.setattr("flexqwen.data.overlap.seen_shares", seen_shares)
+    monkeypatch.setattr("flexqwen.data.passages.find_seen_shares", seen_shares)
     WRITERS[task](tmp_path)
     everything, without = (
         module.run(checkpoints["flexqwen"], tmp_path, replace(WHOLE, dataset="built", exclude_seen=exclude))
@@ -201,11 +200,11 @@ def test_the_real_files_are_what_their_authors_say(eval_data):
     assert [example.id for example in splits["hatebr"]["test"][:8]] == HATEBR_TEST
     for scenario, entities in (("selective", 3018), ("total", 3642)):  # none is lost between words and labels
         labels = [text.labels for text in splits[scenario]["test"]]
-        assert harem.counts(labels, labels).sum(0).tolist() == [entities] * 3
+        assert count_entities(labels, labels).sum(0).tolist() == [entities] * 3
     assert sum(example.subsets == {"without the 30 leaked texts"} for example in splits["toldbr"]["test"]) == 2070
     assert all(question.span for split in splits["faquad"].values() for question in split)
     sentences = bosque_pos.read_conllu(eval_data / "ud_bosque" / bosque_pos.FILES["test"])
-    assert (len(sentences), sum(map(len, bosque_pos.gold_tags(sentences)))) == (1167, 27604)
+    assert (len(sentences), sum(map(len, bosque_pos.split_tags(sentences)))) == (1167, 27604)
 
 
 # Windows
@@ -214,7 +213,7 @@ def test_the_real_files_are_what_their_authors_say(eval_data):
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=200), st.integers(8, 64), st.data())
 def test_windows_hold_every_word_and_overlap(lengths, room, data):
     overlap = data.draw(st.integers(0, room - 1))
-    found = tagging.windows(lengths, room, overlap)
+    found = tagging.cut_windows(lengths, room, overlap)
     assert sorted({word for stretch in found for word in stretch}) == list(range(len(lengths)))
     for stretch in found:
         assert len(stretch) == 1 or sum(lengths[word] for word in stretch) <= room
@@ -224,14 +223,14 @@ def test_windows_hold_every_word_and_overlap(lengths, room, data):
         assert shared <= overlap
         more = shared + lengths[following.start - 1]  # one word more to share is one too many
         assert following.start - 1 == one.start or more > overlap or more + lengths[one.stop] > room
-    owners = tagging.owners(found)
+    owners = tagging.choose_windows(found)
     assert len(owners) == len(lengths) and owners == sorted(owners)
     assert all(word in found[owner] for word, owner in enumerate(owners))
 
 
 def test_a_word_belongs_to_the_window_where_it_stands_farthest_from_a_cut():
-    assert tagging.windows([1] * 10, 6, 2) == [range(0, 6), range(4, 10)]
-    assert tagging.owners([range(0, 6), range(4, 10)]) == [0] * 5 + [1] * 5
+    assert tagging.cut_windows([1] * 10, 6, 2) == [range(0, 6), range(4, 10)]
+    assert tagging.choose_windows([range(0, 6), range(4, 10)]) == [0] * 5 + [1] * 5
 
 
 def test_a_word_is_read_at_its_first_token_that_is_not_a_space(checkpoints):
@@ -273,7 +272,7 @@ def document(text, *entities):
 
 def test_harem_words_and_labels():
     text = "A Rua da Praia, 12\n(Porto-Alegre)"
-    tagged = harem.words_and_labels(
+    tagged = harem.label_words(
         document(text, ("Rua da Praia", "LOCAL", 2), (" 12", "VALOR", 15), ("Porto", "LOCAL", 20))
     )
     assert tagged.words == ["A", " Rua", " da", " Praia", ",", " 12", " (", "Porto", "-", "Alegre", ")"]
@@ -284,21 +283,13 @@ def test_harem_words_and_labels():
         ([("Rua da", "LOCAL", 2), ("da Praia", "LOCAL", 6)], "overlaps another"),
     ]:
         with pytest.raises(ValueError, match=message):
-            harem.words_and_labels(document(text, *entities))
-
-
-def test_harem_f1_is_seqevals_and_neighbours_of_one_class_stay_apart():
-    gold = [["B-A", "B-A", "I-A", "O", "B-B"], ["O", "B-A"]]
-    predicted = [["B-A", "I-A", "I-A", "O", "I-B"], ["O", "B-B"]]
-    counted = harem.counts(gold, predicted)
-    assert counted.tolist() == [[1, 2, 3], [0, 1, 1]]
-    assert harem.f1(counted) == pytest.approx(f1_score(gold, predicted)) == pytest.approx(2 / 7)
+            harem.label_words(document(text, *entities))
 
 
 def test_harem_baseline_looks_entities_up():
     train = [Tagged("1", ["São", " Paulo", " e", " Ana", " Ana"], ["B-LOCAL", "I-LOCAL", "O", "B-PESSOA", "B-LOCAL"])]
     test = [Tagged("2", ["Em", " São", " Paulo", " Ana", " São"], ["O"] * 5)]
-    assert harem.known_entities(train, test) == [["O", "B-LOCAL", "I-LOCAL", "O", "O"]]
+    assert harem.look_up_entities(train, test) == [["O", "B-LOCAL", "I-LOCAL", "O", "O"]]
 
 
 # Bosque
@@ -310,32 +301,44 @@ def test_bosque_scores_the_syntactic_words_of_contractions(tmp_path):
     (read,) = bosque_pos.read_conllu(path)
     assert read.words == ["casa", " velha", " da", " rua", "."]
     assert read.labels == ["NOUN", "ADJ", "ADP+DET", "NOUN", "PUNCT"]
-    assert bosque_pos.gold_tags([read]) == [["NOUN", "ADJ", "ADP", "DET", "NOUN", "PUNCT"]]
+    assert bosque_pos.split_tags([read]) == [["NOUN", "ADJ", "ADP", "DET", "NOUN", "PUNCT"]]
     labels = ["NOUN", "ADJ", "PUNCT", "ADP+DET", "ADP+PRON"]
     logits = np.zeros((5, 5))
     logits[[0, 1, 3, 4], [0, 1, 0, 2]] = 1
     logits[2] = [9, 0, 0, 1, 2]  # NOUN is likeliest, but "da" is two words
-    assert bosque_pos.predict([logits], [read], labels) == [["NOUN", "ADJ", "ADP", "PRON", "NOUN", "PUNCT"]]
-    assert bosque_pos.predict([logits[:, :3]], [read], labels[:3])[0][2:4] == ["NOUN", "NOUN"]
-    assert bosque_pos.frequent_labels([read], [read], labels) == bosque_pos.gold_tags([read])
+    assert bosque_pos.predict_tags([logits], [read], labels) == [["NOUN", "ADJ", "ADP", "PRON", "NOUN", "PUNCT"]]
+    assert bosque_pos.predict_tags([logits[:, :3]], [read], labels[:3])[0][2:4] == ["NOUN", "NOUN"]
+    assert bosque_pos.predict_frequent_tags([read], [read], labels) == bosque_pos.split_tags([read])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("casa\t", "caso\t"), "'caso' is not what follows"),
-        (("\t_\t_\n", "\n"), "a line of"),
-        (("# text", "# txt"), "text"),
+        (("casa\t", "caso\t"), "its words are not those of its text"),
+        (("\t_\t_\n", "\n"), "not CoNLL-U"),
+        (("\t", " "), "not CoNLL-U"),
+        (("# text", "# txt"), "its words are not those of its text"),
     ],
 )
 def test_bosque_files_that_are_damaged(tmp_path, change, message):
     path = tmp_path / "x.conllu"
     path.write_text(conllu("S1", [("casa", "NOUN"), ("rua", "NOUN")]).replace(*change), encoding="utf-8")
-    with pytest.raises(InputError, match=rf"x\.conllu, S1: not CoNLL-U.*{message}"):
+    with pytest.raises(InputError, match=rf"x\.conllu, sentence 1: {message}"):
         bosque_pos.read_conllu(path)
 
 
 # Texts
+
+
+def test_labels_of_a_csv_file_are_read_from_their_own_column(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("y,text\n1,a\n0,b\n", encoding="utf-8")
+    assert [row["y"] for row in read_csv(path, label="y")] == ["1", "0"]
+    with pytest.raises(InputError, match="no column 'z'"):
+        read_csv(path, "text", label="z")
+    path.write_text("y,text\n1,0\n2,1\n", encoding="utf-8")
+    with pytest.raises(InputError, match="record 2 has y '2'"):
+        read_csv(path, "text", label="y")
 
 
 def test_hatebr_is_split_in_code(tmp_path):
@@ -353,13 +356,13 @@ def test_hatebr_is_split_in_code(tmp_path):
 def test_toldbr_is_scored_with_and_without_the_leaked_texts(monkeypatch, tmp_path, checkpoints):
     write_toldbr(tmp_path, train=40, test=30, leaked=3)
 
-    def fine_tune(name, model_folder, head, tokenizer, train_rows, dev_rows, test_rows, *args):
+    def fine_tune(name, model_folder, head, tokenizer, rows, *args):
         """Knows the texts that stand in train, and says 0 to any other."""
-        known = {tuple(row["input_ids"]): row["labels"] for row in train_rows}
-        labels = [known.get(tuple(row["input_ids"]), 0) for row in test_rows]
-        return FineTuned([[np.eye(2)[label] for label in labels]], {})
+        known = {tuple(row["input_ids"]): row["labels"] for row in rows["train"]}
+        labels = [known.get(tuple(row["input_ids"]), 0) for row in rows["test"]]
+        return [[np.eye(2)[label] for label in labels]], {}
 
-    monkeypatch.setattr(text_classification, "fine_tune", fine_tune)
+    monkeypatch.setattr(finetuning, "fine_tune", fine_tune)
     results = toldbr.run(checkpoints["flexqwen"], tmp_path, WHOLE)
     found = {(result.subset, result.metric): result for result in results}
     everything, clean = found["all", "accuracy"], found["without the 3 leaked texts", "accuracy"]
@@ -370,10 +373,10 @@ def test_toldbr_is_scored_with_and_without_the_leaked_texts(monkeypatch, tmp_pat
 
 def test_macro_f1_and_its_baseline():
     gold, predicted = [0, 0, 0, 1], [0, 0, 1, 1]
-    assert text_classification.macro_f1(gold, predicted, 2) == class_f1(gold, predicted, average="macro")
-    assert text_classification.macro_f1([0, 0], [0, 0], 2) == 0.5
-    levels = text_classification.baselines([0] * 70 + [1] * 30, [0] * 60 + [1] * 40, 2)
-    assert levels["accuracy"][0] == 0.6 and levels["macro_f1"][0] == pytest.approx(0.5, abs=0.02)
+    assert text_classification.compute_macro_f1(gold, predicted) == class_f1(gold, predicted, average="macro")
+    assert text_classification.compute_macro_f1([0, 0], [0, 0]) == 0.5
+    levels = text_classification.score_baselines([0] * 70 + [1] * 30, [0] * 60 + [1] * 40)
+    assert levels["accuracy"]["baseline"] == 0.6 and levels["macro_f1"]["baseline"] == pytest.approx(0.5, abs=0.02)
 
 
 def test_cut_texts_are_counted(checkpoints):
@@ -407,8 +410,8 @@ def test_assin2_files_that_cannot_be_trusted(tmp_path, change, message):
 
 
 def test_pearson_of_a_constant_is_0():
-    assert assin2.pearson(np.array([1.0, 2, 3]), np.array([2.0, 2, 2])) == 0
-    assert assin2.pearson(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == pytest.approx(-1)
+    assert assin2.compute_pearson(np.array([1.0, 2, 3]), np.array([2.0, 2, 2])) == 0
+    assert assin2.compute_pearson(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == pytest.approx(-1)
 
 
 def test_the_baseline_of_sts_is_word_overlap():
@@ -416,23 +419,13 @@ def test_the_baseline_of_sts_is_word_overlap():
         return [text_classification.Example("1", texts, label) for *texts, label in rows]
 
     train = pairs(("Uma casa.", "uma casa", 5.0), ("um rio", "a mesa", 2.0), ("o rio bom", "rio bom mesa", 3.5))
-    assert assin2.word_overlap(train).tolist() == [1, 0, 0.5]
-    assert assin2.baseline(train, train) == pytest.approx([5, 2, 3.5])
+    assert assin2.measure_overlap(train).tolist() == [1, 0, 0.5]
+    assert assin2.predict_by_overlap(train, train) == pytest.approx([5, 2, 3.5])
     steep = pairs(("a", "a", 5.0), ("a b", "a c", 1.0))  # at 0 the line is below the scale
-    assert assin2.baseline(steep, pairs(("a", "b", 1.0))).tolist() == [1]
+    assert assin2.predict_by_overlap(steep, pairs(("a", "b", 1.0))).tolist() == [1]
 
 
 # FaQuAD
-
-
-def test_faquad_answers_are_compared_as_squads_are_in_portuguese():
-    assert faquad.normalized("  As “Normas” da UFMS, uma  a uma! ") == "normas da ufms"
-    assert faquad.normalized("à casa do Ó e os umbrais") == "à casa do ó e umbrais"
-    assert faquad.exact_match("o Brasil.", "brasil") == 1 and faquad.exact_match("brasil", "o rio") == 0
-    assert faquad.f1("casa da pedra", "pedra da rua da casa") == pytest.approx(2 * 3 / 8)
-    assert faquad.f1("a", "casa") == faquad.f1("casa", "") == faquad.exact_match("os", "a") == 0
-    question = faquad.Question("1", "?", "x", ("casa", "casa velha"), None, "s")
-    assert faquad.score("f1", [question], ["casa velha"]).tolist() == [1]
 
 
 def test_faquad_answers_are_found_near_their_offset():
@@ -442,18 +435,17 @@ def test_faquad_answers_are_found_near_their_offset():
 
 
 def test_faquad_best_span_and_empty_predictions():
-    question = faquad.Question("1", "?", "o rio , a casa", ("casa",), None, "s")
+    question = faquad.Question("1", "?", "o rio , a casa", ("casa",), None)
     places = [None, (0, 1), (2, 5), (6, 7), (8, 9), (10, 14)]
     logits = np.zeros((6, 2))
     logits[0] = 99  # not of the context
     logits[5, 0], logits[2, 1] = 5, 4  # the end before the start
     logits[2, 0] = 3
-    assert faquad.answers([logits], [(0, places)], [question]) == ["rio"]
+    assert faquad.extract_answers([logits], [(0, places)], [question]) == ["rio"]
     better = np.zeros((6, 2))
     better[3] = 9
-    assert faquad.answers([logits, better], [(0, places), (0, places)], [question]) == [","]
-    assert faquad.score("exact_match", [question], [","]).tolist() == [0]
-    assert faquad.answers([logits], [(0, [None] * 6)], [question]) == [""]
+    assert faquad.extract_answers([logits, better], [(0, places), (0, places)], [question]) == [","]
+    assert faquad.extract_answers([logits], [(0, [None] * 6)], [question]) == [""]
 
 
 def test_faquad_says_which_questions_have_a_paragraph_of_train(monkeypatch, tmp_path, checkpoints):
@@ -469,10 +461,10 @@ def test_faquad_says_which_questions_have_a_paragraph_of_train(monkeypatch, tmp_
     asked.append({**asked[0], "id": "more"})  # on the same paragraph
     (tmp_path / "dev.json").write_text(json.dumps(test))
 
-    def fine_tune(name, model_folder, head, tokenizer, train_rows, dev_rows, test_rows, *args):
-        return FineTuned([[np.zeros((len(row["input_ids"]), 2)) for row in test_rows]], {})
+    def fine_tune(name, model_folder, head, tokenizer, rows, *args):
+        return [[np.zeros((len(row["input_ids"]), 2)) for row in rows["test"]]], {}
 
-    monkeypatch.setattr(faquad, "fine_tune", fine_tune)
+    monkeypatch.setattr(finetuning, "fine_tune", fine_tune)
     results = faquad.run(checkpoints["flexqwen"], tmp_path, WHOLE)
     assert [(result.subset, result.n) for result in results] == [("all", 7)] * 2 + [("paragraphs not in train", 5)] * 2
     assert results[0].clusters == [0, 1, 2, 3, 4, 5, 5] and results[2].clusters == [0, 1, 2, 3, 3]
@@ -481,7 +473,7 @@ def test_faquad_says_which_questions_have_a_paragraph_of_train(monkeypatch, tmp_
 
 def test_a_question_too_long_for_the_model_is_one_clear_line(checkpoints):
     tokenizer = load_tokenizer(checkpoints["flexqwen"], WINDOW)
-    question = faquad.Question("Q7", "quem " * 60, "casa", ("casa",), (0, 4), "s")
+    question = faquad.Question("Q7", "quem " * 60, "casa", ("casa",), (0, 4))
     with pytest.raises(InputError, match="question Q7 takes more than a third of an input of 48 tokens"):
         faquad.encode(tokenizer, [question])
 
@@ -497,7 +489,7 @@ def test_a_csv_with_other_columns_is_one_clear_line(tmp_path):
     with pytest.raises(InputError, match="no column 'comentario'"):
         hatebr.read(tmp_path)
     write_csv(tmp_path / "HateBR.csv", ["id", "comentario", "label_final"], [[1, "casa", 2]])
-    with pytest.raises(InputError, match="comment 1 has label_final '2'"):
+    with pytest.raises(InputError, match="record 1 has label_final '2'"):
         hatebr.read(tmp_path)
 
 
@@ -508,5 +500,8 @@ def test_files_that_are_not_json(tmp_path):
     shutil.copy(tmp_path / "MiniHAREM-selective.json", tmp_path / "dev.json")
     with pytest.raises(InputError, match=r"MiniHAREM-selective\.json is not JSON"):
         harem.read(tmp_path, "selective")
+    with pytest.raises(InputError, match=r"dev\.json is not JSON"):
+        faquad.read(tmp_path)
+    (tmp_path / "dev.json").write_text('{"data": [{}]}')
     with pytest.raises(InputError, match=r"dev\.json is not in SQuAD's form"):
         faquad.read(tmp_path)

@@ -167,7 +167,7 @@ def test_greedy_is_what_the_model_would_write(models):
         written = model.generate(ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :]
     text = start + tokenizer.decode(written)
     assert tokenizer(text).input_ids[ids.shape[1] :] == written.tolist()  # it comes back as the same tokens
-    _, greedy = scorer.run([Request(text, len(start)), Request("A cidade fica", len(start))], masked=False)
+    _, greedy = scorer.run((Request(text, len(start)), Request("A cidade fica", len(start))), masked=False)
     assert greedy.tolist() == [True, False]
 
 

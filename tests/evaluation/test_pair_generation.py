@@ -1,5 +1,6 @@
 """Minimal pairs: the rules on sentences made for them, and the real set."""
 
+import dataclasses
 import hashlib
 import re
 from collections import Counter
@@ -9,7 +10,7 @@ import pytest
 
 from flexqwen.evaluation import lexicon, pair_generation, sources
 from flexqwen.evaluation.lexicon import Lexicon
-from flexqwen.evaluation.pair_generation import Generator, Pair, chosen, load, read_sentences
+from flexqwen.evaluation.pair_generation import Generator, Pair, choose_pairs, load, read_sentences
 
 NOUNS = """menino menino+N+M+SG
 meninos menino+N+M+PL
@@ -174,11 +175,25 @@ def test_choice_is_balanced_and_the_same_in_any_order(monkeypatch):
         for phenomenon in pair_generation.PHENOMENA[:2]
         for n in range(20)
     ]
-    taken = chosen(many)
-    assert taken == chosen(many[::-1])
+    taken = choose_pairs(many)
+    assert taken == choose_pairs(many[::-1])
     assert Counter(pair.phenomenon for pair in taken) == {name: 3 for name in pair_generation.PHENOMENA[:2]}
     assert len({(pair.phenomenon, pair.good) for pair in taken}) == 6
     assert sum(pair.attractors for pair in taken) == 2  # those with attractors come first
+
+
+def test_pairs_are_kept_by_their_format_and_their_sources(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLEXQWEN_CACHE", str(tmp_path))
+    made = []
+    pair = Pair("id", "participle_number", "é dita", "é ditas", "dita", "ditas", 0, 0)
+    monkeypatch.setattr(pair_generation, "generate", lambda: made.append(1) or [pair])
+    assert load() == load() == [pair] and len(made) == 1
+    monkeypatch.setattr(pair_generation, "FORMAT", pair_generation.FORMAT + 1)
+    assert load() == [pair] and len(made) == 2
+    for number, name in enumerate((pair_generation.TREEBANKS[0], lexicon.FILES[-1]), 3):
+        changed = dataclasses.replace(sources.SOURCES[name], sha256="0" * 64)
+        monkeypatch.setitem(sources.SOURCES, name, changed)
+        assert load() == [pair] and len(made) == number
 
 
 @pytest.mark.real_data

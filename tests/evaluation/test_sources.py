@@ -19,7 +19,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.ranges, self.stop_after, self.status, self.knows_ranges = {}, [], None, 200, True
+        self.files, self.asked, self.status, self.drops = {}, [], 200, 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def url(self, name):
@@ -32,21 +32,17 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server, content = self.server, self.server.files[self.path[1:]]
-        asked = self.headers.get("Range")
-        server.ranges.append(asked)
+        server.asked.append(self.path[1:])
         if server.status != 200:
             self.send_error(server.status)
             return
-        start = int(asked.split("=")[1].split("-")[0]) if asked and server.knows_ranges else 0
-        if start >= len(content):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content[start:][: server.stop_after])
+        if server.drops:
+            server.drops -= 1
+            content = content[:1000]
+        self.wfile.write(content)
 
     def log_message(self, *args):
         pass
@@ -77,37 +73,33 @@ def fails(name, *words):
 def test_downloads_once_and_reads_from_the_cache_afterwards(server, tmp_path):
     assert sources.read("t/x.gz") == CONTENT + CONTENT[::-1]
     assert sources.read("t/x.gz") == CONTENT + CONTENT[::-1]
-    assert len(server.ranges) == 2
+    assert server.asked == ["a", "b"]
     cached = tmp_path / "cache" / "data" / "t" / "x.gz"
     assert gzip.decompress(cached.read_bytes()) == CONTENT + CONTENT[::-1]
     assert [path.name for path in cached.parent.rglob("*") if path.is_file()] == ["x.gz"]
     assert sources.folder("t") == cached.parent and (cached.parent / "y").read_bytes() == CONTENT
 
 
-def test_goes_on_where_it_was_interrupted(server, monkeypatch):
-    server.stop_after = 1000
-    fails("t/y", server.url("a"), "broke off", "FLEXQWEN_EVAL_DATA")
-    assert server.ranges == [None, *(f"bytes={n}000-" for n in range(1, sources.ATTEMPTS))]
-    server.ranges, server.stop_after = [], None
-    assert sources.read("t/y") == CONTENT
-    assert server.ranges == [f"bytes={sources.ATTEMPTS}000-"]
+def test_an_interrupted_download_is_tried_again(server, tmp_path):
+    server.drops = sources.RETRIES
+    assert sources.read("t/y") == CONTENT and len(server.asked) == 1 + sources.RETRIES
+    (tmp_path / "cache" / "data" / "t" / "y").unlink()
+    server.drops, server.asked = 1 + sources.RETRIES, []
+    fails("t/y", server.url("a"), "cannot download", "FLEXQWEN_EVAL_DATA")
+    assert len(server.asked) == 1 + sources.RETRIES
+    assert not list((tmp_path / "cache").rglob("y*"))  # files appear whole
 
 
-def test_a_server_that_refuses_is_not_asked_again(server):
-    server.status = 404
-    fails("t/y", server.url("a"), "Not Found")
-    assert len(server.ranges) == 1
+@pytest.mark.parametrize(("status", "times"), [(404, 1), (403, 1), (503, 1 + sources.RETRIES)])
+def test_what_is_not_there_is_one_line_and_a_refusal_is_final(server, status, times):
+    server.status = status
+    fails("t/y", server.url("a"), str(status), "FLEXQWEN_EVAL_DATA")
+    assert len(server.asked) == times
 
 
-@pytest.mark.parametrize("knows_ranges", [True, False])
-def test_a_broken_rest_of_an_interrupted_download_is_downloaded_anew(server, tmp_path, knows_ranges):
-    server.knows_ranges = knows_ranges
-    rest = sources._part(server.url("a"), tmp_path / "cache" / "data" / "t" / "parts").with_suffix(".unfinished")
-    rest.parent.mkdir(parents=True)
-    for wrong in (b"?" * 1000, b"?" * len(CONTENT)):
-        rest.write_bytes(wrong)
-        assert sources.read("t/y") == CONTENT
-        (tmp_path / "cache" / "data" / "t" / "y").unlink()
+def test_a_broken_archive_is_one_line(server, monkeypatch):
+    monkeypatch.setitem(sources.SOURCES, "t/z", Source((server.url("a"),), "0" * 64, sources.unzip))
+    fails("t/z", server.url("a"), "SHA-256")
 
 
 def test_wrong_content_is_refused_and_not_kept(server, tmp_path):
@@ -135,7 +127,7 @@ def test_a_local_folder_is_verified_and_never_downloaded_to(server, tmp_path, mo
     (tmp_path / "t" / "x.gz").write_bytes(b"not gzip")
     fails("t/x.gz", "SHA-256")
     (tmp_path / "t" / "y").write_bytes(CONTENT)
-    assert sources.read("t/y") == CONTENT and server.ranges == []
+    assert sources.read("t/y") == CONTENT and server.asked == []
 
 
 @pytest.mark.real_data

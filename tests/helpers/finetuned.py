@@ -11,7 +11,6 @@ import torch
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from flexqwen.evaluation.finetuning import FineTuned
 from tests.helpers.tiny import SHAPE, make_model
 
 WORDS = ["casa", "rio", "livro", "menina", "homem", "cidade", "noite", "pedra", "vento", "mesa", "porta", "barco"]
@@ -183,9 +182,10 @@ def oracle(shuffled: bool):
     Shuffled, each answer is that of another row (of classified tokens: of another token).
     """
 
-    def fine_tune(name, model_folder, head, tokenizer, train_rows, dev_rows, test_rows, dev_score, *args):
-        assert [row["input_ids"] for row in train_rows] == [row["input_ids"] for row in test_rows]
-        assert not any("labels" in row or "start_positions" in row for row in dev_rows + test_rows)
+    def fine_tune(name, model_folder, head, tokenizer, rows, *args):
+        train_rows = rows["train"]
+        assert [row["input_ids"] for row in train_rows] == [row["input_ids"] for row in rows["test"]]
+        assert not any("labels" in row or "start_positions" in row for row in rows["dev"] + rows["test"])
         random = np.random.default_rng(0)
         classes = head.options.get("num_labels", 2)
         outputs = []
@@ -209,6 +209,6 @@ def oracle(shuffled: bool):
             outputs = [random.permutation(logits) for logits in outputs]
         elif shuffled:
             outputs = [outputs[number] for number in random.permutation(len(outputs))]
-        return FineTuned([outputs], {})
+        return [outputs], {}
 
     return fine_tune

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,6 @@ def connect(url: str, cache: str, token: str, patch: pytest.MonkeyPatch | None =
     patch.setattr(constants, "ENDPOINT", url)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     patch.setattr(constants, "HF_HUB_CACHE", cache)
-    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     patch.setenv("HF_TOKEN", token)
 
 
@@ -94,6 +94,15 @@ def run(arguments: list[str], output: Path, largest_file: int | None = None, hub
     process = start(arguments, output, largest_file, hub)
     process.join(300)
     return process.exitcode
+
+
+def wait_for_step(folder, step, process):
+    """Until `metrics.jsonl` tells of a step."""
+    file = folder / "metrics.jsonl"
+    while process.is_alive():
+        if file.is_file() and any(f'"step": {number},' in file.read_text() for number in range(step, 13)):
+            return
+        time.sleep(0.01)
 
 
 def logged(folder: Path) -> list[dict]:

@@ -24,6 +24,16 @@ SHAPE = {
 IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
 LENGTH = 12
 DOCUMENT_STARTS = (0, 5, 9)  # of a packed row
+# The encoder heads first: they need a registration that loading any other class would have made for them.
+CLASSES = {
+    "AutoModelForSequenceClassification": "FlexQwenForSequenceClassification",
+    "AutoModelForTokenClassification": "FlexQwenForTokenClassification",
+    "AutoModelForQuestionAnswering": "FlexQwenForQuestionAnswering",
+    "AutoConfig": "FlexQwenConfig",
+    "AutoModel": "FlexQwenModel",
+    "AutoModelForCausalLM": "FlexQwenForCausalLM",
+    "AutoModelForMaskedLM": "FlexQwenForMaskedLM",
+}
 
 
 def make_model(cls=FlexQwenForCausalLM, implementation="sdpa", dtype=torch.float32, **changes):

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,18 +16,21 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, constants, parse_eval_result_entries
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 import carolina_originality
 import eval as evaluation
+from flexqwen import loading, remote
 from flexqwen.files import file_digest, read_json
 from flexqwen.hub import model_card
 from flexqwen.hub import publisher as publishing
-from flexqwen.hub.repository import fetched
-from flexqwen.training.runs import last_checkpoint
+from flexqwen.hub.repository import Repository
+from flexqwen.hub.restore import compare, restore, restore_tokenizer
+from flexqwen.remote import fetch_snapshot
+from flexqwen.training.checkpoints import last_checkpoint
 from tests.helpers.hub_server import READ, WRITE, HubServer
-from tests.helpers.runs import connect, logged, options, run, same_weights, start
-from tests.model.test_loading import CLASSES
-from tests.training.test_resume import wait_for_step
+from tests.helpers.runs import connect, logged, options, run, same_weights, start, wait_for_step
+from tests.helpers.tiny import CLASSES
 
 DATASET, MODEL, RUN = "org/carolina_originality", "org/flexqwen", "hybrid-shift-64"
 
@@ -92,7 +96,7 @@ def resumed(hub, interrupted, place):
 
 def test_training_is_not_held_up_and_what_is_there_loads_at_every_commit(hub, interrupted, place):
     code, printed = interrupted
-    assert code == 130 and "the same command goes on" in printed and f"hub:        {hub.url}/{MODEL}" in printed
+    assert code == 130 and "the same command resumes it" in printed and f"hub:        {hub.url}/{MODEL}" in printed
     repo = hub.repos["model", MODEL]
     first, *later = list(repo.commits.values())[1:]
     assert {"README.md", "modeling_flexqwen.py", "configuration_flexqwen.py", "tokenizer.json"} <= first.keys()
@@ -104,7 +108,7 @@ def test_training_is_not_held_up_and_what_is_there_loads_at_every_commit(hub, in
 
 
 def test_an_interrupted_run_goes_on_from_the_hub_to_the_same_weights(hub, whole, resumed, place):
-    assert "going on from step_" in resumed and f"{RUN} was fetched from" in resumed
+    assert "resuming from step_" in resumed and f"{RUN} was fetched from" in resumed
     folder = place / "two" / RUN
     assert same_weights(folder / "step_000012", whole / "step_000012")
     assert same_weights(folder / "best", whole / "best")
@@ -301,7 +305,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_said_and_nothing_is_begun
     where = (hub.url, str(place / "one-home"), WRITE)
     assert run(arguments, place / "small-disk-log", largest_file=60_000, hub=where) == 2
     (error,) = (line for line in (place / "small-disk-log").read_text().splitlines() if line.startswith("error"))
-    assert "holds files of this run that cannot be fetched" in error and "File too large" in error
+    assert "holds files that could not be fetched to" in error and "File too large" in error
     assert not (place / "small-disk" / RUN).exists()
 
 
@@ -310,7 +314,7 @@ def test_a_dataset_gets_there_through_a_bad_network_and_a_bad_token_is_said(buil
         connect(hub.url, str(place / "home"), "hf_wrongToken", patch)
         with pytest.raises(SystemExit):
             carolina_originality.main(["push", str(built), "--repo", DATASET])
-        assert "is not wholly on" in (error := capsys.readouterr().err) and "401: there is no token" in error
+        assert f"not all of {built} is on" in (error := capsys.readouterr().err) and "401: there is no token" in error
         connect(hub.url, str(place / "home"), WRITE, patch)
         hub.fail("PUT", "/large/", "cut", times=2)
         hub.fail("POST", "/commit/", 500, times=2)
@@ -323,9 +327,16 @@ def test_a_dataset_gets_there_through_a_bad_network_and_a_bad_token_is_said(buil
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Tries again at once."""
+    """Tries again at once, and however busy the machine is."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(publishing, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(remote, "PATIENCE", 600)
+
+
+class Saving:
+    """As much of a Trainer as saves."""
+
+    def add_callback(self, callback):
+        self.save = callback.on_save
 
 
 def contents(folder):
@@ -346,23 +357,24 @@ def test_what_fails_for_a_while_is_tried_again(whole, tokenizer_folder, place, i
     with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
         connect(hub.url, str(place / "home"), WRITE, patch)
         fault = hub.fail(method, path, how, times=3)
-        publisher = publishing.Publisher(publishing.Repository(MODEL), whole, tokenizer_folder)
-        with publisher.publishing():
-            publisher.on_save(None, None, None)
+        with publishing.publishing(
+            publishing.Publisher(Repository(MODEL), whole, tokenizer_folder), trainer := Saving()
+        ):
+            trainer.save()
         published = hub.repos["model", MODEL].files
     assert fault.times == 0 and f"{RUN}/finished.json" in published
     for file in whole.glob("*/*.safetensors"):
         assert published[f"{RUN}/{file.relative_to(whole)}"] == file.read_bytes()
 
 
-def test_a_private_dataset_is_fetched_with_the_token_that_is_given_and_more_than_once_tried(
+def test_a_private_dataset_is_fetched_with_the_token_that_is_given_and_tried_again(
     hub, dataset, client, impatient, tmp_path, monkeypatch
 ):
     no_token(hub, monkeypatch, tmp_path)
     monkeypatch.setattr(dataset, "private", True)
-    assert fetched(DATASET, "dataset", ["manifest.json"]) == DATASET
+    assert fetch_snapshot(DATASET, "dataset", ["manifest.json"]) == DATASET
     hub.fail("GET", "/api/datasets", 500, times=2)
-    assert read_json(f"{fetched(DATASET, 'dataset', ['manifest.json'], READ)}/manifest.json")["dataset"]
+    assert read_json(f"{fetch_snapshot(DATASET, 'dataset', ['manifest.json'], READ)}/manifest.json")["dataset"]
     hub.faults.clear()
 
 
@@ -406,11 +418,11 @@ def test_what_does_not_get_there_is_named_with_the_command_that_finishes_it(
     repo_id, folder = f"org/{trouble.__name__}", tmp_path / "my runs" / RUN
     shutil.copytree(whole, folder)
     before = contents(folder)
-    publisher = publishing.Publisher(publishing.Repository(repo_id, private=True), folder, tokenizer_folder)
+    publisher = publishing.Publisher(Repository(repo_id, private=True), folder, tokenizer_folder)
     with pytest.MonkeyPatch.context() as patch:
         trouble(hub, patch, tmp_path)
-        with pytest.raises(publishing.InputError) as caught, publisher.publishing():
-            publisher.on_save(None, None, None)  # training goes on
+        with pytest.raises(publishing.InputError) as caught, publishing.publishing(publisher, trainer := Saving()):
+            trainer.save()  # training goes on
     hub.faults.clear()
     message = str(caught.value)
     assert "\n" not in message and reason in message and "step_000012, best" in message
@@ -420,6 +432,66 @@ def test_what_does_not_get_there_is_named_with_the_command_that_finishes_it(
         assert f"{RUN}/finished.json" not in hub.repos["model", repo_id].files
     publishing.main(shlex.split(message.split("python -m flexqwen publish ")[1]))
     assert hub.repos["model", repo_id].private and f"{RUN}/finished.json" in hub.repos["model", repo_id].files
+
+
+@pytest.fixture
+def unreachable(place, monkeypatch):
+    """A Hub at a port where nothing listens; its messages do not depend on how long a try takes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        connect(f"http://127.0.0.1:{free.getsockname()[1]}", str(place / "home"), WRITE, monkeypatch)
+    return time.monotonic()
+
+
+def test_an_unreachable_hub_is_said_within_seconds(built, unreachable, capsys):
+    with pytest.raises(SystemExit):
+        carolina_originality.main(["push", str(built), "--repo", DATASET])
+    assert time.monotonic() - unreachable < 15
+    assert "Connection refused" in (error := capsys.readouterr().err) and "the same command uploads" in error
+
+
+def test_training_ends_when_it_ends_where_the_hub_cannot_be_reached(whole, tokenizer_folder, unreachable, capsys):
+    publisher = publishing.Publisher(Repository(MODEL), whole, tokenizer_folder, "overwrite")
+    publisher.prepare()
+    assert not publisher.restore(read_json(whole / "run.json"), "new")
+    with pytest.raises(publishing.InputError) as caught, publishing.publishing(publisher, trainer := Saving()):
+        trainer.save()
+        trained = time.monotonic()
+    assert trained - unreachable < 10 and time.monotonic() - trained < 15
+    assert "Connection refused" in str(caught.value) and f"--repo {MODEL} --overwrite" in str(caught.value)
+    assert capsys.readouterr().err.count("this stops nothing") == 2
+
+
+def test_a_run_there_with_other_settings_is_refused_or_replaced(whole, tokenizer_folder, place, tmp_path, capsys):
+    folder = tmp_path / RUN
+    shutil.copytree(whole, folder)
+    (folder / "run.json").write_text(
+        (whole / "run.json").read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.5')
+    )
+    shutil.rmtree(folder / "step_000003")
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        connect(hub.url, str(place / "home"), WRITE, patch)
+        publishing.main([str(whole), "--repo", MODEL])
+        with pytest.raises(SystemExit):
+            publishing.main([str(folder), "--repo", MODEL])
+        assert "with other settings (learning_rate: 0.01 -> 0.5)" in capsys.readouterr().err
+        before = hub.repos["model", MODEL].files
+        publishing.main([str(folder), "--repo", MODEL, "--overwrite"])
+        after = hub.repos["model", MODEL].files
+    assert before.keys() - after.keys() == {path for path in before if "/step_000003/" in path} != set()
+    assert after[f"{RUN}/run.json"] == (folder / "run.json").read_bytes()
+
+
+def test_a_mistyped_folder_is_called_that():
+    with pytest.raises(
+        publishing.InputError, match=r"runs/one/best does not load .* is neither a folder nor a name on"
+    ):
+        loading.load(AutoConfig, "runs/one/best")
+
+
+def test_nothing_of_the_user_s_own_settings_of_the_hub_is_left():
+    assert os.environ["HF_HOME"] == constants.HF_HOME and "flexqwen-tests-" in constants.HF_HOME
+    assert not constants.HF_HUB_OFFLINE and constants.HF_HUB_DISABLE_XET
 
 
 def test_a_run_whose_token_is_wrong_is_trained_all_the_same(hub, built, tokenizer_folder, whole, place):
@@ -489,58 +561,53 @@ def test_what_the_repository_has_not_stays_where_its_checkpoint_is_fetched(
     left.mkdir()
     used.mkdir()
     mine = contents(folder / "step_000009") | contents(folder / "eval-mine")
-    publisher = publishing.Publisher(publishing.Repository(MODEL), folder, tokenizer_folder)
-    publisher.look()
-    assert publisher.take_up(read_json(whole / "run.json"), "resume", False, False)
+    publisher = publishing.Publisher(Repository(MODEL), folder, tokenizer_folder)
+    publisher.prepare()
+    assert publisher.restore(read_json(whole / "run.json"), "resume")
     assert same_weights(folder / "step_000012", whole / "step_000012") and (folder / "finished.json").is_file()
     assert contents(folder / "step_000009") | contents(folder / "eval-mine") == mine
     assert used.exists() and not left.exists()
 
 
-def test_a_damaged_checkpoint_is_not_taken_up(hub, client, whole, tokenizer_folder, tmp_path):
+def test_a_damaged_checkpoint_is_not_restored(hub, client, whole, tmp_path):
     files = {name: (whole / name).read_bytes() for name in ("run.json", "metrics.jsonl")}
     for step in ("step_000003", "step_000006"):
         files |= {f"{step}/{file.name}": file.read_bytes() for file in (whole / step).iterdir()}
         del files[f"{step}/training_args.bin"]
     code = {file.name: file.read_bytes() for file in publishing.CODE}
     hub.new("model", "org/damaged", code | {f"{RUN}/{name}": content for name, content in files.items()})
-    description, repository = read_json(whole / "run.json"), publishing.Repository("org/damaged")
+    description, repository = read_json(whole / "run.json"), Repository("org/damaged")
     for state in ("new", "resume"):
         folder = tmp_path / state / RUN
         if state == "resume":
             shutil.copytree(whole, folder)
             for file in ("step_000012", "step_000009", "finished.json"):
-                publishing.remove(folder / file)
+                publishing.remove_path(folder / file)
             os.truncate(folder / "step_000006" / "optimizer.pt", 10)  # the repository's is whole
-        publisher = publishing.Publisher(repository, folder, tokenizer_folder)
-        publisher.look()
-        assert publisher.take_up(description, state, False, False)
+        assert restore(repository, folder, description, state)
         assert same_weights(folder / "step_000006", whole / "step_000006")
         assert last_checkpoint(folder) == folder / "step_000006"
     files["step_000006/optimizer.pt"] = b"PK"
     hub.new("model", "org/damaged", code | {f"{RUN}/{name}": content for name, content in files.items()})
-    publisher = publishing.Publisher(repository, tmp_path / RUN, tokenizer_folder)
-    publisher.look()
     with pytest.raises(publishing.InputError, match=r"optimizer\.pt has 2 bytes .* delete that folder there"):
-        publisher.take_up(description, "new", False, False)
+        restore(repository, tmp_path / RUN, description, "new")
     assert not (tmp_path / RUN).exists()
 
 
 def test_a_branch_that_is_not_there_yet_is_looked_at_as_main(hub, client, resumed, whole, tokenizer_folder, tmp_path):
     description = read_json(whole / "run.json")
     other = description | {"settings": description["settings"] | {"learning_rate": 0.5}}
-    repository = publishing.Repository(MODEL, revision="branch")
-    publisher = publishing.Publisher(repository, tmp_path / RUN, tokenizer_folder)
-    publisher.look()
+    repository = Repository(MODEL, revision="branch")
+    restore_tokenizer(repository, tokenizer_folder)
     with pytest.raises(publishing.InputError, match="with other settings"):
-        publisher.compare(other)
-    assert publisher.take_up(description, "new", False, False)
+        compare(repository, tmp_path / RUN, other, "")
+    assert restore(repository, tmp_path / RUN, description, "new")
     assert same_weights(tmp_path / RUN / "step_000012", whole / "step_000012")
     assert "branch" not in hub.repos["model", MODEL].branches
     if ("model", "org/someone") not in hub.repos:
         hub.new("model", "org/someone", {"notes.txt": b"mine"})
     with pytest.raises(publishing.InputError, match="holds something else"):
-        publishing.Publisher(publishing.Repository("org/someone", revision="new"), whole, tokenizer_folder).look()
+        restore_tokenizer(Repository("org/someone", revision="new"), tokenizer_folder)
 
 
 def test_no_token_is_written_anywhere(hub, resumed, place):
@@ -553,3 +620,26 @@ def test_no_token_is_written_anywhere(hub, resumed, place):
     assert len(written) > 200
     assert not [path for path, content in written.items() if any(secret in content for secret in secrets)]
     assert b'"hub_token": "<HUB_TOKEN>"' in written[str(place / "one" / RUN / "run.json")]
+
+
+def test_a_training_that_does_not_begin_publishes_nothing(hub, client, whole, tokenizer_folder):
+    publisher = publishing.Publisher(Repository("org/not-begun"), whole, tokenizer_folder, "overwrite")
+    publisher.prepare()
+    with pytest.raises(RuntimeError, match="no schedule"), publishing.publishing(publisher, Saving()):
+        raise RuntimeError("no schedule")  # the run's folder is still that of an earlier run
+    assert ("model", "org/not-begun") not in hub.repos
+
+
+def test_publish_names_what_changed_while_it_was_looked_at(hub, client, whole, tokenizer_folder, monkeypatch, capsys):
+    hold = publishing.hold
+
+    def hold_what_is_there(file, held, as_link):
+        if "best" in file.parts:
+            raise FileNotFoundError(file)
+        hold(file, held, as_link)
+
+    monkeypatch.setattr(publishing, "hold", hold_what_is_there)
+    with pytest.raises(SystemExit) as stopped:
+        publishing.main([str(whole), "--repo", "org/changing", "--tokenizer", str(tokenizer_folder)])
+    assert stopped.value.code == 2 and "not on the Hub yet: best" in capsys.readouterr().err
+    assert f"{RUN}/step_000012/model.safetensors" in hub.repos["model", "org/changing"].files

@@ -7,18 +7,7 @@ import sys
 import pytest
 import torch
 
-from tests.helpers.tiny import make_model
-
-# The encoder heads first: they need a registration that loading any other class would have made for them.
-CLASSES = {
-    "AutoModelForSequenceClassification": "FlexQwenForSequenceClassification",
-    "AutoModelForTokenClassification": "FlexQwenForTokenClassification",
-    "AutoModelForQuestionAnswering": "FlexQwenForQuestionAnswering",
-    "AutoConfig": "FlexQwenConfig",
-    "AutoModel": "FlexQwenModel",
-    "AutoModelForCausalLM": "FlexQwenForCausalLM",
-    "AutoModelForMaskedLM": "FlexQwenForMaskedLM",
-}
+from tests.helpers.tiny import CLASSES, make_model
 
 IN_A_NEW_PROCESS = """
 import json, sys, torch, transformers

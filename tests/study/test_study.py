@@ -1,7 +1,12 @@
 """A study from its config to its report: a tiny grid that is really trained, and results whose answer is known."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,74 +17,116 @@ from PIL import Image
 from scipy import stats
 
 from flexqwen.cli import InputError
+from flexqwen.evaluation.tasks import Task
+from flexqwen.files import digest
 from flexqwen.study import commands as command
-from flexqwen.study import grid, report
-from flexqwen.study.cells import Measure, Results, load, verdict
-from flexqwen.study.grid import Cell
+from flexqwen.study import grid, report, runner
+from flexqwen.study.cells import Measure, Results, load
+from flexqwen.study.grid import Cell, Comparison, Study
 from tests.helpers.runs import CONFIG, ROOT
 
 LOSS = Measure("bits_per_byte/test", "held-out", "bits per byte", True)
 PAIRS = Measure("minimal_pairs/all", "pairs", "accuracy, %", False, 100, 1)
+GOLD, MATCHED = ((("dataset_config", name),) for name in ("gold", "matched"))
+CELLS = ["adamw.causal_fraction-1-4.0", "adamw.causal_fraction-1.0", "muon.causal_fraction-1-4.0"]
 
 
-def config(tmp_path, **changes) -> Path:
-    """A config of the shape of study-gpu.yaml, two cells of one seed."""
+def write_config(folder: Path, **changes) -> Path:
+    """A study of three cells over two options, one of them a bundle."""
     content = {
-        "grid": [{"strategies": ["baseline-causal", "hybrid-shift 1:3"], "splits": ["gold_typology"]}],
+        "variants": {"adamw": {}, "muon": {"muon": True, "learning_rate": 0.02}},
+        "grid": [
+            {"variant": ["adamw", "muon"], "causal_fraction": "1/4"},
+            {"variant": "adamw", "causal_fraction": 1, "options": {"weight_decay": 0.2}},
+        ],
         "seeds": [0],
-        "evaluation": {"tasks": [], "heldout": ["test", "test_original"], "documents": 5},
-        "training": {**CONFIG, "dataset": "d", "tokenizer": "t", "token_stores": "runs/tokens"},
+        "measure": {"heldout": ["test", "test_original"], "documents": 5, "modes": ["causal", "masked"]},
+        "compare": {"optimizer": {"axis": "variant", "base": "adamw"}},
+        "sweep": {"over": "causal_fraction", "where": {"variant": "adamw"}},
+        "training": {**CONFIG, "dataset": "d", "dataset_config": "gold", "tokenizer": "t", "token_stores": "tokens"},
     }
-    path = tmp_path / "tiny.yaml"
+    path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump({**content, **changes}))
     return path
 
 
 @pytest.fixture(scope="module")
 def ran(built, tokenizer_folder, tmp_path_factory):
-    """A folder in which the tiny study was run, by two workers."""
+    """A folder in which the tiny study was run, killed once and resumed."""
     folder = tmp_path_factory.mktemp("study")
-    training = {**CONFIG, "dataset": str(built), "tokenizer": str(tokenizer_folder), "token_stores": "runs/tokens"}
-    path = config(folder, training=training)
+    places = {"dataset": str(built), "tokenizer": str(tokenizer_folder), "token_stores": "tokens"}
+    write_config(folder, training={**CONFIG, "dataset_config": "gold_typology", **places})
+    words = [sys.executable, "-m", "flexqwen", "study", "run", "tiny.yaml", "--workers", "2", "--nice", "1"]
+    process = subprocess.Popen(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    while not (kept := sorted(folder.glob("runs/tiny/*/*/step_000003"))):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # its cells end with it, or the next run would find their folders locked
+    assert not list(folder.glob("results/tiny/cells/*"))
+    before = kept[0].stat().st_ctime_ns
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        command.main(["run", str(path), "--workers", "2"])
+        command.main(["run", "tiny.yaml", "--workers", "2"])
+    assert kept[0].stat().st_ctime_ns == before  # resumed: a new run empties its folder
     return folder
 
 
-def test_a_study_is_run_and_reported(ran, monkeypatch, capsys):
-    monkeypatch.chdir(ran)
-    Path("README.md").write_text("before\n<!-- tiny -->\nto be replaced\n<!-- end -->\nafter\n")
+@pytest.fixture
+def copied(ran, tmp_path, monkeypatch) -> Study:
+    """The study, in a copy of the folder that may be changed."""
+    shutil.copytree(ran / "results", tmp_path / "results")
+    shutil.copy(ran / "tiny.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return grid.read("tiny.yaml")
+
+
+def edit(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_grid_of_options_is_trained_and_measured(ran):
+    paths = sorted((ran / "results/tiny/cells").iterdir())
+    assert [path.stem for path in paths] == CELLS
+    mixed, causal, muon = (json.loads(path.read_text()) for path in paths)
+    assert causal["cost"]["tokens"] == mixed["cost"]["tokens"] == 12 * 8 * 64
+    assert causal["cost"]["labels_masked"] == 0 < mixed["cost"]["labels_masked"]
+    assert mixed["cost"]["labels_causal"] < causal["cost"]["labels_causal"] / 2
+    assert causal["cost"]["flops"] > mixed["cost"]["flops"] == mixed["curve"][-1]["flops"]
+    assert mixed["cost"] | {"train_seconds": 0} == muon["cost"] | {"train_seconds": 0}
+    assert mixed["curve"] != muon["curve"]
+    assert muon["options"] == {"muon": True, "learning_rate": 0.02, "causal_fraction": 0.25}
+    assert causal["options"] == {"causal_fraction": 1, "weight_decay": 0.2}
+    for content in (mixed, causal, muon):
+        assert {row["mode"] for row in content["figures"]} == {"causal", "masked"}  # as the config says
+
+
+def test_a_study_is_reported(copied, capsys):
+    Path("docs").mkdir()
+    Path("docs/studies.md").write_text("before\n<!-- tiny -->\nto be replaced\n<!-- end -->\nafter\n")
     command.main(["report", "tiny.yaml"])
-    report = Path("results/tiny/README.md").read_text()
-    causal, hybrid = (
-        json.loads((ran / "results/tiny/cells" / f"gold_typology.{name}.0.json").read_text())
-        for name in ("baseline-causal", "hybrid-shift-1-3")
-    )
-    assert causal["cost"]["tokens"] == hybrid["cost"]["tokens"] == 12 * 8 * 64
-    assert causal["cost"]["labels_masked"] == 0 < hybrid["cost"]["labels_masked"]
-    assert hybrid["cost"]["labels_causal"] < causal["cost"]["labels_causal"] / 3
-    assert causal["cost"]["flops"] > hybrid["cost"]["flops"]
-    assert [row["mode"] for row in causal["figures"]] == ["causal"] * 4
-    assert {row["mode"] for row in hybrid["figures"]} == {"causal", "masked"}
-    found = [row["value"] for row in causal["figures"] if (row["subset"], row["metric"]) == ("test", "bits_per_byte")]
-    assert f"| {found[0]:.3f} [" in report
-    for name in ("loss.png", "originality.png"):
-        assert (ran / "results/tiny" / name).read_bytes().startswith(b"\x89PNG")
-    assert Path("README.md").read_text().startswith("before\n<!-- tiny -->\nAt ")
-    assert Path("README.md").read_text().endswith("\n<!-- end -->\nafter\n")
-    assert "to be replaced" not in Path("README.md").read_text()
+    made, page = Path("results/tiny/README.md").read_text(), Path("docs/studies.md").read_text()
+    content = json.loads(Path(f"results/tiny/cells/{CELLS[1]}.json").read_text())
+    wanted = [row["value"] for row in content["figures"] if row["metric"] == "bits_per_byte"]
+    assert all(f" {value:.3f} [" in made for value in wanted)
+    assert "| 1:0 |" in made and "| 1:3 |" in made and "| `muon` − `adamw` |" in made
+    for name in ("loss.png", "optimizer.png", "sweep.png"):
+        assert Path("results/tiny", name).read_bytes().startswith(b"\x89PNG") and f"({name})" in made
+    assert page.startswith("before\n<!-- tiny -->\nAt ") and page.endswith("\n<!-- end -->\nafter\n")
+    assert "to be replaced" not in page
     command.main(["report", "tiny.yaml", "--check"])
     command.main(["status", "tiny.yaml"])
-    assert "2 of 2 cells finished" in capsys.readouterr().out
+    assert "3 of 3 cells finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", ["figure", "model"])
 def test_a_cell_of_a_wrong_figure_or_a_changed_model_is_refused(wrong, ran, tmp_path, monkeypatch):
     monkeypatch.chdir(ran)
-    read, task = grid.read("tiny.yaml"), grid.TASKS["bits_per_byte"]
-    evaluate = task.evaluate
-    shutil.copytree(next(Path("runs/tiny").glob("*causal*/*/step_000012")), tmp_path / "step")
+    study, evaluate = grid.read("tiny.yaml"), Task.evaluate
+    shutil.copytree(next(Path("runs/tiny").glob("*/*/step_000012")), tmp_path / "step")
 
     def evaluate_wrong(*args):
         if wrong == "model":
@@ -87,118 +134,153 @@ def test_a_cell_of_a_wrong_figure_or_a_changed_model_is_refused(wrong, ran, tmp_
             return evaluate(*args)
         return [replace(result, value=float("nan")) for result in evaluate(*args)]
 
-    monkeypatch.setattr(task, "evaluate", evaluate_wrong)
+    monkeypatch.setattr(Task, "evaluate", evaluate_wrong)
     message = {"figure": "bits_per_byte, causal: .* has value nan", "model": "changed while it was evaluated"}[wrong]
     with pytest.raises(InputError, match=message):
-        grid.measure(read, read.cells[0], str(tmp_path / "step"))
+        runner.measure(study, study.cells[0], str(tmp_path / "step"))
 
 
-def test_a_cell_whose_last_checkpoint_is_damaged_is_not_measured(ran, tmp_path, monkeypatch, capfd):
+def test_a_cell_whose_last_checkpoint_is_damaged_is_not_measured(ran, tmp_path, monkeypatch):
     shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    next(Path("results/tiny/cells").glob("*causal*")).unlink()
-    checkpoint = next(Path("runs/tiny").glob("*causal*/*/step_000012"))
+    study = grid.read("tiny.yaml")
+    cell, digests = study.cells[0], {"dataset": "", "tokenizer": ""}
+    study.cell_file(cell).unlink()
+    checkpoint = next(study.run_folder(cell).glob("*/step_000012"))
     (checkpoint / "optimizer.pt").unlink()
-    with pytest.raises(SystemExit):
-        command.main(["run", "tiny.yaml"])
-    finished = checkpoint.with_name("finished.json")
-    assert f"{checkpoint} is not as it was saved" in (error := capfd.readouterr().err) and f"remove {finished}" in error
-    finished.unlink()
-    command.main(["run", "tiny.yaml"])
-    assert "going on from step_000009" in capfd.readouterr().err
+    monkeypatch.setattr(runner.runpy, "run_path", lambda path: {"main": lambda argv: None})  # already finished
+    message = f"{checkpoint} is not as it was saved .* remove {checkpoint.with_name('finished.json')}"
+    with pytest.raises(InputError, match=message):
+        runner.make_cell(study, cell, digests)
+    assert not study.cell_file(cell).exists()
 
 
 def test_finished_cells_are_not_made_again_and_other_settings_are_refused(ran, monkeypatch, capsys):
     monkeypatch.chdir(ran)
     before = {path: path.stat().st_mtime_ns for path in Path("results/tiny/cells").iterdir()}
     command.main(["run", "tiny.yaml"])
-    assert "2 cells, 2 of them finished" in capsys.readouterr().out
+    command.main(["run", "tiny.yaml", "--seeds", "0"])
+    assert capsys.readouterr().out.count("3 cells, 3 of them finished") == 2
     assert {path: path.stat().st_mtime_ns for path in Path("results/tiny/cells").iterdir()} == before
-    changed = yaml.safe_load(Path("tiny.yaml").read_text())
-    changed["training"]["learning_rate"] = 0.02
-    Path("other").mkdir(exist_ok=True)
-    Path("other/tiny.yaml").write_text(yaml.safe_dump(changed))
     with pytest.raises(SystemExit):
-        command.main(["run", "other/tiny.yaml"])
-    assert "made with another config" in capsys.readouterr().err
+        command.main(["run", "tiny.yaml", "--seeds", "7"])
+    assert "--seeds has 7" in capsys.readouterr().err
 
 
-def test_the_check_finds_an_edited_report_an_edited_result_and_a_stale_front_page(ran, tmp_path, monkeypatch):
-    shutil.copytree(ran / "results", tmp_path / "results")
-    shutil.copy(ran / "tiny.yaml", tmp_path / "tiny.yaml")
-    monkeypatch.chdir(tmp_path)
-    read = grid.read("tiny.yaml")
-    Path("README.md").write_text("<!-- tiny -->\n\n<!-- end -->\n")
-    report.write(read)
-    report.check(read)
-    page_file = Path("results/tiny/README.md")
-    made = page_file.read_text()
-    page_file.write_text(made.replace("12", "13", 1))
-    with pytest.raises(InputError, match="not what its result files give"):
-        report.check(read)
-    page_file.write_text(made)
-    page = Path("README.md").read_text()
-    Path("README.md").write_text(page.replace("[report]", "[edited]"))
-    with pytest.raises(InputError, match=r"README\.md: the table of tiny"):
-        report.check(read)
-    Path("README.md").write_text(page)
-    Path("results/tiny/loss.png").rename("loss.png")
-    with Image.open("loss.png") as image:
-        image.save("results/tiny/loss.png")  # the same picture, which does not say where it is from
-    with pytest.raises(InputError, match="was not drawn from these result files"):
-        report.check(read)
-    shutil.move("loss.png", "results/tiny/loss.png")
-    changed = yaml.safe_load(Path("tiny.yaml").read_text())
-    changed["training"]["learning_rate"] = 0.5
-    Path("changed").mkdir()
-    Path("changed/tiny.yaml").write_text(yaml.safe_dump(changed))
-    with pytest.raises(InputError, match=r"another config than changed/tiny\.yaml is now"):
-        report.check(grid.read("changed/tiny.yaml"))
-    cell = next(Path("results/tiny/cells").iterdir())
-    content = json.loads(cell.read_text())
-    content["figures"][1]["items"][0] += 0.5
-    cell.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="not what its result files give"):
-        report.check(read)
-
-
-def test_cells_made_elsewhere_are_merged(ran, tmp_path, monkeypatch):
-    """Each of two machines has made one cell; together they give the report of the one that made both."""
-    for number, path in enumerate(sorted((ran / "results/tiny/cells").iterdir())):
-        folder = tmp_path / f"machine-{number}"
-        (folder / "cells").mkdir(parents=True)
-        shutil.copy(path, folder / "cells")
-        shutil.copy(ran / "results/tiny/items.json", folder)
-    shutil.copy(ran / "tiny.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    read = grid.read("tiny.yaml")
-    assert grid.merge(read, ["machine-0", "machine-1"]) == 2
-    assert grid.merge(read, ["machine-0"]) == 0
-    monkeypatch.chdir(ran)
-    expected = report.text(load(read))
-    monkeypatch.chdir(tmp_path)
-    assert report.text(load(read)) == expected
-    path = next(Path("machine-1/cells").iterdir())
-    content = json.loads(path.read_text())
-    content["made_by"]["study"] = "another"
-    path.write_text(json.dumps(content))
-    shutil.rmtree("results")
-    with pytest.raises(InputError, match="was made with another config"):
-        grid.merge(read, ["machine-1"])
-    with pytest.raises(InputError, match="no cells in"):
-        grid.merge(read, ["nowhere"])
-
-
-def test_cells_with_other_tokens_are_not_compared(ran, tmp_path, monkeypatch):
-    shutil.copytree(ran / "results", tmp_path / "results")
-    shutil.copy(ran / "tiny.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    path = sorted(Path("results/tiny/cells").iterdir())[1]
-    content = json.loads(path.read_text())
-    content["cost"]["tokens"] += 1
-    path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="tokens is"):
+@pytest.mark.parametrize("change", ["training", "variant", "measure"])
+def test_cells_of_another_config_are_refused(change, copied):
+    content = yaml.safe_load(Path("tiny.yaml").read_text())
+    {"training": content["training"], "variant": content["variants"]["muon"]}.get(change, {})["learning_rate"] = 0.5
+    if change == "measure":
+        content["measure"]["checkpoint"] = "best"
+    Path("tiny.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="another config"):
         load(grid.read("tiny.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"unique_tokenz": [1, 2]}, "unknown key 'unique_tokenz'"), ({"weight_decay": [0.1, -1]}, "weight_decay is -1")],
+)
+def test_an_unknown_or_wrong_option_is_refused_before_any_training(options, message, ran, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    training = yaml.safe_load((ran / "tiny.yaml").read_text())["training"]
+    write_config(tmp_path, training=training, grid=[{"variant": "adamw", **options}], compare={})
+    with pytest.raises(InputError, match=message):
+        runner.run(grid.read("tiny.yaml"))
+    assert not list(tmp_path.glob("runs/*/*/"))
+
+
+def test_a_study_without_a_checkout_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    with pytest.raises(InputError, match=r"study run needs train\.py, .* run it in a checkout"):
+        runner.run(grid.read(str(write_config(tmp_path))))
+
+
+def test_a_failed_cell_stops_no_other_and_is_named(ran, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    training = yaml.safe_load((ran / "tiny.yaml").read_text())["training"] | {"token_stores": str(ran / "tokens")}
+    write_config(
+        tmp_path, training=training, grid=[{"num_key_value_heads": [3, 1]}], compare={}, measure={"heldout": []}
+    )
+    with pytest.raises(InputError, match=r"num_key_value_heads-3\.0 failed"):
+        runner.run(grid.read("tiny.yaml"))
+    assert "must be a multiple of num_key_value_heads" in capfd.readouterr().err
+    cell = json.loads(Path("results/tiny/cells/num_key_value_heads-1.0.json").read_text())
+    assert cell["figures"] == [] and cell["curve"][-1]["causal"] > 0
+
+
+def test_the_check_finds_what_was_edited(copied):
+    Path("docs").mkdir()
+    Path("docs/studies.md").write_text("<!-- tiny -->\n\n<!-- end -->\n")
+    report.write(copied)
+    report.check(copied)
+    for path, message in (("results/tiny/README.md", "is not what"), ("docs/studies.md", "is not what")):
+        made = Path(path).read_text()
+        Path(path).write_text(made.replace("million", "billion", 1))
+        with pytest.raises(InputError, match=f"^{path} {message}"):
+            report.check(copied)
+        Path(path).write_text(made)
+    with Image.open("results/tiny/loss.png") as image:
+        image.copy().save("results/tiny/loss.png")  # the same picture, which does not say where it is from
+    with pytest.raises(InputError, match="was not drawn from these result files"):
+        report.check(copied)
+    report.write(copied)
+
+    def change(content):
+        next(row for row in content["figures"] if "items" in row)["items"][0] += 0.5
+
+    edit(copied.cell_file(copied.cells[0]), change)
+    with pytest.raises(InputError, match="is not what the result files"):
+        report.check(copied)
+
+
+def test_findings_stand_in_the_report_and_their_numbers_in_its_tables(copied):
+    value = report.figures_table(load(copied)).split("|")[-2].split()[0]
+    findings = Path("results/tiny/findings.md")
+    findings.write_text(f"The last is {value}, at `seed 77`.\nOthers found 1,234.5. <!-- cited -->\n")
+    report.write(copied)
+    report.check(copied)
+    assert f"## Findings\n\nThe last is {value}" in Path("results/tiny/README.md").read_text()
+    for line in (f"It is {float(value) + 0.001:.3f}.", f"It is +{value}.", "Others found 1,234.5."):
+        findings.write_text(f"One line.\n{line}\n")
+        with pytest.raises(InputError, match=r"findings\.md, line 2: no table of the report has"):
+            report.write(copied)
+
+
+def test_cells_with_other_tokens_or_items_are_not_compared(copied):
+    path = copied.cell_file(copied.cells[1])
+    edit(path, lambda content: content["cost"].update(tokens=1))
+    with pytest.raises(InputError, match=r"tokens at .* is 1, but"):
+        load(copied)
+    edit(path, lambda content: content["cost"].update(tokens=6144) or content["made_by"].update(items="others"))
+    with pytest.raises(InputError, match=r"items\.json is others"):
+        load(copied)
+
+
+def test_a_file_of_another_cell_is_refused(copied):
+    shutil.copy(copied.cell_file(copied.cells[1]), copied.cell_file(copied.cells[0]))
+    with pytest.raises(InputError, match=r"1-4\.0\.json was made with another config"):
+        load(copied)
+
+
+def test_where_nothing_is_measured_the_losses_of_the_log_are_reported(copied):
+    content = yaml.safe_load(Path("tiny.yaml").read_text())
+    Path("tiny.yaml").write_text(yaml.safe_dump({**content, "measure": {"heldout": []}}))
+    study = grid.read("tiny.yaml")
+    Path("results/tiny/items.json").write_text("{}")
+
+    def change(content):
+        digests = {name: content["made_by"]["digests"][name] for name in ("dataset", "tokenizer")}
+        content["figures"] = []
+        content["made_by"] |= {"study": study.identity(digests), "items": digest({})}
+
+    for cell in study.cells:
+        edit(study.cell_file(cell), change)
+    report.write(study)
+    mixed, muon = (json.loads(Path(f"results/tiny/cells/{name}.json").read_text()) for name in (CELLS[0], CELLS[2]))
+    difference = muon["curve"][-1]["masked"] - mixed["curve"][-1]["masked"]
+    assert f"| {difference:+.3f} [" in Path("results/tiny/README.md").read_text()
 
 
 def planted(seeds: int, gain: float, noise: float, clusters: int | None = None) -> Results:
@@ -209,31 +291,29 @@ def planted(seeds: int, gain: float, noise: float, clusters: int | None = None) 
     for seed in range(seeds):
         shared = generator.random(count if clusters is None else clusters)
         shared = np.repeat(shared, count // len(shared))
-        for split, level in (("gold", 0.6 + gain + noise * generator.normal()), ("matched", 0.6)):
+        for point, level in ((GOLD, 0.6 + gain + noise * generator.normal()), (MATCHED, 0.6)):
             items = (shared < level).astype(float).tolist()
             row = {"task": "minimal_pairs", "subset": "all", "mode": "causal", "metric": "accuracy", "items": items}
-            cells[Cell("baseline-causal", split, seed)] = {"figures": [row]}
+            cells[Cell(point, seed)] = {"figures": [row]}
     item = {"ids": [str(i) for i in range(count)], "weights": None, "clusters": None, "subsets": {}}
     if clusters is not None:
         item["clusters"] = np.repeat(np.arange(clusters), count // clusters).tolist()
-    planted = grid.Study(Path("planted.yaml"), list(cells), {}, [], [], 0, None)
-    return Results(planted, cells, {"minimal_pairs/all": item})
+    return Results(Study(Path("planted.yaml"), {GOLD: {}, MATCHED: {}}, list(range(seeds))), cells, {PAIRS.key: item})
 
 
 def test_a_planted_difference_is_found_and_none_where_there_is_none():
-    group = (("baseline-causal", "gold"), ("baseline-causal", "matched"))
-    found = planted(3, 0.1, 0.0).difference(PAIRS, [group], "causal")
+    comparison = Comparison("originality", "dataset_config", [("gold", "matched")])
+    found = planted(3, 0.1, 0.0).compare(PAIRS, comparison, ("gold", "matched"), "causal")
     assert found.is_clear and found.seeds == 3 and found.value == pytest.approx(0.1, abs=0.03)
-    assert verdict(found, PAIRS) == "better"
-    none = planted(3, 0.0, 0.0).difference(PAIRS, [group], "causal")
+    none = planted(3, 0.0, 0.0).compare(PAIRS, comparison, ("gold", "matched"), "causal")
     assert (none.value, none.low, none.high) == (0, 0, 0) and not none.is_clear
+    assert planted(3, 0.1, 0.0).compare(PAIRS, comparison, ("gold", "matched"), "masked") is None
 
 
 def test_seeds_that_disagree_widen_the_interval_by_students_t():
     results = planted(4, 0.05, 0.05)
-    group = (("baseline-causal", "gold"), ("baseline-causal", "matched"))
-    found = results.difference(PAIRS, [group], "causal")
-    one, other = ([results.values(PAIRS, side, seed, "causal") for seed in range(4)] for side in group)
+    found = results.average(PAIRS, [(GOLD, MATCHED)], "causal")
+    one, other = ([results.values(PAIRS, side, seed, "causal") for seed in range(4)] for side in (GOLD, MATCHED))
     by_seed = [(first - second).mean() for first, second in zip(one, other, strict=True)]
     low, high = stats.t.interval(0.95, 3, np.mean(by_seed), stats.sem(by_seed))
     assert found.value == pytest.approx(np.mean(by_seed))
@@ -244,8 +324,8 @@ def test_seeds_that_disagree_widen_the_interval_by_students_t():
 
 
 def test_clusters_are_drawn_whole():
-    alone = planted(1, 0.0, 0.0).mean(PAIRS, [("baseline-causal", "gold")], "causal")
-    tens = planted(1, 0.0, 0.0, clusters=100).mean(PAIRS, [("baseline-causal", "gold")], "causal")
+    alone = planted(1, 0.0, 0.0).mean(PAIRS, [GOLD], "causal")
+    tens = planted(1, 0.0, 0.0, clusters=100).mean(PAIRS, [GOLD], "causal")
     ratio = (tens.high - tens.low) / (alone.high - alone.low)
     assert ratio == pytest.approx(np.sqrt(10), rel=0.2)
 
@@ -253,55 +333,88 @@ def test_clusters_are_drawn_whole():
 def test_weights_and_subsets_are_heeded():
     items = {"ids": ["a", "b", "c"], "weights": [1, 3, 4], "clusters": None, "subsets": {"ab": [0, 1]}}
     row = {"task": "bits_per_byte", "subset": "test", "mode": "causal", "metric": "bits_per_byte", "items": [2, 4, 9]}
-    cell = Cell("baseline-causal", "gold", 0)
-    planted = grid.Study(Path("s.yaml"), [cell], {}, [], [], 0, None)
-    results = Results(planted, {cell: {"figures": [row]}}, {LOSS.key: items})
-    assert results.mean(LOSS, [("baseline-causal", "gold")], "causal").value == pytest.approx((2 + 12 + 36) / 8)
+    results = Results(Study(Path("s.yaml"), {GOLD: {}}, [0]), {Cell(GOLD, 0): {"figures": [row]}}, {LOSS.key: items})
+    assert results.mean(LOSS, [GOLD], "causal").value == pytest.approx((2 + 12 + 36) / 8)
     part = Measure(**{**vars(LOSS), "subset": "ab"})
-    assert results.mean(part, [("baseline-causal", "gold")], "causal").value == pytest.approx(14 / 4)
+    assert results.mean(part, [GOLD], "causal").value == pytest.approx(14 / 4)
+
+
+def test_a_surface_is_a_grid(tmp_path):
+    """Shares of causal rows × amounts of unique text × splits × seeds, and the share that rows have in all."""
+    parts = [
+        {"causal_fraction": [1, "63/64"], "unique_tokens": [4096, 64], "options": {"learning_rate": 0.003}},
+        {"strategy": "baseline-masked", "unique_tokens": [4096, 64]},
+    ]
+    sweep = {"over": "causal_fraction", "lines": "unique_tokens"}
+    path = write_config(tmp_path, grid=parts, seeds=[0, 1], sweep=sweep, compare={}, measure={})
+    study = grid.read(str(path))
+    names = [cell.name for cell in study.cells]
+    assert len(names) == 12 and names[:2] == [f"causal_fraction-1.unique_tokens-{n}.0" for n in (4096, 64)]
+    assert names[4] == "baseline-masked.unique_tokens-4096.0" and {cell.seed for cell in study.cells[:6]} == {0}
+    point = study.cells[2].point
+    assert study.options(point)["causal_fraction"] == 63 / 64 and study.options(point)["learning_rate"] == 0.003
+    results = Results(study, {cell: {} for cell in study.cells}, {})
+    shares, lines = results.sweep_axes()
+    assert ([float(share) for share in shares], lines) == ([1, 63 / 64, 0], [4096, 64])
+    assert results.at(causal_fraction=shares[1], unique_tokens=64) == [study.cells[3].point]
+    assert study.modes(study.cells[4].point) == ("masked",) and study.modes(point) == ("causal", "masked", "fused")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": [0]}, "must have the keys"),
-        ({"grid": [{"strategies": ["hybrid"], "splits": ["gold"]}]}, "strategy is 'hybrid'"),
-        ({"grid": [{"strategies": ["hybrid-shift 1/3"], "splits": ["gold"]}]}, "no ratio causal:masked"),
-        ({"evaluation": {"tasks": ["blimp"]}}, "unknown task 'blimp'"),
-        ({"training": {"seed": 1, "max_steps": 1, "dataset": "d", "tokenizer": "t"}}, "which the grid decides"),
+        ({"seed": [0]}, "key 'seed' is unknown"),
+        ({"grid": [{"strategy": "hybrid"}]}, "strategy is 'hybrid'"),
+        ({"grid": [{"variant": "lamb"}]}, "unknown variant 'lamb'"),
+        ({"grid": [{"variant": "muon", "learning_rate": [0.1]}]}, "'learning_rate' is set twice"),
+        ({"grid": [{"variant": "muon"}, {"variant": "muon", "options": {"adam_beta2": 0.9}}]}, "set different options"),
+        ({"grid": [{"variant": ["a:b", "a b"]}], "variants": {"a:b": {}, "a b": {}}}, "the file a-b.0.json"),
+        ({"compare": {"x": {"axis": "variant", "pairs": [["muon", "lamb"]]}}}, "the grid has no variant 'lamb'"),
+        ({"measure": {"tasks": ["blimp"]}}, "unknown task 'blimp'"),
+        ({"measure": {"checkpoint": "first"}}, "allowed: last, best"),
+        (
+            {"training": {"seed": 1, "max_steps": 500, "dataset": "d", "tokenizer": "t", "token_stores": "s"}},
+            "'seed' is set",
+        ),
+        ({"grid": [{"save_strategy": ["steps", "no"]}]}, "save_strategy must be steps"),
         ({"training": {"max_steps": 1}}, "training needs 'dataset'"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        grid.read(str(config(tmp_path, **changes)))
-
-
-def test_parts_share_the_cells():
-    cells = grid.read(str(ROOT / "configs/study-gpu.yaml")).cells
-    parts = [grid.select(cells, f"{number}/4") for number in (1, 2, 3, 4)]
-    assert sorted(cell.name for part in parts for cell in part) == sorted(cell.name for cell in cells)
-    for part in parts:  # gold minus matched is not one machine minus another
-        assert {cell.name.replace("gold", "matched") for cell in part if cell.split == "gold_typology"} >= {
-            cell.name for cell in part if cell.split == "matched_typology"
-        }
-    for wrong in ("0/2", "3/2", "a", "1"):
-        with pytest.raises(InputError, match="--part"):
-            grid.select(cells, wrong)
+        grid.read(str(write_config(tmp_path, **{"compare": {}, **changes})))
 
 
 @pytest.mark.parametrize("name", ["study-cpu", "study-gpu"])
 def test_the_configs_hold_the_grid_that_the_questions_need(name):
-    read = grid.read(str(ROOT / f"configs/{name}.yaml"))
-    for strategy in ("baseline-causal", "baseline-masked", "hybrid-shift 1:1"):
+    study = grid.read(str(ROOT / f"configs/{name}.yaml"))
+    for variant in ("baseline-causal", "baseline-masked", "hybrid-shift 1:1"):
         for split in ("gold_typology", "matched_typology"):
-            assert len([cell for cell in read.cells if (cell.strategy, cell.split) == (strategy, split)]) == 3
-    if name == "study-gpu":
-        ratios = {cell.objective.causal_fraction for cell in read.cells if cell.strategy.startswith("hybrid")}
-        assert ratios == {0.75, 0.5, 0.25, 0.125}
+            points = [cell.point for cell in study.cells]
+            assert points.count((("dataset_config", split), ("variant", variant))) == 3
+    shares = {float(study.value(point, "causal_fraction")) for point in study.points}
+    assert shares == {1, 0.5, 0} | ({0.75, 0.25, 0.125} if name == "study-gpu" else set())
+
+
+def test_every_variant_of_the_recipe_is_an_option_of_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = grid.read(str(ROOT / "configs/study-recipe.yaml"))
+    for point in study.points:
+        runner.arguments.parse([str(runner.write_config(study, Cell(point, 0)))])
+    assert len(study.cells) == 4 * len(study.points) == 56
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/cells")), ids=lambda path: path.parent.name)
 def test_the_reports_are_what_their_result_files_give(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     report.check(grid.read(f"configs/{path.parent.name}.yaml"))
+
+
+def test_a_figure_edited_in_the_page_of_studies_is_found(tmp_path, monkeypatch):
+    for folder in ("results", "configs", "docs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    page, study = Path("docs/studies.md"), grid.read("configs/study-cpu.yaml")
+    page.write_text(page.read_text().replace("**+0.235**", "**+0.236**"))
+    with pytest.raises(InputError, match=r"^docs/studies\.md is not what the result files"):
+        report.check(study)

@@ -6,7 +6,7 @@ import pytest
 
 from flexqwen.cli import InputError, redact
 from flexqwen.training.arguments import as_dict, parse
-from flexqwen.training.runs import describe, say
+from flexqwen.training.runs import describe_run, write_description
 
 CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("*.yaml") if "study" not in path.stem)
 
@@ -65,18 +65,27 @@ def test_options_with_dashes_are_the_same_options(tmp_path):
     command = ["--max-steps", "9", "--learning-rate=1e-3", "--no-tie-word-embeddings", "--output-dir", str(tmp_path)]
     arguments = parse(command)
     assert arguments.given == ["max_steps", "learning_rate", "tie_word_embeddings", "output_dir"]
-    say(tmp_path, describe(arguments, {}, {}, command))
+    write_description(tmp_path, {"settings": as_dict(arguments), "given": arguments.given})
     assert as_dict(parse([str(tmp_path / "config.yaml")])) == as_dict(arguments)
 
 
 @pytest.mark.parametrize("option", ["--hub_token", "--hub-token"])
 @pytest.mark.parametrize("token", ["hf_secret", "secret"])
 @pytest.mark.parametrize("joined", [False, True])
-def test_no_token_is_recorded(tmp_path, option, token, joined):
-    command = ["--output_dir", str(tmp_path), *([f"{option}={token}"] if joined else [option, token]), "--seed", "3"]
+def test_no_token_is_recorded(built, tokenizer_folder, tmp_path, option, token, joined):
+    command = [
+        "--tokenizer",
+        str(tokenizer_folder),
+        "--output_dir",
+        str(tmp_path),
+        *([f"{option}={token}"] if joined else [option, token]),
+        "--seed",
+        "3",
+    ]
     arguments = parse(command)
     assert arguments.training.hub_token == token
-    say(tmp_path, describe(arguments, {}, {}, ["train.py", *command]))
+    write_description(tmp_path, describe_run(arguments, str(built), command))
     assert not [path for path in tmp_path.iterdir() if "secret" in path.read_text()]
-    assert redact(command)[:2] == command[:2] and redact(command)[-2:] == ["--seed", "3"]
+    assert redact(command)[:4] == command[:4] and redact(command)[-2:] == ["--seed", "3"]
     assert redact(["--dataset", "https://hf_secret@hub"]) == ["--dataset", "https://<hidden>@hub"]
+    assert redact(["/data/hf_models/bert is not there"]) == ["/data/hf_models/bert is not there"]

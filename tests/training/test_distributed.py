@@ -74,5 +74,5 @@ def test_two_processes_follow_the_curve_of_one_and_go_on(how, one, built, tokeni
     (folder / "step_000012" / "rng_state_1.pth").unlink()
     (folder / "finished.json").unlink()
     status, printed = torchrun(arguments)
-    assert status == 0 and printed.count("(rng_state_1.pth is missing); going on from step_000009") == 1, printed
+    assert status == 0 and printed.count("(rng_state_1.pth is missing); resuming from step_000009") == 1, printed
     assert same_weights(folder / "step_000012", before)

@@ -11,8 +11,7 @@ import torch
 import train
 from flexqwen.data.packing import PackedRows
 from flexqwen.training import trainer
-from tests.helpers.runs import ROOT, logged, options, run, same_weights, start
-from tests.training.test_resume import wait_for_step
+from tests.helpers.runs import ROOT, logged, options, run, same_weights, start, wait_for_step
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def test_out_of_memory_names_the_settings_to_lower(whole, built, tokenizer_folde
     def compute_loss(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
-    monkeypatch.setattr(train.FlexQwenTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(trainer.FlexQwenTrainer, "compute_loss", compute_loss)
     with pytest.raises(SystemExit) as stopped:
         train.main(options(built, tokenizer_folder, place / "memory"))
     error = capsys.readouterr().err.splitlines()[-1]
@@ -89,7 +88,9 @@ def test_a_start_that_failed_does_not_stand_in_the_way(whole, built, tokenizer_f
     output = place / "start-log"
     wrong = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": '{"min_lr_rat": 0.1}'}
     assert run(options(built, tokenizer_folder, place / "start", **wrong), output) == 2
-    assert output.read_text().splitlines()[-1].startswith("error: the trainer cannot be made")
+    assert output.read_text().splitlines()[-1].startswith("error: the learning rate's schedule cannot be made")
+    assert run(options(built, tokenizer_folder, place / "start", adam_beta1=1.5), output) == 2
+    assert output.read_text().splitlines()[-1].startswith("error: the optimizer cannot be made")
     for name, value in (("learning_rate", -1), ("max_steps", 0), ("save_strategy", "epoch")):
         assert run(options(built, tokenizer_folder, place / "start", **{name: value}), output) == 2
         assert output.read_text().splitlines()[-1].startswith(f"error: {name} is {value}")
@@ -132,6 +133,8 @@ train.main(sys.argv[1:])
         ({"max_steps": 0}, "max_steps is 0"),
         ({"learning_rate": -1}, r"learning_rate is -1\.0; it must be at least 0"),
         ({"eval_strategy": "epoch"}, "eval_strategy is epoch"),
+        ({"strategy": "alternating"}, "no masked row would be trained"),
+        ({"save_only_model": True}, "save_only_model is set"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong, message, built, tokenizer_folder, place, capsys):
@@ -155,21 +158,26 @@ def test_two_processes_do_not_train_in_one_folder(whole, built, tokenizer_folder
         process.join()
 
 
-def test_a_machine_with_the_token_store_alone_trains_the_same_run(whole, built, tokenizer_folder, place, tmp_path):
+def test_a_machine_with_the_token_store_alone_trains_the_same_run_where_it_is_named(
+    whole, built, tokenizer_folder, place, tmp_path
+):
     shutil.copytree(place / "tokens", tmp_path / "tokens")
     arguments = options("no_such_dataset", tokenizer_folder, tmp_path / "runs")
 
-    def train_there():
+    def train_there(*more):
         return subprocess.run(
-            [sys.executable, "-c", BARE, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+            [sys.executable, "-c", BARE, *arguments, *more], cwd=ROOT, capture_output=True, text=True, timeout=300
         )
 
+    (store,) = (tmp_path / "tokens").glob("gold-64-*")
+    store = store.rename(tmp_path / "tokens" / "mine")
     done = train_there()
-    assert done.returncode == 0 and "note: no dataset in no_such_dataset" in done.stdout, done.stderr
+    assert done.returncode == 2 and "no dataset in no_such_dataset" in done.stderr and done.stderr.count("\n") == 1
+    done = train_there("--token_store", str(store))
+    assert done.returncode == 0, done.stderr
     assert same_weights(tmp_path / "runs" / "hybrid-shift-64" / "step_000012", whole / "step_000012")
-    shutil.rmtree(tmp_path / "tokens")
-    done = train_there()
-    assert done.returncode == 2 and "no token stores of gold" in done.stderr and done.stderr.count("\n") == 1
+    done = train_there("--token_store", str(store), "--dataset_config", "matched", "--output_dir", str(tmp_path / "m"))
+    assert done.returncode == 2 and "has dataset_config gold, and this run needs matched" in done.stderr
 
 
 @pytest.mark.parametrize("workers", [1, 2])

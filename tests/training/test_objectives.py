@@ -135,6 +135,27 @@ def test_the_mask_rate_falls_linearly_over_training():
     assert start + slope == pytest.approx(0.15, abs=0.03)
 
 
+def test_a_uniform_mask_schedule_draws_a_rate_for_each_row():
+    rows = training_rows("baseline-masked", max_steps=100, rows_per_step=16, mask_schedule="uniform", mask_span_max=1)
+    rates = np.array([(rows[item]["labels"] != IGNORE).sum() / 55 for item in range(1600)])
+    assert np.quantile(rates, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.06)
+    assert abs(np.corrcoef(np.arange(1600), rates)[0, 1]) < 0.1
+
+
+def test_causal_inputs_can_be_masked_with_their_labels_unchanged():
+    plain, masked = (
+        training_rows("baseline-causal", max_steps=50, causal_mask_probability=share) for share in (0.0, 0.25)
+    )
+    hidden = total = 0
+    for item in range(len(plain)):
+        one, other = plain[item], masked[item]
+        assert one["is_causal"] and (one["labels"] == other["labels"]).all()
+        changed = one["input_ids"] != other["input_ids"]
+        assert (other["input_ids"][changed] == MASK).all() and not np.isin(one["input_ids"][changed], [PAD, BOS]).any()
+        hidden, total = hidden + changed.sum(), total + (one["input_ids"] > 3).sum()
+    assert hidden / total == pytest.approx(0.25, abs=0.03)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_row_is_a_function_of_seed_and_place_whatever_the_workers(strategy):
     def batches(workers, seed=0):

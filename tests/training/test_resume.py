@@ -11,18 +11,15 @@ import time
 import pytest
 
 import train
+from flexqwen.training.checkpoints import find_defect
 from flexqwen.training.objectives import STRATEGIES
-from flexqwen.training.runs import defect, differences
-from tests.helpers.runs import logged, options, run, same_weights, start
+from flexqwen.training.runs import differences
+from tests.helpers.runs import logged, options, run, same_weights, start, wait_for_step
 
 
-def wait_for_step(folder, step, process):
-    """Until `metrics.jsonl` tells of a step."""
-    file = folder / "metrics.jsonl"
-    while process.is_alive():
-        if file.is_file() and any(f'"step": {number},' in file.read_text() for number in range(step, 13)):
-            return
-        time.sleep(0.01)
+def strategy_options(strategy):
+    """What a run of a strategy is told; alternating needs more than one pass over the data."""
+    return {"strategy": strategy, **({"per_device_train_batch_size": 128} if strategy == "alternating" else {})}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +35,7 @@ def whole(built, tokenizer_folder, place):
     def make(strategy):
         if strategy not in finished:
             root = place / f"whole-{strategy}"
-            assert run(options(built, tokenizer_folder, root, strategy=strategy), place / "log") == 0
+            assert run(options(built, tokenizer_folder, root, **strategy_options(strategy)), place / "log") == 0
             finished[strategy] = root / f"{strategy}-64"
         return finished[strategy]
 
@@ -49,7 +46,8 @@ def whole(built, tokenizer_folder, place):
 def test_a_run_killed_three_times_ends_as_if_it_had_not_been(strategy, built, tokenizer_folder, place, whole):
     expected = whole(strategy)
     root = place / f"killed-{strategy}"
-    arguments, folder = options(built, tokenizer_folder, root, strategy=strategy), root / f"{strategy}-64"
+    arguments = options(built, tokenizer_folder, root, **strategy_options(strategy))
+    folder = root / f"{strategy}-64"
     rng, kills = random.Random(strategy), 0
     for step in sorted(rng.sample(range(2, 12), 3)):
         process = start(arguments, place / "log")
@@ -77,7 +75,7 @@ def test_ctrl_c_saves_and_exits(built, tokenizer_folder, place, whole):
     process.join()
     assert process.exitcode == 130
     (last,) = (line for line in output.read_text().splitlines() if line.startswith("stopped at step"))
-    assert "the same command goes on" in last and "Traceback" not in output.read_text()
+    assert "the same command resumes it" in last and "Traceback" not in output.read_text()
     saved = max(folder.glob("step_*"))
     assert str(saved) in last and int(last.split()[3].rstrip(":")) == int(saved.name[5:]) < 12
     assert run(arguments, output) == 0
@@ -109,13 +107,13 @@ def test_a_checkpoint_lists_its_files(name, whole, tmp_path):
     listed = json.loads((checkpoint / "files.json").read_text())
     left = {"files.json", "training_args.bin"}
     assert listed == {file.name: file.stat().st_size for file in checkpoint.iterdir() if file.name not in left}
-    assert defect(checkpoint) is None
+    assert find_defect(checkpoint) is None
     kept, message = DAMAGES[name]
     if kept is None:
         (checkpoint / name).unlink()
     else:
         os.truncate(checkpoint / name, kept)
-    assert re.match(message, defect(checkpoint))
+    assert re.match(message, find_defect(checkpoint))
 
 
 @pytest.mark.parametrize("name", ["trainer_state.json", "sums.json"])
@@ -124,9 +122,9 @@ def test_malformed_json_is_a_defect(name, content, whole, tmp_path):
     checkpoint = tmp_path / "step_000012"
     shutil.copytree(whole("hybrid-shift") / checkpoint.name, checkpoint)
     (checkpoint / "files.json").unlink()
-    assert defect(checkpoint) is None
+    assert find_defect(checkpoint) is None
     (checkpoint / name).write_text(content)
-    assert re.match(rf"{name} is (malformed|of step)", defect(checkpoint))
+    assert re.match(rf"{name} is (malformed|of step)", find_defect(checkpoint))
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(built, tokenizer_folder, place, whole):
@@ -139,9 +137,9 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(built, tokenizer
     assert run(options(built, tokenizer_folder, root), output) == 0
     said = [line for line in output.read_text().splitlines() if line.startswith("run: ")]
     assert [line.split("step_")[1][:6] for line in said[:2]] == ["000009", "000012"]
-    assert "(sums.json is malformed); going on from step_000006" in said[0]
-    assert "(optimizer* is missing); going on from step_000006" in said[1]
-    assert said[2].endswith("going on from step_000006") and len(said) == 3
+    assert "(sums.json is malformed); resuming from step_000006" in said[0]
+    assert "(optimizer* is missing); resuming from step_000006" in said[1]
+    assert said[2].endswith("resuming from step_000006") and len(said) == 3
     assert same_weights(folder / "step_000012", expected / "step_000012")
     assert same_weights(folder / "best", expected / "best")
     assert logged(folder) == logged(expected)
@@ -156,7 +154,7 @@ def test_a_run_without_a_whole_checkpoint_stays_as_it_is_unless_told(built, toke
     before = sorted(folder.rglob("*"))
     assert run(arguments, output) == 2
     (line,) = output.read_text().splitlines()
-    assert line.startswith(f"error: {folder} cannot go on from any") and "step_000012: scheduler.pt is missing" in line
+    assert line.startswith(f"error: {folder} cannot resume from any") and "step_000012: scheduler.pt is missing" in line
     assert "--overwrite" in line and sorted(folder.rglob("*")) == before
     assert run([*arguments, "--resume_changed"], output) == 2 and sorted(folder.rglob("*")) == before
     assert run([*arguments, "--overwrite"], output) == 0
@@ -188,7 +186,7 @@ def test_changed_settings_are_refused_unless_told(built, tokenizer_folder, place
     assert run(changed, output) == 2
     assert "learning_rate: 0.01 -> 0.02" in output.read_text() and "--resume_changed" in output.read_text()
     assert run([*changed, "--resume_changed"], output) == 0
-    assert "going on from step_" in output.read_text()
+    assert "resuming from step_" in output.read_text()
     assert json.loads((folder / "run.json").read_text())["settings"]["learning_rate"] == 0.02
     steps = [entry["step"] for entry in logged(folder)]
     assert steps == sorted(steps) and steps[-1] == 12
@@ -223,7 +221,7 @@ def test_a_run_killed_before_its_first_log_goes_on(built, tokenizer_folder, plac
         time.sleep(0.01)
     process.kill()
     process.join()
-    assert run(arguments, output) == 0 and "going on from step_" in output.read_text()
+    assert run(arguments, output) == 0 and "resuming from step_" in output.read_text()
 
 
 def test_the_config_of_a_run_makes_it_again(built, tokenizer_folder, place, whole):

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,8 +15,8 @@ import eval as evaluation
 import train
 from flexqwen.data import tokenizer as tokenizer_module
 from flexqwen.data.tokenizer import QWEN3_ROLES
-from flexqwen.evaluation.heldout import MASK_GROUPS, held_out, score, unigram
-from modeling_flexqwen import FlexQwenForCausalLM, FlexQwenForMaskedLM
+from flexqwen.training import trainer
+from modeling_flexqwen import FlexQwenForMaskedLM
 from tests.helpers.runs import options as tiny_options
 from tests.helpers.tiny import SHAPE
 
@@ -129,7 +128,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(finished, run, tmp_path,
     class Interrupted(Exception):
         pass
 
-    save = train.FlexQwenTrainer._save_checkpoint
+    save = trainer.FlexQwenTrainer._save_checkpoint
 
     def save_and_stop(self, *args):
         save(self, *args)
@@ -137,7 +136,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(finished, run, tmp_path,
             raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.FlexQwenTrainer, "_save_checkpoint", save_and_stop)
+        patch.setattr(trainer.FlexQwenTrainer, "_save_checkpoint", save_and_stop)
         with pytest.raises(Interrupted):
             run(root=tmp_path)
     folder = run(root=tmp_path)
@@ -163,42 +162,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, built, tokenizer_fol
     with pytest.raises(SystemExit) as stopped:
         evaluation.main(["--model", str(tmp_path)])
     assert stopped.value.code == 2 and "model.safetensors" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("mode", ["causal", "masked"])
-@pytest.mark.parametrize("masked_prediction", ["next_token", "in_place"])
-def test_scores_equal_a_plain_loop(finished, built, mode, masked_prediction):
-    path, options = finished / "best", {"masked_prediction": masked_prediction}
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
-    model = FlexQwenForCausalLM.from_pretrained(path, **options).eval()
-    masked_lm = FlexQwenForMaskedLM.from_pretrained(path, **options).eval()
-    text = held_out(str(built), "test", tokenizer, 64, limit=6)
-    nats = score(model, text, mode, batch_tokens=300)
-    expected, predicted = np.zeros(len(text)), np.zeros(len(text), dtype=int)
-    for number, (piece, owner) in enumerate(zip(text.pieces, text.piece_documents, strict=True)):
-        groups = np.random.default_rng([MASK_GROUPS, number]).permutation(len(piece)) % MASK_GROUPS
-        for place in range(1, len(piece)):
-            if piece[place] == tokenizer.eos_token_id:
-                continue
-            ids = torch.tensor(piece)[None]
-            with torch.no_grad():
-                if mode == "causal":
-                    logits = model(ids[:, :place]).logits[0, -1]
-                else:
-                    hidden = (groups == groups[place]) & (piece != tokenizer.eos_token_id)
-                    hidden[0] = False
-                    ids[0, hidden] = tokenizer.mask_token_id
-                    logits = masked_lm(ids).logits[0, place]
-            expected[owner] -= logits.log_softmax(-1)[piece[place]].item()
-            predicted[owner] += 1
-    assert predicted.tolist() == text.tokens.tolist()
-    np.testing.assert_allclose(nats, expected, rtol=1e-5)
-
-
-def test_unigram_is_the_cross_entropy_of_counted_frequencies(built, tokenizer):
-    text = held_out(str(built), "test", tokenizer, 64)
-    nats = unigram(str(built), tokenizer, text)
-    assert 0 < nats.sum() / text.tokens.sum() < np.log(len(tokenizer))
 
 
 PIPELINES = """

@@ -1,6 +1,6 @@
 """A sample corpus in Corpus Carolina's exact layout and TEI format, whose true originality is known.
 
-The texts are made by the grammar of `portuguese.py`. Half of the documents are new from the first word to the last; the
+The texts are made by the grammar of `grammar.py`. Half of the documents are new from the first word to the last; the
 other half hold passages copied from a stock that no document owns, in a share drawn for each document. The headers then
 state what is true of the finished corpus, counted by brute force: the percentage of a document's word 7-grams
 (white-space-separated words, one 7-gram a position) that no other document holds, and 0 for documents under 21 tokens,
@@ -15,16 +15,24 @@ from random import Random
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
+import yaml
+from jinja2 import Template
 from tqdm import tqdm
 
+from flexqwen.cli import InputError
 from flexqwen.data.corpus import CHECKSUMS, GENERATED, MIN_TOKENS
+from flexqwen.data.ngrams import NGRAM
 from flexqwen.data.sample.grammar import Writer
+from flexqwen.files import atomic_write, is_empty, read_json, write_json
 
-NGRAM = 7
+FORMAT = 1
+"""Of the sample: raise it where the same number of documents and seed give other bytes."""
+
+STAMP = "sample.json"
 
 
 class Genre(NamedTuple):
-    """Texts of one kind: the `Writer` method that makes them, where they stand, and how long and how many they are."""
+    """Texts of one kind: their genre in `grammar.yaml`, where they stand, and how long and how many they are."""
 
     writer: str
     shards: tuple[str, ...]
@@ -38,32 +46,10 @@ class Genre(NamedTuple):
     license: str
 
 
-_BY, _BY_SA = "https://creativecommons.org/licenses/by/4.0/", "https://creativecommons.org/licenses/by-sa/4.0/"
-_BY_NC_SA = "https://creativecommons.org/licenses/by-nc-sa/4.0/"
-_LICENSE_NAMES = {_BY: "CC BY 4.0", _BY_SA: "CC BY-SA 4.0", _BY_NC_SA: "CC BY-NC-SA 4.0"}
-
-# fmt: off
-GENRES = (
-    Genre("tweet", ("datasets_and_other_corpora/pt/DATa",), "pt", "TWEET_VIR_W", "Virtual Forum",
-          .16, (7, 48), 9, "https://example.org/tweets.csv", _BY_NC_SA),
-    Genre("review", ("datasets_and_other_corpora/pt-BR/DATb",), "pt-BR", "PRODUCT_REVIEW_COM_W", "Commercial",
-          .18, (9, 90), 9, "https://example.org/reviews.csv", _BY_NC_SA),
-    Genre("encyclopedia", ("wikis/pt/WIKb", "wikis/pt/WIKc"), "pt", "VOCABULARY_ENTRY_INS_W", "Instructional",
-          .26, (30, 400), 4, "https://example.org/wiki?curid={}", _BY_SA),
-    Genre("encyclopedia", ("wikis/pt-BR/WIKa",), "pt-BR", "VOCABULARY_ENTRY_INS_W", "Instructional",
-          .06, (30, 300), 4, "https://example.org/wiki?curid={}", _BY_SA),
-    Genre("news", ("university_domains/UNIa",), "pt-BR", "SECTION_JOU_W", "Journalistic",
-          .14, (60, 500), 3, "https://example.org/jornal/{}/", _BY),
-    Genre("law", ("legislative_branch/LEGa",), "pt-BR", "LEGISLATIVE_W", "Legislative",
-          .07, (50, 500), 1, "https://example.org/leis/{}", _BY),
-    Genre("ruling", ("judicial_branch/JUDa",), "pt-BR", "APPELLATE_DECISION_RECORDS_JUR_W", "Juridical",
-          .06, (60, 600), 3, "https://example.org/acordaos/{}", _BY),
-    Genre("prose", ("public_domain_works/PUBa",), "pt-BR", "NOVEL_LIT_W", "Literary",
-          .03, (200, 1200), 5, "https://example.org/obras/{}.pdf", _BY_SA),
-    Genre("tweet", ("social_media/SOCa",), "pt-BR", "BLOG_POST_VIR_W", "Virtual Forum",
-          .04, (20, 160), 4, "https://example.org/blog/{}", _BY),
+GENRES = tuple(
+    Genre(**{name: tuple(value) if isinstance(value, list) else value for name, value in genre.items()})
+    for genre in yaml.safe_load(Path(__file__).with_name("genres.yaml").read_text(encoding="utf-8"))
 )
-# fmt: on
 
 
 class SampleDocument(NamedTuple):
@@ -81,19 +67,16 @@ class SampleDocument(NamedTuple):
 def sample_documents(documents: int = 3000, seed: int = 0) -> list[SampleDocument]:
     """Makes the documents, the true originality of each counted over all of them."""
     stock = {genre: _stock(genre, documents, seed) for genre in GENRES}
-    drafts, texts = [], set()
-    places = list(_places(documents))
+    places, texts = list(_places(documents)), {}  # a dict keeps order, and as in the real corpus no two texts are equal
     for genre, shard, number in tqdm(places, desc="sample corpus", unit="doc", disable=None, leave=False):
         random = Random(f"{seed} {shard} {number}")
-        while (text := _write(genre, stock[genre], random)) in texts:  # as in the real corpus, no two texts are equal
+        while (text := _write(genre, stock[genre], random)) in texts:
             pass
-        texts.add(text)
-        drafts.append((genre, shard, number, text))
-    originality = true_originality([text for *_, text in drafts])
+        texts[text] = len(text.split())
     found = []
-    for (genre, shard, number, text), percent in zip(drafts, originality, strict=True):
+    for place, (text, tokens), percent in zip(places, texts.items(), true_originality(list(texts)), strict=True):
+        genre, shard, number = place
         name = shard.rsplit("/", 1)[-1]
-        tokens = len(text.split())
         stated = round(percent) if tokens >= MIN_TOKENS and percent is not None else 0
         found.append(SampleDocument(f"{name[:3]}{number:09}{name[3:]}", genre, shard, number, text, tokens, stated))
     return found
@@ -137,17 +120,45 @@ def _write(genre: Genre, stock: list[list[str]], random: Random) -> str:
     sentences: list[str] = []
     words = copied = 0
     while words < length:
-        if copied < share * min(length, words + 30):
+        if is_copy := copied < share * min(length, words + 30):
             source = random.choice(stock)
             start = random.randrange(len(source))
             run = source[start : start + random.randint(2, 5)]
-            copied += sum(len(sentence.split()) for sentence in run)
         else:
             run = writer.text(genre.writer, min(30, length - words))
         sentences += run
-        words += sum(len(sentence.split()) for sentence in run)
+        more = sum(len(sentence.split()) for sentence in run)
+        words, copied = words + more, copied + more * is_copy
     step = genre.sentences
     return "\n".join(" ".join(sentences[start : start + step]) for start in range(0, len(sentences), step))
+
+
+def make_sample(folder: Path, documents: int, seed: int, overwrite: bool = False) -> None:
+    """Writes a sample corpus, unless the same one is there.
+
+    Raises:
+        InputError: the folder holds something else, or another sample corpus and `overwrite` is not set.
+    """
+    if documents < 1:
+        raise InputError(f"--documents {documents}: give 1 or more")
+    made = {"documents": documents, "seed": seed, "format": FORMAT}
+    if folder.exists() and not is_empty(folder):
+        found = read_json(folder / STAMP)
+        if not (isinstance(found, dict) and {"documents", "seed"} <= found.keys()):
+            raise InputError(f"{folder}: holds no sample corpus; name another folder, or remove it yourself")
+        if made == {name: found.get(name, 1) for name in made}:
+            print(f"{folder}: already there, reused")
+            return
+        if not overwrite:
+            raise InputError(f"{folder}: is a sample corpus made otherwise; remove it, or give --overwrite")
+    try:
+        with atomic_write(folder) as aside:
+            aside.mkdir()
+            write_sample(aside, documents, seed)
+            write_json(aside / STAMP, made)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    print(f"{folder}: a sample corpus of {documents:,} documents")
 
 
 def write_sample(folder: Path, documents: int = 3000, seed: int = 0) -> None:
@@ -155,182 +166,20 @@ def write_sample(folder: Path, documents: int = 3000, seed: int = 0) -> None:
     shards: dict[str, list[SampleDocument]] = {}
     for document in sample_documents(documents, seed):
         shards.setdefault(document.shard, []).append(document)
-    digests: dict[str, list[str]] = {}
     for shard, content in shards.items():
         xml = shard_xml(content).encode()
         path = folder / "corpus" / f"{shard}.xml.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(xml, compresslevel=6, mtime=0))
         taxonomy, name = shard.split("/", 1)
-        digests.setdefault(taxonomy, []).append(f"{hashlib.sha256(xml).hexdigest()}\t{name}.xml\n")
-    for taxonomy, lines in digests.items():
-        (folder / "corpus" / taxonomy / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+        with open(folder / "corpus" / taxonomy / CHECKSUMS, "a", encoding="utf-8") as file:
+            file.write(f"{hashlib.sha256(xml).hexdigest()}\t{name}.xml\n")
     notice = "Every text here was generated by FlexQwen's sample command; none is Corpus Carolina's.\n"
     (folder / "corpus" / GENERATED).write_text(notice, encoding="utf-8")
 
 
 def shard_xml(documents: list[SampleDocument]) -> str:
     """The TEI of a shard."""
-    return _HEAD.format(categories=_categories()) + "".join(map(_document_xml, documents)) + "</teiCorpus>\n"
-
-
-def _categories() -> str:
-    names = dict.fromkeys(genre.typology for genre in GENRES)
-    return "".join(f'\t\t\t\t\t<category xml:id="{n}">\n{_described(n)}\t\t\t\t\t</category>\n' for n in names)
-
-
-def _described(name: str) -> str:
-    label = name.replace("_", " ").capitalize()
-    return "".join(f'\t\t\t\t\t\t<catDesc xml:lang="{lang}">{label}</catDesc>\n' for lang in ("en", "pt"))
-
-
-def _document_xml(document: SampleDocument) -> str:
-    genre = document.genre
-    return _DOCUMENT.format(
-        id=document.id,
-        tokens=document.tokens,
-        originality=document.originality,
-        license=genre.license,
-        license_name=_LICENSE_NAMES[genre.license],
-        source=genre.source.format(document.number),
-        bytes=len(document.text.encode()),
-        domain=genre.domain,
-        typology=genre.typology,
-        language=genre.language,
-        taxonomy=document.shard.split("/")[0].upper(),
-        paragraphs="".join(f"\t\t\t\t<p>{escape(line)}</p>\n" for line in document.text.split("\n")),
-    )
-
-
-_HEAD = """\
-<?xml version='1.0' encoding='utf-8'?>
-<teiCorpus xmlns="http://www.tei-c.org/ns/1.0">
-	<teiHeader>
-		<fileDesc>
-			<titleStmt>
-				<title type="main">Carolina</title>
-				<title type="sub">Sample, generated by FlexQwen</title>
-			</titleStmt>
-			<publicationStmt>
-				<authority>FlexQwen</authority>
-			</publicationStmt>
-			<sourceDesc>
-				<p>A generated sample in the format of Carolina: General Corpus of Contemporary Brazilian Portuguese \
-with Provenance and Typology Information.</p>
-			</sourceDesc>
-		</fileDesc>
-		<encodingDesc>
-			<projectDesc>
-				<p>Every text of this file was generated; none was written by a person.</p>
-			</projectDesc>
-			<classDecl>
-				<taxonomy xml:id="Source_typology">
-{categories}\
-				</taxonomy>
-			</classDecl>
-		</encodingDesc>
-	</teiHeader>
-"""
-
-_DOCUMENT = """\
-	<TEI>
-		<teiHeader>
-			<fileDesc>
-				<titleStmt>
-					<title>{id}</title>
-					<respStmt>
-						<resp>Download</resp>
-						<name>FlexQwen</name>
-					</respStmt>
-					<respStmt>
-						<resp>Metadata</resp>
-						<name>FlexQwen</name>
-					</respStmt>
-					<respStmt>
-						<resp>Extraction</resp>
-						<name>FlexQwen</name>
-					</respStmt>
-				</titleStmt>
-				<extent>
-					<measure unit="tokens" quantity="{tokens}" />
-					<measure type="originality" unit="percent" quantity="{originality}" />
-				</extent>
-				<publicationStmt>
-					<authority>FlexQwen</authority>
-					<date type="Download">2026-01-01</date>
-					<date type="Extraction">2026-01-01</date>
-					<availability status="free">
-						<license target="{license}">{license_name}</license>
-					</availability>
-				</publicationStmt>
-				<sourceDesc>
-					<biblFull>
-						<fileDesc>
-							<titleStmt>
-								<title>
-									<name />
-									<media mimeType="text/plain" url="{source}" source="sample.txt" />
-								</title>
-								<author />
-								<editor role="translator" />
-								<sponsor>Unknown</sponsor>
-							</titleStmt>
-							<extent>
-								<measure unit="bytes" quantity="{bytes}" />
-								<measure unit="tokens" quantity="{tokens}" />
-								<measure unit="pages" quantity="-1" />
-							</extent>
-							<publicationStmt>
-								<publisher />
-								<authority>FlexQwen</authority>
-								<date>2026-01-01</date>
-								<availability status="free">
-									<license target="{license}">{license_name}</license>
-								</availability>
-								<address>
-									<region />
-								</address>
-							</publicationStmt>
-							<seriesStmt>
-								<title />
-								<biblScope />
-							</seriesStmt>
-							<sourceDesc>
-								<p>Born digital</p>
-							</sourceDesc>
-						</fileDesc>
-						<profileDesc>
-							<creation resp="user" />
-							<textDesc>
-								<channel mode="w" />
-								<constitution type="single" />
-								<derivation />
-								<domain>{domain}</domain>
-								<factuality />
-								<interaction />
-								<preparedness type="spontaneous" />
-								<purpose />
-							</textDesc>
-							<textClass>
-								<catRef scheme="#Source_typology" target="#{typology}" />
-							</textClass>
-							<langUsage>
-								<language ident="{language}" />
-							</langUsage>
-						</profileDesc>
-					</biblFull>
-				</sourceDesc>
-			</fileDesc>
-			<profileDesc>
-				<textClass>
-					<catRef scheme="#Carolina_typology" target="#{taxonomy}" />
-				</textClass>
-			</profileDesc>
-		</teiHeader>
-		<text>
-			<body>
-{paragraphs}\
-			</body>
-		</text>
-	</TEI>
-"""
+    source = Path(__file__).with_name("shard.xml").read_text(encoding="utf-8")
+    template = Template(source, trim_blocks=True, keep_trailing_newline=True)
+    return template.render(documents=documents, typologies=dict.fromkeys(g.typology for g in GENRES), escape=escape)

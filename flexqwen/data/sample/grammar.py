@@ -1,12 +1,18 @@
 """A small grammar of Brazilian Portuguese: endless grammatical sentences in several genres, from a lexicon and a seed.
 
-It makes the sample corpus. Agreement (gender, number, article and contraction, verb ending) is computed, not listed, so
-that a small model has real regularities to learn, and the lexicon is wide enough that two sentences seldom share seven
-words in a row.
+It makes the sample corpus. `grammar.yaml` holds the sentences, `lexicon.yaml` the words. Agreement (gender, number,
+article and contraction, verb ending) is computed, not listed, so that a small model has real regularities to learn, and
+the lexicon is wide enough that two sentences seldom share seven words in a row.
 """
 
+import re
+from functools import cache, partial
+from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import yaml
+from jinja2 import Environment, StrictUndefined
 
 
 class Noun(NamedTuple):
@@ -17,509 +23,159 @@ class Noun(NamedTuple):
     plural: bool = False
 
 
-def _list(words: str) -> list[str]:
-    return words.split()
+def _read(name: str) -> dict[str, Any]:
+    return yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
-def _nouns(words: str) -> list[Noun]:
-    """Reads `livro/m revista/f`; `_` stands for a space inside a compound."""
-    return [Noun(word.replace("_", " "), gender) for word, gender in (item.split("/") for item in words.split())]
-
-
-PEOPLE = _nouns(
-    "professor/m professora/f pesquisador/m pesquisadora/f médico/m médica/f engenheiro/m engenheira/f estudante/m "
-    "estudante/f jornalista/m jornalista/f artista/f músico/m cantora/f escritor/m escritora/f poeta/m agricultor/m "
-    "agricultora/f pescador/m enfermeira/f advogado/m advogada/f vereador/m prefeita/f deputado/m deputada/f "
-    "senador/m ministro/m juíza/f diretor/m diretora/f secretário/m secretária/f bibliotecária/f arquiteto/m "
-    "historiadora/f geógrafo/m biólogo/m bióloga/f químico/m física/f fotógrafo/m pintora/f ator/m atriz/f "
-    "cozinheiro/m motorista/m comerciante/m vizinha/f operário/m costureira/f carpinteiro/m "
-    "treinadora/f atleta/m"
-)
-INSTITUTIONS = _nouns(
-    "universidade/f prefeitura/f escola/f empresa/f museu/m hospital/m biblioteca/f associação/f cooperativa/f "
-    "orquestra/f comissão/f instituto/m sindicato/m tribunal/m governo/m conselho/m câmara/f editora/f fundação/f "
-    "faculdade/f laboratório/m ministério/m secretaria/f clube/m federação/f academia/f agência/f companhia/f "
-    "jornal/m emissora/f assembleia/f paróquia/f galeria/f departamento/m consórcio/m colégio/m comitê/m"
-)
-PLACES = _nouns(
-    "praça/f mercado/m igreja/f ponte/f parque/m porto/m bairro/m estação/f praia/f fazenda/f vila/f teatro/m rua/f "
-    "avenida/f ilha/f vale/m serra/f lagoa/f floresta/f fronteira/f aldeia/f fábrica/f oficina/f estádio/m "
-    "cemitério/m rodovia/f ferrovia/f barragem/f usina/f mina/f cachoeira/f reserva/f capela/f palácio/m sítio/m "
-    "farol/m mirante/m feira/f padaria/f auditório/m ginásio/m jardim/m cais/m beco/m sertão/m litoral/m planalto/m "
-    "pomar/m"
-)
-WORKS = _nouns(
-    "livro/m romance/m artigo/m relatório/m poema/m filme/m peça/f canção/f mapa/m catálogo/m estudo/m revista/f "
-    "manual/m diário/m exposição/f documentário/m ensaio/m conto/m retrato/m mural/m disco/m arquivo/m dicionário/m "
-    "inventário/m coleção/f tese/f carta/f crônica/f partitura/f gravura/f escultura/f roteiro/m almanaque/m "
-    "folheto/m atlas/m"
-)
-PLANS = _nouns(
-    "projeto/m programa/m plano/m acordo/m contrato/m pedido/m proposta/f decisão/f medida/f reforma/f campanha/f "
-    "pesquisa/f parceria/f obra/f licença/f eleição/f investigação/f auditoria/f consulta/f curso/m seminário/m "
-    "concurso/m edital/m orçamento/m cronograma/m calendário/m regulamento/m convênio/m tratado/m serviço/m "
-    "sistema/m método/m experimento/m"
-)
-THEMES = _nouns(
-    "educação/f saúde/f clima/m história/f economia/f cultura/f transporte/m moradia/f segurança/f ciência/f "
-    "agricultura/f memória/f linguagem/f música/f turismo/m energia/f água/f saneamento/m trabalho/m comércio/m "
-    "pesca/f indústria/f literatura/f arquitetura/f mineração/f biodiversidade/f alfabetização/f migração/f "
-    "inflação/f tecnologia/f ética/f"
-)
-PRODUCTS = _nouns(
-    "celular/m fogão/m geladeira/f mochila/f relógio/m perfume/m colchão/m cafeteira/f ventilador/m panela/f "
-    "boneca/f câmera/f teclado/m fone/m cadeira/f mesa/f televisão/f liquidificador/m travesseiro/m tapete/m "
-    "bicicleta/f sapato/m jaqueta/f bolsa/f lanterna/f impressora/f roteador/m aspirador/m churrasqueira/f "
-    "batedeira/f chaleira/f cortina/f luminária/f mouse/m notebook/m tablet/m berço/m carrinho/m violão/m barraca/f "
-    "garrafa/f faca/f frigideira/f"
-)
-PARTS = _nouns(
-    "tela/f bateria/f cabo/m tampa/f embalagem/f costura/f acabamento/m motor/m manual/m tecido/m zíper/m botão/m "
-    "cor/f tamanho/m peso/m som/m cheiro/m preço/m prazo/m encaixe/m parafuso/m material/m design/m suporte/m "
-    "alça/f"
-)
-SPECIES = _nouns(
-    "ave/f peixe/m mamífero/m réptil/m anfíbio/m inseto/m aranha/f borboleta/f árvore/f orquídea/f palmeira/f "
-    "bromélia/f trepadeira/f samambaia/f cacto/m arbusto/m besouro/m morcego/m roedor/m molusco/m"
-)
-MATTERS = _nouns(
-    "madeira/f pedra/f chuva/f poeira/f lua/f vento/m silêncio/m sombra/f janela/f estrada/f noite/f manhã/f "
-    "saudade/f mar/m rio/m fogo/m porta/f espelho/m barco/m pássaro/m sino/m relva/f nuvem/f tempestade/f caminho/m "
-    "lembrança/f sonho/m voz/f olhar/m mão/f coração/m inverno/m verão/m tarde/f areia/f lâmpada/f corredor/m "
-    "quintal/m telhado/m"
-)
-ADJECTIVES = _list(
-    "público municipal estadual federal regional histórico moderno amplo raro simples complexo importante recente "
-    "tradicional popular científico técnico urbano rural costeiro industrial agrícola cultural religioso artístico "
-    "econômico político social ambiental digital experimental anual mensal provisório permanente gratuito coletivo "
-    "internacional brasileiro paulista mineiro baiano nordestino amazônico gaúcho francês português japonês inglês "
-    "colonial imperial republicano inédito célebre modesto enorme elegante sólido frágil notável discreto curioso "
-    "severo generoso rigoroso cuidadoso independente voluntário noturno distante vizinho central lateral interno "
-    "externo inteiro completo parcial definitivo"
-)
-QUALITIES = _list(
-    "resistente bonito prático leve confortável silencioso frágil durável potente compacto macio barato útil fraco "
-    "péssimo excelente ótimo razoável moderno delicado áspero firme eficiente simples perfeito"
-)
-TRAITS = _list(
-    "experiente famoso antigo respeitado brasileiro mineiro baiano gaúcho português voluntário aposentado discreto "
-    "generoso severo curioso cuidadoso independente célebre modesto paulista nordestino local premiado convidado"
-)
-FIRST = {
-    "m": _list(
-        "Antônio Bernardo Caetano Daniel Eduardo Felipe Gustavo Henrique Ivan João Luís Marcelo Nelson Otávio Paulo "
-        "Rafael Sérgio Tiago Vicente Álvaro Joaquim Raimundo Sebastião Francisco Augusto Leonardo Miguel Renato "
-        "Damião Benedito"
-    ),
-    "f": _list(
-        "Ana Beatriz Cecília Débora Elisa Fernanda Gabriela Helena Inês Joana Letícia Marina Natália Olívia "
-        "Patrícia Regina Sofia Teresa Vitória Adriana Conceição Iracema Lúcia Marta Rosa Sílvia Aparecida Luzia "
-        "Bárbara Clarice"
-    ),
+_LEXICON, _GRAMMAR = _read("lexicon.yaml"), _read("grammar.yaml")
+NOUNS = {
+    group: [Noun(*item.replace("_", " ").split("/")) for item in nouns.split()]
+    for group, nouns in _LEXICON["nouns"].items()
 }
-LAST = _list(
-    "Almeida Barbosa Cardoso Duarte Esteves Ferreira Gomes Lacerda Machado Nogueira Oliveira Pereira Queiroz "
-    "Ribeiro Siqueira Teixeira Vasconcelos Xavier Zanetti Araújo Brandão Campos Dantas Evangelista Fonseca "
-    "Guimarães Moura Prado Rocha Sampaio Tavares Viana Azevedo Bittencourt Coutinho Figueiredo Lobato Medeiros "
-    "Pacheco Rezende Toledo Werneck Assunção Borges"
+NOUNS["agents"] = NOUNS["institutions"] + NOUNS["people"]
+ADJECTIVES, QUALITIES, TRAITS, LAST_NAMES, MONTHS, WEEKDAYS = (
+    _LEXICON[name].split() for name in ("adjectives", "qualities", "traits", "last_names", "months", "weekdays")
 )
-CITIES = dict(
-    pair.replace("_", " ").split("/")
-    for pair in _list(
-        "Recife/Pernambuco Olinda/Pernambuco Caruaru/Pernambuco Campinas/São_Paulo Santos/São_Paulo "
-        "Sorocaba/São_Paulo Bauru/São_Paulo Ouro_Preto/Minas_Gerais Mariana/Minas_Gerais Uberaba/Minas_Gerais "
-        "Diamantina/Minas_Gerais Salvador/Bahia Ilhéus/Bahia Cachoeira/Bahia Juazeiro/Bahia Fortaleza/Ceará "
-        "Sobral/Ceará Quixadá/Ceará Crato/Ceará Curitiba/Paraná Londrina/Paraná Maringá/Paraná Paranaguá/Paraná "
-        "Pelotas/Rio_Grande_do_Sul Santa_Maria/Rio_Grande_do_Sul Caxias/Rio_Grande_do_Sul Belém/Pará Santarém/Pará "
-        "Marabá/Pará Manaus/Amazonas Parintins/Amazonas Tefé/Amazonas Goiânia/Goiás Anápolis/Goiás "
-        "Pirenópolis/Goiás Cuiabá/Mato_Grosso Cáceres/Mato_Grosso Natal/Rio_Grande_do_Norte "
-        "Mossoró/Rio_Grande_do_Norte Caicó/Rio_Grande_do_Norte Maceió/Alagoas Penedo/Alagoas Aracaju/Sergipe "
-        "Laranjeiras/Sergipe Teresina/Piauí Oeiras/Piauí Parnaíba/Piauí Niterói/Rio_de_Janeiro "
-        "Petrópolis/Rio_de_Janeiro Paraty/Rio_de_Janeiro Blumenau/Santa_Catarina Joinville/Santa_Catarina "
-        "Lages/Santa_Catarina Vitória/Espírito_Santo Colatina/Espírito_Santo"
-    )
-)
-_STATE_ARTICLE = {"Pernambuco": "", "São Paulo": "", "Minas Gerais": "", "Bahia": "a", "Alagoas": "", "Sergipe": "",
-                  "Goiás": "", "Santa Catarina": "", "Mato Grosso": ""}  # fmt: skip
-MONTHS = _list("janeiro fevereiro março abril maio junho julho agosto setembro outubro novembro dezembro")
-WEEKDAYS = ["segunda-feira", "terça-feira", "quarta-feira", "quinta-feira", "sexta-feira", "sábado", "domingo"]
-
-# Transitive verbs, all regular in the third person, by what they take.
-_EVENTS = [
-    (verb, objects)
-    for objects, verbs in (
-        (
-            WORKS,
-            "publicar divulgar escrever revisar ilustrar comentar editar catalogar restaurar guardar vender doar "
-            "emprestar apresentar recolher comparar copiar analisar procurar encontrar perder resumir",
-        ),
-        (
-            PLACES,
-            "visitar percorrer reformar ampliar fotografar limpar ocupar descrever abandonar vigiar proteger "
-            "atravessar conhecer inaugurar fechar abrir pintar desenhar cercar defender celebrar habitar",
-        ),
-        (
-            PLANS,
-            "aprovar discutir financiar coordenar suspender anunciar defender criticar avaliar encerrar adiar "
-            "acompanhar rejeitar organizar iniciar assinar retomar fiscalizar patrocinar elogiar questionar renovar",
-        ),
-        (
-            PEOPLE,
-            "contratar convidar receber ouvir apoiar entrevistar ajudar procurar convencer orientar surpreender "
-            "esperar observar lembrar acusar absolver chamar encontrar escolher",
-        ),
-        (THEMES, "estudar pesquisar debater ensinar investigar valorizar discutir compreender explicar regular"),
-    )
-    for verb in verbs.split()
-]
-_PARTICIPLES = {"escrever": "escrito", "descrever": "descrito", "abrir": "aberto", "suspender": "suspenso"}
-_ENDINGS = {  # tense -> conjugation -> (singular, plural), third person
-    "past": {"a": ("ou", "aram"), "e": ("eu", "eram"), "i": ("iu", "iram")},
-    "present": {"a": ("a", "am"), "e": ("e", "em"), "i": ("e", "em")},
-    "imperfect": {"a": ("ava", "avam"), "e": ("ia", "iam"), "i": ("ia", "iam")},
-    "future": {"a": ("ará", "arão"), "e": ("erá", "erão"), "i": ("irá", "irão")},
-}
+_ADJECTIVES_OF = {"people": TRAITS, "products": QUALITIES, "parts": QUALITIES}
+FIRST_NAMES = {gender: names.split() for gender, names in _LEXICON["first_names"].items()}
+CITIES = [pair.replace("_", " ").split("/") for pair in _LEXICON["cities"].split()]
+EVENTS = [(verb, group) for group, verbs in _LEXICON["verbs"].items() for verb in verbs.split()]
 
 
-def plural(word: str) -> str:
-    """Plural of a noun or of an adjective; of each part where there are two words."""
+@cache
+def inflect(word: str, form: str) -> str:
+    """The word in a form of `lexicon.yaml`: plural, feminine, participle or first_person (of the past).
+
+    An adjective is given in the masculine singular, a verb in the infinitive; of two words each is inflected.
+    """
     if " " in word:
-        return " ".join(plural(part) for part in word.split(" "))
-    if word == "mão":
-        return "mãos"
-    if word in ("frágil", "útil"):
-        return word[:-2] + "eis"
-    if word == "cais" or word.endswith(("os", "as", "is", "es", "us")):
-        return word
-    for ending, replacement in (("ão", "ões"), ("m", "ns"), ("ês", "eses"), ("il", "is"), ("ol", "óis"), ("al", "ais")):
-        if word.endswith(ending):
-            return word.removesuffix(ending) + replacement
-    if word.endswith("el"):
-        return word[:-2] + ("eis" if any(letter in word for letter in "áéíóú") else "éis")
-    return word + ("es" if word[-1] in "rz" else "s")
+        return " ".join(inflect(part, form) for part in word.split(" "))
+    pattern, ending = next(rule for rule in _LEXICON["inflections"][form] if re.search(rule[0], word))
+    return re.sub(pattern, ending, word, count=1)
 
 
 def agree(adjective: str, noun: Noun) -> str:
     """The adjective, given in the masculine singular, in the noun's gender and number."""
-    if noun.gender == "f" and adjective.endswith("o"):
-        adjective = adjective[:-1] + "a"
-    elif noun.gender == "f" and adjective.endswith("ês"):
-        adjective = adjective[:-2] + "esa"
-    return plural(adjective) if noun.plural else adjective
+    adjective = inflect(adjective, "feminine") if noun.gender == "f" else adjective
+    return inflect(adjective, "plural") if noun.plural else adjective
 
 
 def conjugate(verb: str, tense: str, is_plural: bool) -> str:
     """Third person of a regular verb."""
-    return verb[:-2] + _ENDINGS[tense][verb[-2]][is_plural]
+    return verb[:-2] + _LEXICON["endings"][tense][verb[-2]][is_plural]
 
 
 def participle(verb: str, noun: Noun) -> str:
-    base = _PARTICIPLES.get(verb) or verb[:-2] + ("ado" if verb[-2] == "a" else "ido")
-    return agree(base, noun)
-
-
-def first_person(verb: str) -> str:
-    """First person singular of the past: `comprei`, `recebi`, `busquei`."""
-    stem = verb[:-2]
-    if verb[-2] != "a":
-        return stem + "i"
-    return (stem[:-1] + {"c": "qu", "g": "gu", "ç": "c"}[stem[-1]] if stem[-1] in "cgç" else stem) + "ei"
-
-
-_ARTICLES = {("m", False): "o", ("f", False): "a", ("m", True): "os", ("f", True): "as"}
-_INDEFINITE = {("m", False): "um", ("f", False): "uma", ("m", True): "alguns", ("f", True): "algumas"}
-_CONTRACTIONS = {"de": "d{}", "em": "n{}", "por": "pel{}"}
+    return agree(inflect(verb, "participle"), noun)
 
 
 def the(noun: Noun, preposition: str = "") -> str:
     """Noun with the definite article, contracted with the preposition where Portuguese does so."""
-    article = _ARTICLES[noun.gender, noun.plural]
-    if preposition == "a":
-        article = {"o": "ao", "a": "à", "os": "aos", "as": "às"}[article]
-    elif preposition in _CONTRACTIONS:
-        article = _CONTRACTIONS[preposition].format(article)
-    elif preposition:
-        article = f"{preposition} {article}"
-    return f"{article} {noun.text}"
+    article = _LEXICON["definite"][noun.gender][noun.plural]
+    joined = _LEXICON["contractions"].get(preposition, {}).get(article) or f"{preposition} {article}".lstrip()
+    return f"{joined} {noun.text}"
 
 
 def some(noun: Noun) -> str:
     """Noun with the indefinite article."""
-    return f"{_INDEFINITE[noun.gender, noun.plural]} {noun.text}"
+    return f"{_LEXICON['indefinite'][noun.gender][noun.plural]} {noun.text}"
 
 
-def _in_state(state: str, preposition: str) -> str:
-    article = _STATE_ARTICLE.get(state, "o")
-    return the(Noun(state, "mf"[article == "a"]), preposition) if article else f"{preposition} {state}"
+_TEMPLATES = Environment(variable_start_string="{", variable_end_string="}", undefined=StrictUndefined)
+_TEMPLATES.globals |= {f.__name__: f for f in (agree, conjugate, inflect, participle, the, some)}
+_TEMPLATES.globals |= {"names": FIRST_NAMES, "nouns": NOUNS, "qualities": QUALITIES, "months": MONTHS, "days": WEEKDAYS}
+_TEMPLATES.globals |= {"events": EVENTS, "cities": CITIES, "in_states": _LEXICON["in_states"]}
+_compile, _compile_expression = cache(_TEMPLATES.from_string), cache(_TEMPLATES.compile_expression)
 
 
 class Writer:
-    """Writes in Portuguese, one random choice after another from `random`."""
+    """Writes in Portuguese, one random choice after another from `random`. Templates call its public methods."""
 
     def __init__(self, random: Random):
         self.random = random
-        self.pick = random.choice
+        self.pick, self.number = random.choice, random.randint
+        methods = (name for name in dir(self) if not name.startswith("_"))
+        self._names = {name: getattr(self, name) for name in methods}
+        self._names |= {rule: partial(self.phrase, rule) for rule in _GRAMMAR["phrases"]}
 
-    # Phrases
+    def one_of(self, *options: str) -> str:
+        return self.pick(options)
 
-    def noun(self, nouns: list[Noun], is_plural: bool | None = None, adjectives: list[str] = ADJECTIVES) -> Noun:
+    def noun(self, group: str, is_plural: bool | None = None) -> Noun:
         """A noun, perhaps in the plural, perhaps with an adjective that suits it."""
-        noun = self.pick(nouns)
-        if nouns is PEOPLE:
-            adjectives = TRAITS
+        noun = self.pick(NOUNS[group])
         if is_plural is None:
             is_plural = self.random.random() < 0.25
         if is_plural:
-            noun = Noun(plural(noun.text), noun.gender, True)
+            noun = Noun(inflect(noun.text, "plural"), noun.gender, True)
         if self.random.random() < 0.55:
-            noun = noun._replace(text=f"{noun.text} {agree(self.pick(adjectives), noun)}")
+            adjective = self.pick(_ADJECTIVES_OF.get(group, ADJECTIVES))
+            noun = noun._replace(text=f"{noun.text} {agree(adjective, noun)}")
         return noun
+
+    def np(self, group: str, preposition: str = "") -> str:
+        """A noun phrase in the singular, with its article."""
+        return the(self.noun(group, False), preposition)
+
+    def nps(self, group: str, preposition: str = "") -> str:
+        """A noun phrase in either number, with its article."""
+        return the(self.noun(group), preposition)
 
     def person(self) -> Noun:
         gender = self.pick("mf")
-        return Noun(f"{self.pick(FIRST[gender])} {self.pick(LAST)}", gender)
+        return Noun(f"{self.pick(FIRST_NAMES[gender])} {self.pick(LAST_NAMES)}", gender)
 
     def city(self) -> str:
-        return self.pick(list(CITIES))
-
-    def date(self, first_year: int = 1890, last_year: int = 2023) -> str:
-        return f"{self.random.randint(1, 28)} de {self.pick(MONTHS)} de {self.random.randint(first_year, last_year)}"
+        return self.pick(CITIES)[0]
 
     def subject(self) -> tuple[str, Noun]:
         """A noun phrase that can act, and the noun that its verb agrees with."""
         kind = self.random.random()
-        if kind < 0.25:
-            person = self.person()
-            return person.text, person
         if kind < 0.45:
             person = self.person()
-            role = self.pick([noun for noun in PEOPLE if noun.gender == person.gender])
+            if kind < 0.25:
+                return person.text, person
+            role = self.pick([noun for noun in NOUNS["people"] if noun.gender == person.gender])
             return f"{the(role)} {person.text}", person
-        noun = self.noun(INSTITUTIONS if kind < 0.75 else PEOPLE)
+        noun = self.noun("institutions" if kind < 0.75 else "people")
         return (the(noun) if self.random.random() < 0.7 else some(noun)), noun
 
-    def object(self, nouns: list[Noun]) -> str:
-        noun = self.noun(nouns, is_plural=False if nouns is THEMES else None)
-        text = the(noun) if nouns is THEMES or self.random.random() < 0.55 else some(noun)
-        return f"{text} {self.complement()}" if self.random.random() < 0.3 else text
-
-    def complement(self) -> str:
-        kind = self.random.random()
-        if kind < 0.35:
-            return f"de {self.city()}"
-        if kind < 0.6:
-            return the(self.noun(INSTITUTIONS, False), "de")
-        return f"sobre {the(self.noun(THEMES, False))}"
-
-    def circumstance(self) -> str:
-        kind = self.random.random()
-        if kind < 0.2:
-            return f"em {self.date()}"
-        if kind < 0.4:
-            return f"em {self.city()}"
-        if kind < 0.6:
-            return the(self.noun(PLACES), "em")
-        if kind < 0.75:
-            return f"com {the(self.noun(PEOPLE))}"
-        if kind < 0.9:
-            return f"durante {the(self.noun(PLANS, False))}"
-        return f"por {self.pick(['causa', 'ordem', 'iniciativa', 'insistência'])} {the(self.noun(PEOPLE), 'de')}"
-
-    # Sentences, without the full stop
+    def object(self, group: str) -> str:
+        noun = self.noun(group, is_plural=False if group == "themes" else None)
+        text = the(noun) if group == "themes" or self.random.random() < 0.55 else some(noun)
+        return f"{text} {self.phrase('complement')}" if self.random.random() < 0.3 else text
 
     def clause(self, tense: str = "past") -> str:
-        verb, objects = self.pick(_EVENTS)
-        if objects not in (PEOPLE, THEMES) and self.random.random() < 0.2:
-            noun = self.noun(objects)
-            auxiliary = {"past": ("foi", "foram"), "present": ("é", "são"), "imperfect": ("era", "eram")}
-            be = auxiliary.get(tense, ("será", "serão"))[noun.plural]
-            return f"{the(noun)} {be} {participle(verb, noun)} {the(self.noun(INSTITUTIONS + PEOPLE), 'por')}"
+        verb, group = self.pick(EVENTS)
+        if group not in ("people", "themes") and self.random.random() < 0.2:
+            noun = self.noun(group)
+            be = _LEXICON["be"][tense][noun.plural]
+            return f"{the(noun)} {be} {participle(verb, noun)} {self.nps('agents', 'por')}"
         text, agent = self.subject()
-        return f"{text} {conjugate(verb, tense, agent.plural)} {self.object(objects)}"
+        return f"{text} {conjugate(verb, tense, agent.plural)} {self.object(group)}"
 
-    def sentence(self, tense: str = "past") -> str:
-        kind = self.random.random()
-        if kind < 0.35:
-            text = f"{self.clause(tense)} {self.circumstance()}"
-        elif kind < 0.5:
-            text = f"{self.circumstance()}, {self.clause(tense)}"
-        elif kind < 0.62:
-            when = self.pick(["quando", "enquanto", "depois que", "assim que"])
-            text = f"{when} {self.clause(tense)}, {self.clause(tense)}"
-        elif kind < 0.74:
-            joined = self.pick(["mas", "e", "porque", "embora", "pois"])
-            text = f"{self.clause(tense)}, {joined} {self.clause('imperfect')}"
-        elif kind < 0.86:
-            text = f"segundo {the(self.noun(PEOPLE, False))}, {self.clause(tense)} {self.circumstance()}"
-        else:
-            text = f"{self.clause(tense)}, {self.pick(['além de', 'sem', 'para', 'em vez de'])} {self.infinitive()}"
-        return text
+    def phrase(self, rule: str, tense: str = "past") -> str:
+        """A phrase or a sentence by one of the rules of `grammar.yaml`."""
+        form = _GRAMMAR["phrases"][rule]
+        if isinstance(form, dict):
+            kind = self.random.random()
+            form = next(text for bound, text in form.items() if kind < bound)
+        return self._fill(form, tense=tense)
 
-    def infinitive(self) -> str:
-        verb, objects = self.pick(_EVENTS)
-        return f"{verb} {self.object(objects)}"
-
-    # Genres: each gives one sentence of a text about `topic`.
-
-    def np(self, nouns: list[Noun], preposition: str = "") -> str:
-        """A noun phrase in the singular, with its article."""
-        return the(self.noun(nouns, False), preposition)
-
-    def one_of(self, *texts: str) -> str:
-        return self.pick(texts)
-
-    def tweet(self, topic: str) -> str:
-        pick, one_of = self.pick, self.one_of
-        mood = one_of("feliz", "sem paciência", "com fome", "com sono", "morrendo de saudade", "sem dinheiro")
-        match self.random.randrange(6):
-            case 0:
-                done = first_person(pick(_EVENTS)[0])
-                return f"hoje eu {done} {self.object(pick([WORKS, PLACES, PEOPLE]))} e tô {mood}"
-            case 1:
-                return f"{self.clause()} e ninguém me avisou #{pick(THEMES).text}"
-            case 2:
-                friend = f"@{pick(FIRST['f']).lower()}_{self.random.randint(1, 99)}"
-                return f"{friend} você viu {self.np(WORKS)} {self.complement()}?"
-            case 3:
-                return f"alguém de {self.city()} sabe onde fica {self.np(PLACES)}?"
-            case 4:
-                return f"{pick(WEEKDAYS)} chuvosa, {mood}, pensando {self.np(MATTERS, 'em')} e {self.np(PEOPLE, 'em')}"
-            case _:
-                return f"não aguento mais {the(self.noun(PLANS))} {self.np(INSTITUTIONS, 'de')} :("
-
-    def review(self, topic: str) -> str:
-        pick, one_of, number = self.pick, self.one_of, self.random.randint
-        product, part, other = (self.noun(nouns, False, QUALITIES) for nouns in (PRODUCTS, PARTS, PARTS))
-        quality = agree(pick(QUALITIES), part)
-        match self.random.randrange(7):
-            case 0:
-                bought = first_person(one_of("comprar", "receber", "escolher", "trocar", "testar"))
-                whom = one_of(
-                    "minha filha", "meu filho", "minha mãe", "meu pai", "minha avó", "minha casa", "meu trabalho"
-                )
-                return f"{bought} {some(product)} para {whom}"
-            case 1:
-                return f"{the(part)} é {quality}, mas {the(other)} parece {agree(pick(QUALITIES), other)}"
-            case 2:
-                when = one_of("antes do prazo", "com atraso", "no dia marcado")
-                return f"chegou {when} em {self.city()}, depois de {number(2, 40)} dias"
-            case 3:
-                state = one_of("não apresentou defeito", "quebrou duas vezes", f"continua {quality}")
-                return f"em {number(2, 11)} meses de uso, {the(part)} {state}"
-            case 4:
-                wanted = some(self.noun(PRODUCTS, False, QUALITIES))
-                return f"{one_of('recomendo', 'não recomendo', 'indico')} {the(product)} para quem procura {wanted}"
-            case 5:
-                answered = one_of("respondeu", "ignorou", "resolveu", "recusou")
-                request = one_of("troca", "reembolso", "garantia", "entrega")
-                return f"a loja {answered} meu pedido de {request} em {number(1, 28)} de {pick(MONTHS)}"
-            case _:
-                return f"pelo preço de {number(20, 990)} reais, esperava {the(part)} mais {quality}"
-
-    def encyclopedia(self, topic: str) -> str:
-        number = self.random.randint
-        match self.random.randrange(6):
-            case 0:
-                city = self.city()
-                return f"{topic} fica a {number(3, 400)} quilômetros de {city}, {_in_state(CITIES[city], 'em')}"
-            case 1:
-                trades = f"{self.np(THEMES, 'de')} e {self.np(THEMES, 'de')}"
-                return f"a população, estimada em {number(2, 900)} mil habitantes, vive {trades}"
-            case 2:
-                species = self.noun(SPECIES, False)
-                named = f"{participle('descrever', species)} por {self.person().text} em {number(1790, 2015)}"
-                return f"na região vive {some(species)} de {number(2, 200)} centímetros, {named}"
-            case 3:
-                person = self.person()
-                born = f"{participle('nascer', person)} em {self.city()} em {self.date(1810, 1990)}"
-                did = conjugate(self.one_of("ensinar", "trabalhar", "morar", "estudar"), "past", False)
-                return f"{person.text}, {born}, {did} {self.np(INSTITUTIONS, 'em')}"
-            case _:
-                return self.sentence(self.one_of("past", "past", "present", "imperfect"))
-
-    def news(self, topic: str) -> str:
-        one_of, number = self.one_of, self.random.randint
-        match self.random.randrange(6):
-            case 0:
-                said = one_of("afirmou", "disse", "explicou", "garantiu", "lamentou")
-                return f"“{self.clause('present')}, {self.clause('future')}”, {said} {self.subject()[0]}"
-            case 1:
-                aim = f"{one_of('permitirá', 'deverá', 'servirá para')} {self.infinitive()} até {self.pick(MONTHS)}"
-                return f"o investimento, de {number(2, 950)} milhões de reais, {aim}"
-            case 2:
-                return f"na {self.pick(WEEKDAYS[:5])}, {number(1, 28)}, {self.clause()} {self.circumstance()}"
-            case 3:
-                think = one_of("acreditam", "dizem", "negam", "temem")
-                return f"{number(5, 95)}% dos entrevistados {think} que {self.clause('future')}"
-            case _:
-                return self.sentence()
-
-    def law(self, topic: str) -> str:
-        number = self.random.randint
-        match self.random.randrange(5):
-            case 0:
-                return f"Art. {number(2, 99)}. {self.clause('future')} no prazo de {number(5, 180)} dias"
-            case 1:
-                powers = f"{self.infinitive()} e {self.infinitive()}"
-                return f"§ {number(1, 9)}º {self.np(INSTITUTIONS, 'a')} compete {powers}"
-            case 2:
-                without = f"sem autorização {self.np(INSTITUTIONS, 'de')}"
-                return f"fica vedado {the(self.noun(PEOPLE), 'a')} {self.infinitive()} {without}"
-            case 3:
-                term = self.noun(PLANS, False).text
-                return f"para os fins desta lei, considera-se {term} o ato de {self.infinitive()}"
-            case _:
-                return self.sentence("future")
-
-    def ruling(self, topic: str) -> str:
-        one_of, number = self.one_of, self.random.randint
-        match self.random.randrange(5):
-            case 0:
-                against = f"{self.np(PLANS)} {self.np(INSTITUTIONS, 'de')}"
-                return f"trata-se de recurso interposto por {self.person().text} contra {against}"
-            case 1:
-                return f"sustenta a parte {one_of('autora', 'ré')} que {self.clause()} {self.circumstance()}"
-            case 2:
-                effect = f"{one_of('afasta', 'confirma', 'agrava')} {self.np(PLANS)}"
-                return f"às folhas {number(2, 900)}, {self.clause()}, o que {effect}"
-            case 3:
-                paid = f"{number(1, 300)} mil reais por {self.infinitive()}"
-                return f"condeno {self.np(INSTITUTIONS)} ao pagamento de {paid}"
-            case _:
-                return self.sentence()
-
-    def prose(self, topic: str) -> str:
-        one_of = self.one_of
-        matter, other = self.noun(MATTERS), self.noun(MATTERS)
-        match self.random.randrange(6):
-            case 0:
-                verb = one_of("lembrar", "esconder", "cobrir", "acender", "apagar", "levar")
-                did = conjugate(verb, "imperfect", matter.plural)
-                return f"{the(matter)} {did} {the(other)} {self.np(PEOPLE, 'de')}"
-            case 1:
-                asked = one_of("perguntou", "murmurou", "insistiu", "gritou")
-                looking = one_of("olhando para", "apontando para", "virando-se para")
-                return f"— {self.clause('present')}? — {asked} {topic}, {looking} {the(matter)}"
-            case 2:
-                like = conjugate(self.pick(_EVENTS)[0], "present", False)
-                thought = one_of("pensava", "acreditava")
-                return f"{topic} {thought} {the(matter, 'em')} como quem {like} {the(other)}"
-            case 3:
-                came = conjugate("chegar", "imperfect", other.plural)
-                return f"havia {some(matter)} {self.np(PLACES, 'em')}, e {the(other)} {came} devagar"
-            case _:
-                return self.sentence("imperfect")
+    def _fill(self, template: str, **names) -> str:
+        return _compile(template).render(self._names, **names)
 
     def text(self, genre: str, words: int) -> list[str]:
         """Sentences of one text of the genre, about `words` words together, capitalised and with their full stops."""
         topic = {"prose": self.person().text, "encyclopedia": self.city()}.get(genre, "")
         sentences = []
         while words > 0:
-            text = getattr(self, genre)(topic)
+            names = {"topic": topic}
+            for name, expression in _GRAMMAR["genres"][genre].get("given", {}).items():
+                names[name] = _compile_expression(expression)(self._names, **names)
+            text = self._fill(self.pick(_GRAMMAR["genres"][genre]["forms"]), **names)
             if genre != "tweet":
-                text = text[0].upper() + text[1:]
-            if text[-1] not in "?!(”":
-                text += "." if genre != "tweet" else ""
+                text = text[0].upper() + text[1:] + ("" if text[-1] in "?!(”" else ".")
             sentences.append(text)
             words -= len(text.split())
         return sentences

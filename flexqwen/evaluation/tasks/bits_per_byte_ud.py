@@ -1,12 +1,9 @@
 """How well a model predicts the sentences of the UD treebanks' test sets, as `bits_per_byte`."""
 
-from flexqwen.evaluation.likelihood import Scorer
-from flexqwen.evaluation.pair_generation import read_sentences
-from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.tasks import bits_per_byte
-from flexqwen.evaluation.tasks.item import Context, Item, some
+from flexqwen.evaluation.tasks import Context, Item, Task
+from flexqwen.evaluation.tasks.bits_per_byte import predict_texts
+from flexqwen.evaluation.treebanks import read_sentences
 
-VERSION = 1
 TREEBANKS = (
     "ud_bosque/pt_bosque-ud-test.conllu",
     "ud_porttinari/pt_porttinari-ud-test.conllu",
@@ -16,10 +13,7 @@ TREEBANKS = (
 
 def load(context: Context) -> list[Item]:
     """Every sentence is a document."""
-    sentences = [sentence for name in TREEBANKS for sentence in read_sentences(name)]
-    return some([Item(sentence.id, sentence.text) for sentence in sentences], context.limit)
+    return [Item(sentence.id, sentence.text) for name in TREEBANKS for sentence in read_sentences(name)]
 
 
-def evaluate(scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
-    """Nats per predicted token and bits per byte."""
-    return bits_per_byte.figures("bits_per_byte_ud", scorer, items, mode, context)
+TASK = Task("bits_per_byte_ud", 1, load, predict_texts, modes=("causal", "masked"))

@@ -13,18 +13,18 @@ import gzip
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import conllu
 import numpy as np
-from sklearn.metrics import accuracy_score
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.finetuning import Settings, sample, unseen
+from flexqwen.evaluation import finetuning
+from flexqwen.evaluation.finetuning import Settings
+from flexqwen.evaluation.finetuning.tagging import Tagged, tag
 from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.statistics import over_seeds
+from flexqwen.evaluation.tasks import Task
 from flexqwen.evaluation.tasks.data_files import data_file
-from flexqwen.evaluation.tasks.tagging import Tagged, tag
+from flexqwen.evaluation.treebanks import Sentence
 
-VERSION = 2
-FOLDER = "ud_bosque"  # of the evaluation data
 NUM_TRAIN_EPOCHS = 5
 FILES = {
     "train": "pt_bosque-ud-train.from-documents.conllu.gz",
@@ -44,125 +44,99 @@ def read_conllu(path: Path) -> list[Tagged]:
         blocks = file.read().strip().split("\n\n")
     sentences = []
     for number, block in enumerate(blocks, 1):
-        lines = block.split("\n")
-        comments = dict(line[2:].split(" = ", 1) for line in lines if line.startswith("# ") and " = " in line)
-        name = comments.get("sent_id", f"sentence {number}")
         try:
-            sentences.append(_sentence(name, comments["text"], [line for line in lines if not line.startswith("#")]))
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{path}, {name}: not CoNLL-U with a text ({error}); fetch the file again") from error
+            sentence = Sentence(conllu.parse(block)[0])
+        except (conllu.exceptions.ParseException, IndexError, KeyError) as error:
+            raise InputError(f"{path}, sentence {number}: not CoNLL-U ({error!r}); fetch the file again") from error
+        if not sentence.is_whole:
+            raise InputError(f"{path}, sentence {number}: its words are not those of its text; fetch the file again")
+        sentences.append(join_tags(sentence))
     return sentences
 
 
-def _sentence(name: str, text: str, lines: list[str]) -> Tagged:
+def join_tags(sentence: Sentence) -> Tagged:
+    """The written words of a sentence; the label of a contraction is the tags of its parts."""
     words, labels = [], []
-    place, last = 0, 0  # in the text; the last syntactic word of the written one
-    for line in lines:
-        number, form, _, tag, *rest = line.split("\t")
-        if len(rest) != 6:
-            raise ValueError(f"a line of {len(rest) + 4} columns")
-        if "." in number:  # an empty node: not in the text
-            continue
-        first, _, end = number.partition("-")
-        if not end and int(first) <= last:  # a part of the contraction that stands above
-            labels[-1] = labels[-1] + JOIN + tag if labels[-1] else tag
-            continue
-        start = text.find(form, place)
-        if start < 0 or text[place:start].strip():
-            raise ValueError(f"{form!r} is not what follows {text[:place]!r}")
-        words.append((" " if start > place else "") + form)
-        labels.append("" if end else tag)
-        place = start + len(form)
-        last = int(end or first)
-    return Tagged(name, words, labels)
+    for token in sentence.written:
+        number, start = token["id"], sentence.starts[token["id"]]
+        parts = [number] if isinstance(number, int) else range(number[0], number[2] + 1)
+        labels.append(JOIN.join(sentence.tokens[part]["upos"] for part in parts))
+        words.append(" " * sentence.text[:start].endswith(" ") + token["form"])
+    return Tagged(sentence.id, words, labels)
 
 
-def parts(label: str) -> int:
+def count_parts(label: str) -> int:
     return label.count(JOIN) + 1
 
 
-def predict(logits: list[np.ndarray], texts: list[Tagged], labels: list[str]) -> list[list[str]]:
+def predict_tags(logits: list[np.ndarray], texts: list[Tagged], labels: list[str]) -> list[list[str]]:
     """Tags of the syntactic words of each text, from the logits `(words, labels)` of its written words.
 
     How many syntactic words a written one has is given. Where train has no label with as many, each gets label 0.
     """
-    sizes = np.array([parts(label) for label in labels])
+    sizes = np.array([count_parts(label) for label in labels])
     predicted = []
     for text, scores in zip(texts, logits, strict=True):
         tags = []
         for label, row in zip(text.labels, scores, strict=True):
-            fitting = np.flatnonzero(sizes == parts(label))
-            best = labels[fitting[row[fitting].argmax()]] if len(fitting) else JOIN.join([labels[0]] * parts(label))
-            tags += best.split(JOIN)
+            parts = count_parts(label)
+            fitting = np.flatnonzero(sizes == parts)
+            tags += labels[fitting[row[fitting].argmax()]].split(JOIN) if len(fitting) else [labels[0]] * parts
         predicted.append(tags)
     return predicted
 
 
-def gold_tags(texts: list[Tagged]) -> list[list[str]]:
-    """Tags of the syntactic words of each text."""
+def split_tags(texts: list[Tagged]) -> list[list[str]]:
+    """Gold tags of the syntactic words of each text."""
     return [[tag for label in text.labels for tag in label.split(JOIN)] for text in texts]
 
 
-def frequent_labels(train: list[Tagged], test: list[Tagged], labels: list[str]) -> list[list[str]]:
+def predict_frequent_tags(train: list[Tagged], test: list[Tagged], labels: list[str]) -> list[list[str]]:
     """The baseline's tags of the syntactic words of each test text."""
     of_word, overall = defaultdict(Counter), Counter()
     for text in train:
         overall.update(text.labels)
         for word, label in zip(text.words, text.labels, strict=True):
             of_word[word.strip().lower()][label] += 1
-    common = np.array([overall[label] for label in labels]) / (
-        overall.total() + 1
-    )  # under 1: decides where all are even
-    ranks = []
-    for text in test:
-        seen = [of_word[word.strip().lower()] for word in text.words]
-        ranks.append(np.array([[counter[label] for label in labels] for counter in seen]) + common)
-    return predict(ranks, test, labels)
+    common = [overall[label] / (overall.total() + 1) for label in labels]  # under 1: decides where all are even
+    known = [[of_word[word.strip().lower()] for word in text.words] for text in test]
+    ranks = [np.array([[counter[label] for label in labels] for counter in text]) + common for text in known]
+    return predict_tags(ranks, test, labels)
+
+
+def compare_tags(gold: list[list[str]], predicted: list[list[str]]) -> list[np.ndarray]:
+    """For each text whether each tag is right."""
+    return [np.array(true) == np.array(said) for true, said in zip(gold, predicted, strict=True)]
 
 
 def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     """Accuracy over syntactic words; the interval draws sentences, `items` are words, `clusters` their sentences."""
-    splits = {split: sample(read_conllu(data_file(folder, name)), settings.limit) for split, name in FILES.items()}
-    splits["test"], overlap = unseen(splits["test"], ["".join(text.words) for text in splits["test"]], settings)
+    splits = {split: read_conllu(data_file(folder, name)) for split, name in FILES.items()}
+    splits, seen = finetuning.prepare_splits(splits, lambda text: "".join(text.words), settings)
+    test = splits["test"]
     labels = [label for label, _ in Counter(label for text in splits["train"] for label in text.labels).most_common()]
-    gold, dev_gold = gold_tags(splits["test"]), np.concatenate(gold_tags(splits["dev"]))
-    tuned = tag(
-        "bosque_pos",
-        model_folder,
-        **splits,
-        labels=labels,
-        dev_score=lambda logits: accuracy_score(dev_gold, np.concatenate(predict(logits, splits["dev"], labels))),
-        dev_metric="accuracy",
-        settings=settings,
-        num_train_epochs=NUM_TRAIN_EPOCHS,
-    )
-    right = []  # for each seed and sentence, whether each syntactic word is right
-    for logits in tuned.outputs:
-        tags = predict(logits, splits["test"], labels)
-        right.append([np.array(said) == np.array(true) for said, true in zip(tags, gold, strict=True)])
+    gold = {split: split_tags(splits[split]) for split in ("dev", "test")}
+
+    def score_dev(logits: list[np.ndarray]) -> float:
+        return np.concatenate(compare_tags(gold["dev"], predict_tags(logits, splits["dev"], labels))).mean()
+
+    name, metric = "bosque_pos", "accuracy"
+    outputs, details = tag(name, model_folder, splits, labels, score_dev, metric, settings, NUM_TRAIN_EPOCHS)
+    right = [compare_tags(gold["test"], predict_tags(logits, test, labels)) for logits in outputs]
     sums = np.array([[sentence.sum() for sentence in seed] for seed in right])
-    lengths = np.array([len(tags) for tags in gold])
-    values, interval = over_seeds(
-        lambda seed, drawn: sums[seed, drawn].sum() / lengths[drawn].sum(), len(sums), len(gold)
-    )
-    baseline = accuracy_score(
-        np.concatenate(gold), np.concatenate(frequent_labels(splits["train"], splits["test"], labels))
-    )
+    lengths = np.array([len(tags) for tags in gold["test"]])
     items = np.mean([np.concatenate(seed) for seed in right], axis=0)
-    return [
-        Result(
-            "bosque_pos",
-            VERSION,
-            "finetuned",
-            "accuracy",
-            float(np.mean(values)),
-            interval,
-            len(items),
-            baseline,
-            "each word's most frequent tag in train",
-            details={**tuned.details, **overlap, "per_seed": values, "sentences": len(gold)},
-            items=items.tolist(),
-            item_ids=[f"{t.id}/{n}" for t, tags in zip(splits["test"], gold, strict=True) for n in range(len(tags))],
-            clusters=np.repeat(np.arange(len(gold)), lengths).tolist(),
-        )
-    ]
+    baseline = compare_tags(gold["test"], predict_frequent_tags(splits["train"], test, labels))
+    fields = {
+        "n": len(items),
+        "baseline": float(np.concatenate(baseline).mean()),
+        "baseline_name": "each word's most frequent tag in train",
+        "details": {**details, **seen, "sentences": len(test)},
+        "items": items.tolist(),
+        "item_ids": [f"{text.id}/{n}" for text, length in zip(test, lengths, strict=True) for n in range(length)],
+        "clusters": np.repeat(np.arange(len(test)), lengths).tolist(),
+    }
+    return [finetuning.seeds_result(TASK, metric, lambda true, said: said.sum() / true.sum(), lengths, sums, **fields)]
+
+
+TASK = Task("bosque_pos", 2, fine_tune=run, folder="ud_bosque")

@@ -3,9 +3,10 @@
 from typing import Any
 
 from flexqwen.cli import InputError
+from flexqwen.remote import explain_failure
 
 
-def rows(repository: str, config: str, split: str, columns: tuple[str, ...]) -> tuple[list[dict[str, Any]], str]:
+def read_rows(repository: str, config: str, split: str, columns: tuple[str, ...]) -> tuple[list[dict[str, Any]], str]:
     """The rows of a data set, and the commit that they are from: the newest, or that in the local cache.
 
     Raises:
@@ -13,15 +14,11 @@ def rows(repository: str, config: str, split: str, columns: tuple[str, ...]) -> 
     """
     from datasets import load_dataset_builder  # slow to import, and needed by these tasks alone
 
-    try:
+    remedy = "try again with a network, or leave its task out"
+    with explain_failure(f"{repository} cannot be loaded from the Hub", remedy):
         builder = load_dataset_builder(repository, config)
         builder.download_and_prepare()
         found = builder.as_dataset(split=split).to_list()
-    except Exception as error:  # of whatever kind: network, Hub, or what the data set's own files raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{repository} cannot be loaded from the Hub ({reason}); try again with a network, or leave its task out"
-        ) from None
     for column in columns:
         if not found or column not in found[0]:
             raise InputError(f"{repository} has no column {column!r} any more; leave its task out")

@@ -10,24 +10,21 @@ import hashlib
 import json
 from collections import defaultdict
 
-import numpy as np
-
 from flexqwen.evaluation import sources
-from flexqwen.evaluation.likelihood import Request, Scorer
-from flexqwen.evaluation.results import Result, mean_result
-from flexqwen.evaluation.tasks.item import Context, Item, credit, some
+from flexqwen.evaluation.likelihood import Request
+from flexqwen.evaluation.tasks import Context, Item, Task
+from flexqwen.evaluation.tasks.choices import choose
 
-VERSION = 2
 FACTS, TEMPLATES, OBJECTS = 10, 3, 20
 
 
-def _drawn(values, number: int, salt: str) -> list:
+def draw(values, number: int, salt: str) -> list:
     """`number` of the values, in the order of their hashes."""
     return sorted(set(values), key=lambda value: hashlib.sha256(f"{salt}|{value}".encode()).digest())[:number]
 
 
 def load(context: Context) -> list[Item]:
-    """The facts, each with its sentences: `requests[template][object]`, the right object first."""
+    """The facts, each with a question a template: the sentences of the objects."""
     patterns, tuples = defaultdict(list), defaultdict(list)
     for line in sources.read("mpararel_pt/patterns_pt.jsonl").decode().splitlines():
         row = json.loads(line)
@@ -41,40 +38,18 @@ def load(context: Context) -> list[Item]:
         answers = defaultdict(set)
         for subject, answer in facts:
             answers[subject].add(answer)
-        for subject, right in _drawn(facts, FACTS, relation):
-            wrong = _drawn({answer for _, answer in facts} - answers[subject], OBJECTS - 1, f"{relation}|{subject}")
-            requests = [[_request(template, subject, name) for name in (right, *wrong)] for template in templates]
-            item = Item(f"{relation}:{subject}:{right}", requests[0][0].text, relation, {"requests": requests})
-            items.append(item)
-    return some(items, context.limit)
+        for subject, right in draw(facts, FACTS, relation):
+            wrong = draw({answer for _, answer in facts} - answers[subject], OBJECTS - 1, f"{relation}|{subject}")
+            questions = [[make_request(template, subject, name) for name in (right, *wrong)] for template in templates]
+            name = f"{relation}:{subject}:{right}"
+            items.append(Item(name, questions[0][0].text, questions, cluster=relation))
+    return items
 
 
-def _request(template: str, subject: str, name: str) -> Request:
+def make_request(template: str, subject: str, name: str) -> Request:
+    """The sentence of a fact; its object is what is scored."""
     before, after = template.replace("[X]", subject).split("[Y]")
     return Request(before + name + after, len(before), len(before) + len(name))
 
 
-def evaluate(scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
-    """Accuracy: how often the right object is first."""
-    requests = [request for item in items for template in item.data["requests"] for request in template]
-    scores = iter(scorer.score(requests, mode, context.within_word, progress="mpararel_pt"))
-    points, ties, chances = [], 0, []
-    for item in items:
-        credits = [credit([next(scores) for _ in template], 0) for template in item.data["requests"]]
-        points.append(float(np.mean([point for point, _ in credits])))
-        ties += sum(tie for _, tie in credits)
-        chances.append(1 / len(item.data["requests"][0]))
-    return [
-        mean_result(
-            points,
-            [item.id for item in items],
-            clusters=[item.group for item in items],
-            task="mpararel_pt",
-            version=VERSION,
-            mode=mode,
-            metric="accuracy",
-            baseline=float(np.mean(chances)),
-            baseline_name="chance",
-            details={"ties": ties, "sentences": len(requests)},
-        )
-    ]
+TASK = Task("mpararel_pt", 2, load, choose)

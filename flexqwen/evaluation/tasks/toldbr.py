@@ -7,31 +7,22 @@ stand in train too, which can touch only the choice of the learning rate.
 
 from pathlib import Path
 
-from flexqwen.cli import InputError
 from flexqwen.evaluation.finetuning import Settings
+from flexqwen.evaluation.finetuning.text_classification import Example, classify
 from flexqwen.evaluation.results import Result
+from flexqwen.evaluation.tasks import Task
 from flexqwen.evaluation.tasks.data_files import data_file, read_csv
-from flexqwen.evaluation.tasks.text_classification import Example, classify
 
-VERSION = 1
 NUM_TRAIN_EPOCHS = 3
 FILES = {split: f"ptbr_{split}_1annotator.csv" for split in ("train", "validation", "test")}
 
 
 def read(folder: Path) -> dict[str, list[Example]]:
-    """The examples of `train`, `dev` and `test`; those of test that do not stand in train say so in their subsets.
-
-    Raises:
-        InputError: a file is missing, or a label is neither 0 nor 1.
-    """
+    """The examples of `train`, `dev` and `test`; those of test that do not stand in train say so in their subsets."""
     splits = {}
     for split, name in FILES.items():
-        path = data_file(folder, name)
-        splits[split] = []
-        for number, row in enumerate(read_csv(path, "text", "toxic")):
-            if row["toxic"] not in ("0", "1"):
-                raise InputError(f"{path}: record {number + 1} has toxic {row['toxic']!r}; it must be 0 or 1")
-            splits[split].append(Example(f"{split}-{number}", (row["text"],), int(row["toxic"])))
+        rows = enumerate(read_csv(data_file(folder, name), "text", label="toxic"))
+        splits[split] = [Example(f"{split}-{number}", (row["text"],), int(row["toxic"])) for number, row in rows]
     seen = {example.texts for example in splits["train"]}
     leaked = sum(example.texts in seen for example in splits["test"])
     clean = frozenset([f"without the {leaked} leaked texts"] if leaked else [])
@@ -41,7 +32,7 @@ def read(folder: Path) -> dict[str, list[Example]]:
 
 def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
     """Accuracy and macro F1, of all test texts and without the leaked ones."""
-    splits = read(folder)
-    return classify(
-        "toldbr", VERSION, model_folder, **splits, classes=2, settings=settings, num_train_epochs=NUM_TRAIN_EPOCHS
-    )
+    return classify(TASK, model_folder, read(folder), settings, NUM_TRAIN_EPOCHS)
+
+
+TASK = Task("toldbr", 1, fine_tune=run)

@@ -7,24 +7,15 @@ versions are used, as PoETa v2 does.
 import json
 
 from flexqwen.evaluation import sources
-from flexqwen.evaluation.likelihood import Scorer
-from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.tasks.item import Context, Item, some
-from flexqwen.evaluation.tasks.pairs import accuracies
-
-VERSION = 1
+from flexqwen.evaluation.tasks import Context, Item, Task
+from flexqwen.evaluation.tasks.choices import choose, make_pair
 
 
 def load(context: Context) -> list[Item]:
     """The 285 schemas."""
     schemas = json.loads(sources.read("wsc_pt/portuguese_wsc.json"))
-    items = []
-    for number, schema in enumerate(schemas):
-        good, bad = schema["manually_fixed_correct_sentence"], schema["manually_fixed_incorrect_sentence"]
-        items.append(Item(f"{number}", good, data={"good": good, "bad": bad}))
-    return some(items, context.limit)
+    names = ("manually_fixed_correct_sentence", "manually_fixed_incorrect_sentence")
+    return [make_pair(f"{number}", *(schema[name] for name in names)) for number, schema in enumerate(schemas)]
 
 
-def evaluate(scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
-    """Accuracy; chance is one half."""
-    return accuracies("wsc_pt", VERSION, scorer, items, mode, context)
+TASK = Task("wsc_pt", 1, load, choose)

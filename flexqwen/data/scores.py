@@ -1,0 +1,72 @@
+"""Documents -> their originality, recomputed from 7-grams, and how it agrees with what the headers state."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flexqwen.data import ngrams
+from flexqwen.data.corpus import MIN_TOKENS
+from flexqwen.data.documents import Documents, read_stored_texts
+from flexqwen.files import atomic_write
+from flexqwen.parallel import Pool
+
+
+def score_documents(documents: Documents, folder: Path, memory: int, pool: Pool) -> np.ndarray:
+    """Sets the `ngram` of the documents; leaves runs of 7-grams in `folder`, and uses those that are there.
+
+    Returns their originality among documents of at least 21 tokens only (float64, NaN for the others).
+    """
+    shards = documents.group_by_shard(np.arange(len(documents)))
+    tasks = [(*shard, folder / f"{number:06}") for number, shard in enumerate(shards)]
+    totals = pool.map(store_grams, tasks, "Hashing 7-grams", [file.stat().st_size for file, _ in shards])
+    first = np.concatenate([[0], np.cumsum([len(part) for part in totals])])  # document of each shard
+    names = sorted(file.name.removesuffix(".hashes.npy") for file in folder.glob("*.hashes.npy"))
+    runs = [(folder / name, int(first[int(name.split("-")[0])])) for name in names]
+    total = np.concatenate(totals)
+    long = documents.tokens >= MIN_TOKENS
+    ranges = ngrams.cut_ranges(int(total.sum()), memory, pool.workers)
+    tasks = [(runs, low, high, [np.ones(len(total), bool), long]) for low, high in ranges]
+    unique = np.zeros((2, len(total)), np.int64)
+    for part in pool.map(ngrams.count_unique, tasks, "Scoring"):
+        unique += part
+    documents.ngram = ngrams.compute_percentage(unique[0], total)
+    return ngrams.compute_percentage(unique[1], np.where(long, total, 0))
+
+
+def store_grams(file: Path, rows: np.ndarray, path: Path) -> np.ndarray:
+    """Leaves sorted runs of the 7-grams of some documents, unless they are there; returns each document's number."""
+    totals_file = path.with_suffix(".npy")
+    if not totals_file.is_file():
+        totals = [np.empty(0, np.int64)]
+        done = 0
+        for number, texts in enumerate(read_stored_texts(file, rows)):
+            grams, owner = ngrams.hash_ngrams(*ngrams.hash_words(texts))
+            ngrams.write_run(path.with_name(f"{path.name}-{number}"), grams, owner + np.uint32(done))
+            totals.append(np.bincount(owner, minlength=len(texts)))
+            done += len(texts)
+        with atomic_write(totals_file) as aside, open(aside, "wb") as out:
+            np.save(out, np.concatenate(totals))
+    return np.load(totals_file)
+
+
+def measure_agreement(documents: Documents, among_long: np.ndarray) -> dict[str, Any]:
+    """How the recomputed originality agrees with the header's, over documents of at least 21 tokens that have both.
+
+    `column` is the one of the dataset, among all documents; `among_long` is among those of at least 21 tokens only. So
+    is the header's, it seems: of the real documents that score under 99 in the one and 100 in the other, it calls 91 %
+    wholly original.
+    """
+    from scipy.stats import spearmanr
+
+    both = ~np.isnan(documents.header) & ~np.isnan(documents.ngram)
+    header = documents.header[both]
+    found: dict[str, Any] = {"documents": len(header)}
+    for name, ngram in (("column", documents.ngram[both]), ("among_long", among_long[both])):
+        if len(header) > 1 and header.std() > 0 and ngram.std() > 0:
+            found[name] = {
+                "pearson": round(float(np.corrcoef(header, ngram)[0, 1]), 4),
+                "spearman": round(float(spearmanr(header, ngram).statistic), 4),
+                "mean_absolute_difference": round(float(np.abs(header - ngram).mean()), 2),
+            }
+    return found

@@ -1,0 +1,94 @@
+"""Fine-tuned classification of texts and of pairs of texts, two classes: accuracy and macro F1."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import AutoModelForSequenceClassification
+
+from flexqwen.evaluation import finetuning
+from flexqwen.evaluation.finetuning import Settings
+from flexqwen.evaluation.results import Result
+from flexqwen.evaluation.tasks import Task
+
+DRAWS = 100
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item: its texts (one, or two of a pair), its label, and the subsets that it is part of besides "all"."""
+
+    id: str
+    texts: tuple[str, ...]
+    label: float
+    subsets: frozenset[str] = field(default_factory=frozenset)
+
+
+def encode(tokenizer, examples: list[Example]) -> tuple[list[finetuning.Row], int]:
+    """Rows without labels, and how many of them were cut to the model's length."""
+    columns = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
+    if len(columns) == 2:
+        columns[0] = finetuning.separate_pairs(tokenizer, columns[0])
+    encoded = tokenizer(*columns, truncation=True)
+    cut = sum(len(ids) > tokenizer.model_max_length for ids in tokenizer(*columns, verbose=False)["input_ids"])
+    return [{key: encoded[key][number] for key in encoded} for number in range(len(examples))], cut
+
+
+def compute_macro_f1(gold, predicted) -> float:
+    """Mean F1 of the two classes; a class that is neither there nor predicted counts as 0."""
+    return f1_score(gold, predicted, labels=[0, 1], average="macro", zero_division=0)
+
+
+def score_baselines(train: list[int], test: list[int]) -> dict[str, dict]:
+    """What can be had without reading: accuracy of training's most frequent class, macro F1 of random labels.
+
+    A constant answer has a low macro F1 (1/3 of two even classes); random labels are the harder level to pass.
+    """
+    frequent = Counter(train).most_common(1)[0][0]
+    random = np.random.default_rng(0)
+    drawn = [compute_macro_f1(test, random.choice(train, len(test))) for _ in range(DRAWS)]
+    accuracy = accuracy_score(test, [frequent] * len(test))
+    return {
+        "accuracy": {"baseline": accuracy, "baseline_name": "majority class of train"},
+        "macro_f1": {"baseline": float(np.mean(drawn)), "baseline_name": "random labels in train's proportions"},
+    }
+
+
+def classify(
+    task: Task, model_folder: str, splits: dict[str, list[Example]], settings: Settings, epochs: float, name="all"
+) -> list[Result]:
+    """Accuracy and macro F1 on the test examples, and on each of their subsets; macro F1 decides on dev.
+
+    `name` is what `Result.subset` says of all test examples.
+    """
+    splits, overlap = finetuning.prepare_splits(splits, lambda example: " ".join(example.texts), settings)
+    tokenizer = finetuning.load_tokenizer(model_folder, settings)
+    rows, cut = finetuning.encode_splits(encode, tokenizer, splits)
+    labels = {split: [int(example.label) for example in examples] for split, examples in splits.items()}
+    for row, label in zip(rows["train"], labels["train"], strict=True):
+        row["labels"] = label
+
+    def score_dev(outputs: list[np.ndarray]) -> float:
+        return compute_macro_f1(labels["dev"], [output.argmax() for output in outputs])
+
+    head = finetuning.Head(AutoModelForSequenceClassification, {"num_labels": 2})
+    outputs, details = finetuning.fine_tune(
+        task.name, model_folder, head, tokenizer, rows, score_dev, "macro_f1", settings, epochs
+    )
+    details = {**details, **overlap, "cut_texts": {"train": cut["train"], "test": cut["test"]}}
+    test, gold = splits["test"], np.array(labels["test"])
+    predicted = np.array([[output.argmax() for output in seed] for seed in outputs])
+    results = []
+    for subset in [name, *sorted(set().union(*(example.subsets for example in test)))]:
+        part = np.array([number for number, e in enumerate(test) if subset == name or subset in e.subsets])
+        true, said = gold[part], predicted[:, part]
+        baselines = score_baselines(labels["train"], true.tolist())
+        items = {"items": (true == said).mean(0).tolist(), "item_ids": [test[number].id for number in part]}
+        for metric, compute, more in (
+            ("accuracy", lambda true, said: np.mean(true == said), items),
+            ("macro_f1", compute_macro_f1, {}),
+        ):
+            fields = {**baselines[metric], "subset": subset, "details": details, **more}
+            results.append(finetuning.seeds_result(task, metric, compute, true, said, **fields))
+    return results

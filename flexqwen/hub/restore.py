@@ -1,0 +1,128 @@
+"""Compares a run with what a repository of the Hub holds of it, and brings it back from there."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flexqwen.cli import InputError
+from flexqwen.files import file_digest, read_json, remove_path, replace_path
+from flexqwen.hub.repository import Repository
+from flexqwen.remote import explain_failure
+from flexqwen.training.checkpoints import find_defect, last_checkpoint
+from flexqwen.training.runs import differences
+
+CODE = "configuration_flexqwen.py"  # what tells our repositories from others
+RECORDS = ("run.json", "config.yaml", "metrics.jsonl", "loss.png")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+LAST = "finished.json"
+
+
+def restore_tokenizer(repository: Repository, tokenizer: Path) -> set[str]:
+    """Fetches the tokenizer where this machine has none; returns the files of the repository.
+
+    Raises:
+        InputError: the repository holds something else, or runs of another tokenizer.
+    """
+    there = repository.list_files()
+    if there and CODE not in there:
+        raise InputError(
+            f"{repository.url} holds something else ({min(there)}, …), which is not overwritten; "
+            "give --hub_model_id a name that is free"
+        )
+    if "tokenizer.json" not in there:
+        return there
+    with fetch_beside(tokenizer, repository, [*TOKENIZER]) as fetched:
+        if not (tokenizer / "tokenizer.json").is_file():
+            tokenizer.mkdir(parents=True, exist_ok=True)
+            for file in reversed(TOKENIZER):  # what the others belong to comes last
+                if (fetched / file).is_file():
+                    replace_path(fetched / file, tokenizer / file)
+        elif file_digest(tokenizer / "tokenizer.json") != file_digest(fetched / "tokenizer.json"):
+            raise InputError(
+                f"{repository.url} holds runs of another tokenizer than {tokenizer}; give --hub_model_id "
+                "a name that is free, or its tokenizer"
+            )
+    return there
+
+
+def compare(repository: Repository, run: Path, description: dict, if_changed: str) -> tuple[set[str], list[str]]:
+    """Files that the repository has of a run, by their paths in it, and in what its settings differ.
+
+    Raises:
+        InputError: they differ, and `if_changed` says neither "overwrite" nor "resume_changed".
+    """
+    name, changes = run.name, []
+    there = {file.removeprefix(f"{name}/") for file in repository.list_files() if file.startswith(f"{name}/")}
+    if "run.json" in there:
+        with fetch_beside(run, repository, [f"{name}/run.json"]) as fetched:
+            changes = differences(read_json(fetched / name / "run.json"), description)
+    if changes and not if_changed:
+        raise InputError(
+            f"{repository.url} holds a run {name} with other settings ({'; '.join(changes)}); pass another "
+            "--hub_model_id, --overwrite to replace it, or --resume_changed to resume from its last checkpoint"
+        )
+    return there, changes
+
+
+def restore(repository: Repository, run: Path, description: dict, state: str, if_changed: str = "") -> bool:
+    """Fetches a run's records and last checkpoint, if it has got further in the repository than on this disk.
+
+    Args:
+        state: what `runs.find_state` says of the folder. A "new" one holds nothing that is to be kept. What another one
+            holds and the repository does not, such as earlier checkpoints and results, stays.
+
+    Returns:
+        Whether something was fetched.
+
+    Raises:
+        InputError: as `compare`; or the checkpoint could not be fetched, or is damaged there.
+    """
+    there, changes = compare(repository, run, description, if_changed)
+    steps = {file.split("/")[0] for file in there if re.match(r"step_\d+/", file)}
+    last, is_finished = max(steps, key=lambda step: int(step[5:]), default=None), LAST in there
+    if last is None or state == "finished" or (changes and if_changed == "overwrite"):
+        return False
+    if state == "resume":
+        if changes or differences(read_json(run / "run.json"), description):
+            return False  # with --resume_changed: the checkpoints of two runs would be mixed in one folder
+        if int(last_checkpoint(run).name[5:]) >= int(last[5:]) and not is_finished:
+            return False
+    wanted = [*RECORDS, LAST, "logs/*", "best/*", f"{last}/*"]
+    with fetch_beside(run, repository, [f"{run.name}/{pattern}" for pattern in wanted]) as fetched:
+        if not is_finished and (problem := find_defect(fetched / run.name / last)):
+            raise InputError(
+                f"{repository.url} holds a {run.name}/{last} that no run can resume from ({problem}); delete that "
+                "folder there, and the same command restores the one before it"
+            )
+        if state == "new":
+            replace_path(fetched / run.name, run)
+        else:  # the checkpoint after what goes with it, so that after a kill all of it is fetched again
+            for entry in sorted((fetched / run.name).iterdir(), key=lambda e: (e.name == LAST, e.name == last)):
+                replace_path(entry, run / entry.name)
+    say(f"{run.name} was fetched from {repository.url}, {'finished' if is_finished else f'with {last}'}")
+    return True
+
+
+def aside(path: Path) -> Path:
+    """The folder beside a path where this process keeps what comes from the Hub or goes there."""
+    return path.with_name(f"{path.name}.hub.{os.getpid()}.partial")
+
+
+@contextmanager
+def fetch_beside(path: Path, repository: Repository, patterns: list[str]) -> Iterator[Path]:
+    """A folder beside a path with files of the repository, removed in the end."""
+    what = f"{repository.url} holds files that could not be fetched to {path.parent}"
+    try:
+        with explain_failure(what, "run the same command again, or leave --push_to_hub out"):
+            repository.fetch(patterns, aside(path))
+        yield aside(path)
+    finally:
+        remove_path(aside(path))
+
+
+def say(text: str) -> None:
+    """What goes on with the Hub, beside the training's own output."""
+    print(f"hub: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,96 @@
+"""Fetches from the Hugging Face Hub, and says in one line why something could not be fetched or sent."""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from flexqwen.cli import InputError
+
+T = TypeVar("T")
+REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PATIENCE = 5  # seconds in which an action is begun again
+
+
+def with_retries(action: Callable[[], T]) -> T:
+    """Calls `action()` until it comes through, and raises its last error `PATIENCE` seconds after the first call.
+
+    The client itself tries most requests again, for longer than that. So only what it gives up at once comes a second
+    time: its tries and these never multiply.
+    """
+    start, wait = time.monotonic(), 0.5
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            if is_permanent(error) or time.monotonic() - start + wait > PATIENCE:
+                raise
+        time.sleep(wait)
+        wait *= 2
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether a second try is no use: the Hub refuses what was asked, or this machine's disk is the trouble."""
+    error = _unwrap(error)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return 400 <= status < 500 and status not in (408, 409, 412, 429)
+    if isinstance(error, OfflineModeIsEnabled):  # a ConnectionError, but the user wants it so
+        return True
+    # Neither an InputError nor a wrong argument nor a full disk passes; a lost connection, which is an OSError, does.
+    return isinstance(error, (OSError, ValueError, InputError)) and not isinstance(
+        error, (ConnectionError, TimeoutError)
+    )
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one short line without a token."""
+    error = _unwrap(error)
+    if isinstance(error, HFValidationError):
+        return "it is neither a folder nor a name on the Hub, <user or organisation>/<name>"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return "401: there is no token, or a wrong one; log in with hf auth login, or set HF_TOKEN"
+    if status == 403:
+        return "403: the token may not write there; make one that may, at huggingface.co/settings/tokens"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"hf_\w+|\?X-Amz\S+", "…", text)[:200]
+
+
+@contextmanager
+def explain_failure(what: str, remedy: str) -> Iterator[None]:
+    """Makes whatever goes wrong in the block, but an InputError, an InputError: `what`, why, and the remedy."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what} ({reason(error)}); {remedy}") from error
+
+
+def _unwrap(error: BaseException) -> BaseException:
+    """What is behind an error of the client or of transformers: an upload's, a download's or a name's own."""
+    cause = error.__cause__ or error.__context__
+    is_wrapper = isinstance(error, (RuntimeError, LocalEntryNotFoundError)) or isinstance(cause, HFValidationError)
+    return cause if is_wrapper and cause is not None else error
+
+
+def fetch_snapshot(name: str, kind: str, patterns: list[str], token: str | None = None) -> str:
+    """`name` itself if it is a folder; if it names a repository of the Hub, a local copy of these of its files.
+
+    Where they cannot be fetched, a note says so, and `name` is returned as it is. Where the Hub cannot be reached, the
+    copy is what was fetched before, which may be less.
+    """
+    if os.path.exists(name) or not REPO_ID.fullmatch(name):
+        return name
+    try:
+        return with_retries(lambda: HfApi(token=token).snapshot_download(name, repo_type=kind, allow_patterns=patterns))
+    except Exception as error:
+        print(f"note: {name} is no folder, and could not be fetched from the Hub: {reason(error)}", file=sys.stderr)
+        return name

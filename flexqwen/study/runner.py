@@ -1,0 +1,294 @@
+"""Makes the cells of a study: each is trained, measured and written as one file, in a process of its own.
+
+configs/<study>.yaml          the grid (flexqwen/study/grid.py)
+runs/<study>/<cell>.yaml      the options of a cell's training; runs/<study>/<cell>/ is its run
+results/<study>/cells/        a small JSON file for each finished cell: what made it, what it cost, every figure
+results/<study>/items.json    what the figures' items are; the same for all cells
+results/<study>/overlap.json  how many of the tasks' items have a passage in common with the training splits
+results/<study>/README.md     the report, with findings.md, which is written by hand
+
+What is in a cell's file is finished, and never made again. Cells of another machine are taken over by copying its
+results folder.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import platform
+import re
+import runpy
+import subprocess
+import time
+from collections.abc import Collection
+from multiprocessing import connection
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from configuration_flexqwen import FlexQwenConfig
+from flexqwen import cli
+from flexqwen.cli import InputError
+from flexqwen.data import passages
+from flexqwen.data.texts import dataset_digest, parquet_files
+from flexqwen.evaluation import likelihood
+from flexqwen.evaluation.results import Result, check_finite
+from flexqwen.evaluation.tasks import Context, load_task
+from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
+from flexqwen.loading import check_unchanged, digest_checkpoint
+from flexqwen.parallel import end_with_parent
+from flexqwen.study.grid import Cell, Study
+from flexqwen.training import arguments
+from flexqwen.training.checkpoints import find_defect, list_checkpoints
+from flexqwen.training.flops import model_flops
+
+ROOT = Path(__file__).parents[2]
+ITEMS, OVERLAP = "items.json", "overlap.json"
+
+
+def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) -> None:
+    """Makes the cells that are not made yet, `workers` at a time, which share the cores; all seeds by default.
+
+    Raises:
+        InputError: train.py, data, tokenizer or a task's items are not there, or an option is unknown or wrong, before
+            any training; or cells failed, when all others are made.
+    """
+    if not (ROOT / "train.py").is_file():
+        raise InputError(f"study run needs train.py, which is not in {ROOT}; run it in a checkout of the repository")
+    digests = {
+        "dataset": dataset_digest(study.training["dataset"]),
+        "tokenizer": file_digest(Path(study.training["tokenizer"]) / "tokenizer.json"),
+    }
+    for point in study.points:
+        options = arguments.parse([str(write_config(study, Cell(point, study.seeds[0])))])
+        arguments.check(options)
+        parquet_files(study.training["dataset"], options.data.dataset_config, "train")
+    for split in study.measurement.heldout:
+        parquet_files(study.training["dataset"], "heldout", split)
+    find_overlap(study)
+    cells = [cell for cell in study.cells if seeds is None or cell.seed in seeds]
+    waiting = [cell for cell in cells if read_cell(study, cell, digests) is None]
+    print(f"study {study.name}: {len(cells)} cells, {len(cells) - len(waiting)} of them finished", flush=True)
+    if workers > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    context, queue, running, failed = multiprocessing.get_context("spawn"), list(waiting), {}, []
+    start = time.perf_counter()
+    try:
+        while queue or running:
+            while queue and len(running) < workers:
+                process = context.Process(target=run_cell, args=(study, cell := queue.pop(0), digests))
+                process.start()
+                running[process.sentinel] = process, cell
+            for sentinel in connection.wait(list(running)):
+                process, cell = running.pop(sentinel)
+                process.join()
+                failed += [cell.name] * bool(process.exitcode)
+                done = len(waiting) - len(queue) - len(running)
+                left = (time.perf_counter() - start) / done * (len(waiting) - done) / 60
+                word = "failed" if process.exitcode else "finished"
+                print(f"[{done}/{len(waiting)}] {cell.name} {word}, about {left:.0f} minutes left", flush=True)
+    finally:
+        for process, _ in running.values():  # interrupted as this process is: they write a checkpoint and end
+            process.join()
+    if failed:
+        raise InputError(f"{', '.join(failed)} failed, see above; run the same command again to resume")
+
+
+def write_config(study: Study, cell: Cell) -> Path:
+    """Writes the options of a cell's training as a config of train.py."""
+    path = study.run_folder(cell).with_name(f"{cell.name}.yaml")
+    own = {"seed": cell.seed, "output_dir": str(study.run_folder(cell)), "disable_tqdm": True}
+    with atomic_write(path) as aside:
+        aside.write_text(yaml.safe_dump({**study.options(cell.point), **own}, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def find_overlap(study: Study) -> None:
+    """Counts once how many of the tasks' items have a 13-gram in common with what is trained on."""
+    path, dataset = study.results / OVERLAP, study.training["dataset"]
+    tasks = study.measurement.tasks
+    items = {task: load_task(task).load_items(Context(dataset, limit=study.measurement.limit)) for task in tasks}
+    if not items or (path.is_file() and any((study.results / "cells").glob("*.json"))):
+        return
+    shares = iter(passages.find_seen_shares([item.text for task in items.values() for item in task], dataset))
+    found = {}
+    for task, loaded in items.items():
+        values = np.array([next(shares) for _ in loaded])
+        found[task] = {"items": len(values), "seen": int((values > 0).sum()), "short": int(np.isnan(values).sum())}
+    write_json(path, found)
+
+
+def read_cell(study: Study, cell: Cell, digests: dict[str, str] | None = None) -> dict | None:
+    """The content of a cell's file; None where it is not made yet.
+
+    Args:
+        digests: of the dataset and tokenizer that it must be made with; by default those that it names.
+
+    Raises:
+        InputError: it is broken, another cell's, or was made with another config or data.
+    """
+    path, own = study.cell_file(cell), study.points[cell.point]
+    if not path.is_file():
+        return None
+    try:
+        content = read_json(path)
+        digests = digests or {name: content["made_by"]["digests"][name] for name in ("dataset", "tokenizer")}
+        found = content["made_by"]["study"], content.get("options", own), sorted(map(str, content["cell"].values()))
+    except (TypeError, KeyError, AttributeError):
+        raise InputError(f"{path} is broken; remove it and make it again with python -m flexqwen study run") from None
+    # The axes' values alone: older files call them strategy and split, and do not name options.
+    if found != (study.identity(digests), own, sorted(map(str, [*dict(cell.point).values(), cell.seed]))):
+        raise InputError(
+            f"{path} was made with another config, dataset or tokenizer than {study.path} has now; change them back, "
+            f"give the changed config another name, or remove {study.results} and runs/{study.name} to begin anew"
+        )
+    return content
+
+
+def run_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
+    """Makes a cell as a process of its own, which ends with the one that started it."""
+    end_with_parent()
+    cli.command(lambda _: make_cell(study, cell, digests))()
+
+
+def make_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
+    """Trains a cell, or resumes its training, measures it and writes its file.
+
+    Raises:
+        InputError: its last checkpoint is damaged, or a figure is not finite.
+    """
+    code = find_commit()
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        runpy.run_path(str(ROOT / "train.py"))["main"]([str(write_config(study, cell))])
+    run = next(path.parent for path in study.run_folder(cell).glob("*/finished.json"))
+    last, described = list_checkpoints(run)[-1], read_json(run / "run.json")
+    if problem := find_defect(last):
+        remedy = f"remove {run / 'finished.json'}, and the same command makes it again from the one before it"
+        raise InputError(f"{last} is not as it was saved ({problem}); {remedy}")
+    results, parameters = measure(study, cell, str(run / "best" if study.measurement.checkpoint == "best" else last))
+    cost, curve = read_log(run, last)
+    write_items(study, results)
+    made_by = {
+        "study": study.identity(digests),
+        "items": digest(read_json(study.results / ITEMS)),
+        "config": study.path.as_posix(),
+        **{name: described[name] for name in ("command", "rows_per_step", "digests", "versions")},
+        "code": code if find_commit() == code else f"{code} to {find_commit()}",
+        "machine": describe_machine(),
+    }
+    content = {"cell": {**dict(cell.point), "seed": cell.seed}, "options": study.points[cell.point]}
+    content |= {"parameters": parameters, "made_by": made_by, "cost": cost, "curve": curve}
+    write_json(study.cell_file(cell), {**content, "figures": [describe_result(result) for result in results]})
+
+
+def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], int]:
+    """Every figure of a checkpoint, and its number of parameters."""
+    digests, scorer = digest_checkpoint(checkpoint), likelihood.load(checkpoint)
+    measured, results = study.measurement, []
+    heldout = [("bits_per_byte", split) for split in measured.heldout]
+    for task, split in [*heldout, *((task, "") for task in measured.tasks)]:
+        context = Context(study.training["dataset"], split, measured.documents, limit=measured.limit)
+        items = load_task(task).load_items(context)
+        for mode in study.modes(cell.point):
+            results += load_task(task).evaluate(scorer, items, mode, context)
+    check_finite(results)
+    check_unchanged(checkpoint, digests)
+    return results, scorer.model.num_parameters()
+
+
+def describe_result(result: Result) -> dict:
+    """A result as a cell's file has it. Only the figures of all items carry a number for each."""
+    kept = ("task", "version", "mode", "metric", "subset", "value", "interval", "n", "baseline", "baseline_name")
+    items = {"items": [float(f"{value:.5g}") for value in result.items]} if has_items(result) else {}
+    return {name: getattr(result, name) for name in kept} | items
+
+
+def has_items(result: Result) -> bool:
+    """Whether its items are kept: nats per token and the figures of subsets follow from the others'."""
+    return result.metric != "loss" and (result.subset == "all" or result.task.startswith("bits_per_byte"))
+
+
+def write_items(study: Study, results: list[Result]) -> None:
+    """Says, once for all cells, what the items are: ids, weights, and the subsets that they belong to.
+
+    Raises:
+        InputError: a cell was measured on other items before.
+    """
+    described = {}
+    for result in filter(has_items, results):
+        entry = {"ids": result.item_ids, "weights": result.weights, "clusters": result.clusters, "subsets": {}}
+        described.setdefault(f"{result.task}/{result.subset}", entry)
+    for result in results:
+        if result.subset != "all" and (whole := described.get(f"{result.task}/all")):
+            places = {name: place for place, name in enumerate(whole["ids"])}
+            whole["subsets"][result.subset] = [places[name] for name in result.item_ids]
+    path = study.results / ITEMS
+    if (known := read_json(path)) is None:
+        with atomic_write(path) as aside:
+            aside.write_text(json.dumps(described, ensure_ascii=False) + "\n", encoding="utf-8")
+    elif known != json.loads(json.dumps(described)):
+        raise InputError(f"{path} names other items than this cell was measured on; were the evaluation data changed?")
+
+
+def read_entries(run: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    found = []
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # a line that is being written
+            found.append(json.loads(line))
+    return found
+
+
+def read_log(run: Path, checkpoint: Path) -> tuple[dict, list[dict]]:
+    """What a run cost, and its curve: held-out loss in both modes (nats per token) by tokens and FLOPs."""
+    config = FlexQwenConfig.from_pretrained(checkpoint)
+    cost = {"updates": 0, "tokens": 0, "passes": 0.0, "labels_causal": 0, "labels_masked": 0, "flops": 0.0}
+    seconds, curve = 0.0, []
+    for entry in read_entries(run):
+        for name in ("labels_causal", "labels_masked"):
+            cost[name] += entry.get(name, 0)
+        labels = cost["labels_causal"] + cost["labels_masked"]
+        flops = model_flops(config, entry.get("tokens_seen", 0), labels, config.max_position_embeddings)
+        if "loss" in entry:
+            seconds += (entry["tokens_seen"] - cost["tokens"]) / entry["tokens_per_second"]
+            cost |= {"updates": entry["step"], "tokens": entry["tokens_seen"], "passes": round(entry["epoch"], 4)}
+            cost["flops"] = flops
+        if "eval_loss" in entry:
+            losses = {mode: round(entry[f"eval_loss_{mode}"], 5) for mode in ("causal", "masked")}
+            curve.append({"tokens": entry["tokens_seen"], "flops": flops, **losses})
+    return {**cost, "train_seconds": round(seconds, 1)}, curve
+
+
+def find_commit() -> str | None:
+    """The git commit of this repository, with `-dirty` if Python files differ from it; None where git has none."""
+    found = []
+    for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "*.py"]):
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            done = subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True)
+            found.append(done.stdout.strip())
+    return f"{found[0]}{'-dirty' if found[1] else ''}" if len(found) == 2 else None
+
+
+def describe_machine() -> dict[str, str | int | None]:
+    """The hardware a cell was made on."""
+    information = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: *(.*)", information.read_text() if information.is_file() else "", re.MULTILINE)
+    cpu = named[1].strip() if named else platform.processor() or platform.machine()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+
+
+def format_status(study: Study) -> str:
+    """A line for each cell: finished, or how far it is."""
+    lines = []
+    for cell in study.cells:
+        shown = "finished" if study.cell_file(cell).is_file() else "waiting"
+        logs = list(study.run_folder(cell).glob("*/metrics.jsonl"))
+        if shown == "waiting" and logs:
+            step = max((entry["step"] for entry in read_entries(logs[0].parent)), default=0)
+            shown = f"step {step:,} of {int(study.options(cell.point)['max_steps']):,}"
+        lines.append(f"{cell.name:45} {shown}")
+    finished = sum(line.endswith(" finished") for line in lines)
+    return "\n".join([*lines, f"{finished} of {len(lines)} cells finished"])

@@ -1,0 +1,82 @@
+"""What happens beside the steps of a training run: progress, signals, and the start of the run's folder."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable
+
+import torch
+from transformers.trainer_callback import ProgressCallback, TrainerCallback
+
+from flexqwen.evaluation.heldout import MODES
+
+
+class Progress(ProgressCallback):
+    """The Trainer's bar with the latest losses and the speed in it, and a line for each evaluation."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("training")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is None:
+            return
+        shown = {name.removeprefix("loss_"): f"{logs[name]:.3f}" for name in logs if name.startswith("loss_")}
+        if shown:
+            self.training_bar.set_postfix({**shown, "tokens/s": f"{logs['tokens_per_second']:,.0f}"})
+        held_out = [f"{mode} {logs[f'eval_loss_{mode}']:.3f}" for mode in MODES if f"eval_loss_{mode}" in logs]
+        if held_out:
+            self.training_bar.write(f"step {state.global_step}: held-out loss (nats/token) {', '.join(held_out)}")
+
+
+class SaveOnSignal(TrainerCallback):
+    """On the first Ctrl-C or SIGTERM, finishes the step, saves and stops; a second one stops at once."""
+
+    def __init__(self):
+        self.received = False
+
+    @contextlib.contextmanager
+    def listening(self):
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number, frame):
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+        print("\nstopping after this step, with a checkpoint; once more stops at once", flush=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:  # processes must stop at the same step; to ask them at each would cost time
+            if state.global_step % 5:
+                return
+            received = torch.tensor(int(self.received), device=args.device)
+            torch.distributed.all_reduce(received)
+            self.received = bool(received)
+        if self.received and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+
+class OnStart(TrainerCallback):
+    """Calls functions once the Trainer has made all that can fail, and before it writes anything."""
+
+    def __init__(self, *functions: Callable[[], None]):
+        self.functions = functions
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        for function in self.functions:
+            function()
+
+
+def ignore_signals(worker: int) -> None:
+    """In a data-loader worker, which inherits the handlers: Ctrl-C is the trainer's to answer, SIGTERM ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,84 @@
+"""The `step_...` folders of a run: complete or absent, each with a list of its files.
+
+A checkpoint that lacks something would be resumed from to other weights, so it is looked at first, and passed over for
+the one before it.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from transformers import TrainerState
+
+from flexqwen.files import read_json, remove_path, sync, write_json
+
+FILES, SUMS, STATE = "files.json", "sums.json", "trainer_state.json"
+NEEDED = ("*.safetensors", "optimizer*", "scheduler.pt", "rng_state*.pth", STATE)  # to go on as if never interrupted
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The `step_...` folders of a run, in order."""
+    return sorted((path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The `step_...` folder of the highest step that a run can be resumed from."""
+    return next((path for path in reversed(list_checkpoints(folder)) if find_defect(path) is None), None)
+
+
+def finish_checkpoint(unfinished: Path, checkpoint: Path, sums: dict) -> None:
+    """Makes a checkpoint of what the Trainer wrote, with the sums since the last log, and brings it to the disk."""
+    write_json(unfinished / SUMS, sums)
+    write_json(unfinished / FILES, file_sizes(unfinished))
+    sync(*unfinished.rglob("*"), unfinished)
+    remove_path(checkpoint)
+    unfinished.rename(checkpoint)
+    sync(checkpoint.parent)
+
+
+def read_sums(checkpoint: Path) -> dict | None:
+    """What was summed up since the last log; None in an old checkpoint, which does not have it."""
+    return read_json(checkpoint / SUMS)
+
+
+def file_sizes(checkpoint: Path) -> dict[str, int]:
+    """Bytes of a checkpoint's files, but of the Trainer's pickle, which nobody reads."""
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != "training_args.bin"]
+    return {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
+
+
+def find_defect(checkpoint: Path) -> str | None:
+    """Why a run that resumes from a checkpoint would end in other weights than one that never stopped; None if not.
+
+    A checkpoint without a list of its files is an old one; the files that every checkpoint needs are looked for.
+    """
+    if missing := [pattern for pattern in NEEDED if not any(checkpoint.glob(pattern))]:
+        return f"{missing[0]} is missing"
+    if (checkpoint / FILES).exists():
+        listed, there = read_json(checkpoint / FILES), file_sizes(checkpoint)
+        if not isinstance(listed, dict) or not listed:
+            return f"{FILES} is malformed"
+        for name, size in listed.items():
+            if there.get(name) != size:
+                return f"{name} has {there[name]} bytes instead of {size}" if name in there else f"{name} is missing"
+    try:
+        step = TrainerState.load_from_json(str(checkpoint / STATE)).global_step
+    except (OSError, ValueError, TypeError):
+        return f"{STATE} is malformed"
+    if step != step_of(checkpoint):
+        return f"{STATE} is of step {step}"
+    try:
+        if (checkpoint / SUMS).exists():
+            sums = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
+            torch.tensor([sums["step"], sums["loss"]], dtype=torch.float64)
+            if torch.tensor(sums["sums"], dtype=torch.float64).shape not in ((), (2, 3)):  # 0: saved at a log
+                raise ValueError
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError):
+        return f"{SUMS} is malformed"
+    return None

@@ -1,0 +1,28 @@
+"""What accelerate and transformers do otherwise than training here needs, each with what it works around."""
+
+import contextlib
+
+from accelerate import DistributedType, PartialState
+
+
+def allow_fsdp_on_cpu() -> None:
+    """Lets FSDP2 run on several CPU processes over gloo.
+
+    accelerate (1.15, `AcceleratorState.__init__`) turns FSDP on only where it sees several GPUs; torch has it on CPUs.
+    """
+    if PartialState().distributed_type == DistributedType.MULTI_CPU:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+@contextlib.contextmanager
+def saved_as(model, cls: type):
+    """Within it the model is of class `cls`.
+
+    FSDP2 (torch 2.11 to 2.13, `fully_shard`) gives a model a class made on the fly, and `save_pretrained` would save
+    that class's name and the source files of torch with it.
+    """
+    wrapped, model.__class__ = model.__class__, cls
+    try:
+        yield
+    finally:
+        model.__class__ = wrapped

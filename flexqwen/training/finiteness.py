@@ -1,0 +1,61 @@
+"""Stops a run whose loss or weights are no numbers, and says at which documents."""
+
+import itertools
+from pathlib import Path
+
+import torch
+
+from flexqwen.cli import InputError
+from flexqwen.training.checkpoints import last_checkpoint
+
+
+class LossCheck:
+    """Losses of batches that were not looked at yet. On a GPU, looking at each would make the host wait for it."""
+
+    def __init__(self):
+        self._unchecked: list[tuple[int, int, torch.Tensor]] = []  # step, batch of the step, its loss
+
+    def add(self, step: int, batch: int, loss: torch.Tensor) -> None:
+        """Keeps the loss of a process's batch."""
+        self._unchecked.append((step, batch, loss))
+
+    def check(self, rows, batches, args) -> None:
+        """Looks at the losses that were added.
+
+        Args:
+            rows: the `TrainingRows`; batches: the `StepBatches` of the run.
+
+        Raises:
+            InputError: one is not a number; it names the step, the documents of the batch and the last good checkpoint.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        finite = torch.stack([loss for _, _, loss in unchecked]).isfinite().tolist() if unchecked else []
+        if all(finite):
+            return
+        step, batch, _ = unchecked[finite.index(False)]
+        number = step * batches.batches_per_step + batch * args.world_size + args.process_index
+        items = next(itertools.islice(batches, number, None))
+        documents = [name for item in items for name in rows.place(item)[0].rows.documents(rows.row_number(item))]
+        shown = ", ".join(documents[:8]) + (f" and {len(documents) - 8} more" if len(documents) > 8 else "")
+        raise InputError(
+            f"the loss of step {step + 1} is not a number; its batch has documents {shown}; "
+            f"{suggest_remedy(args.output_dir)}, and run again"
+        )
+
+
+def check_weights(model, step: int, folder: str) -> None:
+    """
+    Raises:
+        InputError: a weight is not a number, as after a step whose loss was one and whose gradient was not.
+    """
+    parameters = (getattr(parameter, "to_local", lambda p=parameter: p)() for parameter in model.parameters())
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise InputError(
+            f"the weights after step {step} are not numbers, though the loss was; {suggest_remedy(folder)}"
+        )
+
+
+def suggest_remedy(folder: str) -> str:
+    """What is left of a run that diverged, and what to do."""
+    last = last_checkpoint(Path(folder)) or "none"
+    return f"the last good checkpoint is {last}; lower the learning rate, or max_grad_norm"

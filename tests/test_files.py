@@ -1,0 +1,61 @@
+"""Outputs appear whole or not at all, whenever a process is killed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flexqwen.files import atomic_write, remove_leftovers, replace_path
+
+KILLED_AT = """
+import os, sys
+from pathlib import Path
+from flexqwen import files
+count, replace = [0], os.replace
+def replace_or_die(*args):
+    if count[0] == int(sys.argv[2]):
+        os._exit(9)
+    count[0] += 1
+    replace(*args)
+os.replace = replace_or_die
+with files.atomic_write(sys.argv[1]) as partial:
+    partial.mkdir()
+    (partial / "x").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_folder_survives_a_process_that_is_killed_while_it_replaces_it(tmp_path, renames):
+    folder = tmp_path / "folder"
+    with atomic_write(folder) as partial:
+        partial.mkdir()
+        (partial / "x").write_text("old")
+    words = [sys.executable, "-c", KILLED_AT, str(folder), str(renames)]
+    assert subprocess.run(words, cwd=os.getcwd()).returncode == 9
+    assert len(list(tmp_path.iterdir())) > 1
+    remove_leftovers(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"] and (folder / "x").read_text() == "old"
+    with atomic_write(folder) as partial:
+        partial.mkdir()
+        (partial / "x").write_text("newer")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"] and (folder / "x").read_text() == "newer"
+
+
+def test_what_a_running_process_writes_is_left_alone(tmp_path):
+    theirs = tmp_path / f"file.{os.getppid()}.partial"
+    theirs.write_text("at work")
+    with atomic_write(tmp_path / "file") as partial:
+        partial.write_text("mine")
+    assert theirs.read_text() == "at work" and (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_error_leaves_what_was_there(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(OSError, match="full"), atomic_write(tmp_path / "file") as partial:
+        partial.write_text("half")
+        raise OSError("full")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+    (tmp_path / "new").write_text("new")
+    replace_path(tmp_path / "new", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "new"
