@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -30,8 +31,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         replace_path(partial, path)
-    except BaseException:
+    except BaseException as error:
         remove_path(partial)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(path)
+        elif number := re.search(r"\(os error (\d+)\)", str(error)):  # as the libraries in Rust say it
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         raise
 
 
@@ -115,8 +120,17 @@ def read_json(path: str | Path) -> Any:
     """Reads JSON; None where there is no such file or it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_json_lines(path: str | Path) -> list[dict]:
+    """The objects in a file of JSON lines, but for a line that is being written, or was when its writer was killed."""
+    found = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [entry for entry in found if isinstance(entry, dict)]
 
 
 def digest(value: Any) -> str:

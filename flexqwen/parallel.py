@@ -33,9 +33,14 @@ class Pool:
         if self.workers > 1:
             context = multiprocessing.get_context("spawn")
             theirs, self._going = context.Pipe(duplex=False)
-            self._executor = ProcessPoolExecutor(
-                self.workers, mp_context=context, initializer=_watch_parent, initargs=(theirs,)
-            )
+            try:
+                self._executor = ProcessPoolExecutor(
+                    self.workers, mp_context=context, initializer=_watch_parent, initargs=(theirs,)
+                )
+            except OSError as error:
+                raise InputError(
+                    f"no worker processes can be made ({error}; is /dev/shm there?); try --workers 1"
+                ) from error
         return self
 
     def __exit__(self, _, error: BaseException | None, __) -> None:

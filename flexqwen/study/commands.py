@@ -8,6 +8,7 @@ python -m flexqwen study report configs/study-cpu.yaml [--check]
 import os
 
 from flexqwen.cli import ArgumentParser, InputError, command
+from flexqwen.remote import explain_failure
 from flexqwen.study import grid, report, runner
 
 
@@ -36,11 +37,13 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--seeds has {unknown.pop()}; {args.config} has {', '.join(map(str, study.seeds))}")
         os.nice(max(0, args.nice))
         runner.run(study, args.workers, args.seeds)
-    elif args.command == "status":
-        print(runner.format_status(study))
-    elif args.check:
-        report.check(study)
-        print(f"{study.results / 'README.md'} is what its result files give")
-    else:
-        for path in report.write(study):
-            print(path)
+        return
+    with explain_failure(f"a file in {study.results} is damaged", "remove it; study run makes it again"):
+        if args.command == "status":
+            print(runner.format_status(study))
+        elif args.check:
+            report.check(study)
+            print(f"{study.results / 'README.md'} is what its result files give")
+        else:
+            for path in report.write(study):
+                print(path)

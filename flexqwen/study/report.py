@@ -14,11 +14,12 @@ import numpy as np
 from jinja2 import StrictUndefined, Template
 
 from flexqwen.cli import InputError
+from flexqwen.drawing import to_words
 from flexqwen.evaluation.statistics import JOINT_SAMPLES
 from flexqwen.files import atomic_write, read_json
 from flexqwen.study.cells import ENOUGH, GPT_BERT, MODES, Estimate, Measure, Results, format_value, load
 from flexqwen.study.grid import Comparison, Study
-from flexqwen.study.plots import draw, read_source, to_words
+from flexqwen.study.plots import draw, read_source
 from flexqwen.study.runner import OVERLAP
 from flexqwen.tables import markdown_table
 

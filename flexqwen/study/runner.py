@@ -36,7 +36,7 @@ from flexqwen.data.texts import dataset_digest, parquet_files
 from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.results import Result, check_finite
 from flexqwen.evaluation.tasks import Context, load_task
-from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
+from flexqwen.files import atomic_write, digest, file_digest, read_json, read_json_lines, write_json
 from flexqwen.loading import check_unchanged, digest_checkpoint
 from flexqwen.parallel import end_with_parent
 from flexqwen.study.grid import Cell, Study
@@ -232,21 +232,12 @@ def write_items(study: Study, results: list[Result]) -> None:
         raise InputError(f"{path} names other items than this cell was measured on; were the evaluation data changed?")
 
 
-def read_entries(run: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl."""
-    found = []
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):  # a line that is being written
-            found.append(json.loads(line))
-    return found
-
-
 def read_log(run: Path, checkpoint: Path) -> tuple[dict, list[dict]]:
     """What a run cost, and its curve: held-out loss in both modes (nats per token) by tokens and FLOPs."""
     config = FlexQwenConfig.from_pretrained(checkpoint)
     cost = {"updates": 0, "tokens": 0, "passes": 0.0, "labels_causal": 0, "labels_masked": 0, "flops": 0.0}
     seconds, curve = 0.0, []
-    for entry in read_entries(run):
+    for entry in read_json_lines(run / "metrics.jsonl"):
         for name in ("labels_causal", "labels_masked"):
             cost[name] += entry.get(name, 0)
         labels = cost["labels_causal"] + cost["labels_masked"]
@@ -287,7 +278,7 @@ def format_status(study: Study) -> str:
         shown = "finished" if study.cell_file(cell).is_file() else "waiting"
         logs = list(study.run_folder(cell).glob("*/metrics.jsonl"))
         if shown == "waiting" and logs:
-            step = max((entry["step"] for entry in read_entries(logs[0].parent)), default=0)
+            step = max((entry["step"] for entry in read_json_lines(logs[0])), default=0)
             shown = f"step {step:,} of {int(study.options(cell.point)['max_steps']):,}"
         lines.append(f"{cell.name:45} {shown}")
     finished = sum(line.endswith(" finished") for line in lines)

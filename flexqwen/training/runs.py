@@ -27,7 +27,17 @@ import yaml
 from flexqwen.cli import InputError, redact
 from flexqwen.data.packing import open_token_store
 from flexqwen.data.texts import dataset_digest, summarize
-from flexqwen.files import atomic_write, digest, file_digest, remove_leftovers, remove_path, versions, write_json
+from flexqwen.files import (
+    atomic_write,
+    digest,
+    file_digest,
+    read_json_lines,
+    remove_leftovers,
+    remove_path,
+    versions,
+    write_json,
+)
+from flexqwen.remote import explain_failure
 from flexqwen.training.arguments import DEFAULTS, Arguments, TrainingArguments, as_dict
 from flexqwen.training.checkpoints import find_defect, last_checkpoint, list_checkpoints, step_of
 from flexqwen.training.curves import draw_loss_curves
@@ -61,7 +71,8 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
         raise InputError(f"no tokenizer in {data.tokenizer}; make it with python -m flexqwen tokenizer")
     digests = {"tokenizer": file_digest(tokenizer)}
     if data.token_store:
-        store = open_token_store(data.token_store, data.dataset_config, digests["tokenizer"], data.sequence_length)
+        wanted = {"dataset_config": data.dataset_config, "tokenizer_digest": digests["tokenizer"]}
+        store = open_token_store(data.token_store, sequence_length=data.sequence_length, **wanted)
         digests["dataset"] = store.info["dataset_digest"]
     else:
         digests["dataset"] = dataset_digest(dataset)
@@ -154,7 +165,8 @@ def find_state(folder: Path, description: dict, training: TrainingArguments) -> 
     is_finished, checkpoints = (folder / "finished.json").is_file(), list_checkpoints(folder)
     if not is_finished and not checkpoints:
         return "new"  # nothing is lost
-    changes = differences(json.loads(file.read_text(encoding="utf-8")), description)
+    with explain_failure(f"{file} is damaged", "bring it back, or remove the folder or pass another --output_dir"):
+        changes = differences(json.loads(file.read_text(encoding="utf-8")), description)
     if not changes and is_finished:
         return "finished"
     can_resume = last_checkpoint(folder) is not None
@@ -203,7 +215,8 @@ def finish_run(folder: Path, trainer) -> None:
     """Draws the curves of a run that came to its last step, marks it as finished and says where all is."""
     if trainer.args.process_index:
         return
-    draw_loss_curves(folder)
+    with explain_failure(f"{folder / 'metrics.jsonl'} is damaged", "mend or remove its wrong lines, and run again"):
+        draw_loss_curves(folder)
     state = trainer.state
     write_json(folder / "finished.json", {"step": state.global_step, "best_loss": state.best_metric})
     print(f"checkpoint: {folder / 'best'}\nlogs:       {folder / 'logs'}, {folder / 'metrics.jsonl'}")
@@ -223,19 +236,15 @@ def clean_up(folder: Path, last: Path) -> None:
             remove_path(later)
     for left in (*folder.glob("checkpoint-*"), *folder.glob("*.partial")):
         remove_path(left)
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    evaluated = [json.loads(line) for line in lines if _step_of(line) < float("inf") and "eval_loss" in line]
-    if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step_of(last):
-        remove_path(folder / "best")  # of a step that is to be made again, perhaps with other settings
-    with atomic_write(folder / "metrics.jsonl") as aside:
-        aside.write_text("".join(line for line in lines if _step_of(line) <= step_of(last)), encoding="utf-8")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except ValueError:  # the process was killed while it wrote the line
-        return float("inf")
+    log = folder / "metrics.jsonl"
+    with explain_failure(f"{log} is damaged", "mend or remove its wrong lines"):
+        entries = read_json_lines(log)
+        evaluated = [entry for entry in entries if "eval_loss" in entry]
+        if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step_of(last):
+            remove_path(folder / "best")  # of a step that is to be made again, perhaps with other settings
+        kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step_of(last)]
+    with atomic_write(log) as aside:
+        aside.write_text("".join(kept), encoding="utf-8")
 
 
 def write_description(folder: Path, description: dict) -> None:

@@ -17,6 +17,7 @@ from flexqwen.cli import InputError
 from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation.heldout import MODES, HeldOut, score
 from flexqwen.files import atomic_write, remove_path
+from flexqwen.remote import reason
 from flexqwen.training.arguments import Arguments, fix_training_arguments
 from flexqwen.training.callbacks import OnStart, Progress, SaveOnSignal, ignore_signals
 from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, list_checkpoints, read_sums
@@ -259,7 +260,7 @@ class FlexQwenTrainer(transformers.Trainer):
             last = last_checkpoint(self.folder)
             raise InputError(
                 f"{what} of {self.folder} could not be saved ({' '.join(str(error).split())[:200]}); the last complete "
-                f"checkpoint is {last or 'none'}; make room and run the same command again"
+                f"checkpoint is {last or 'none'}; mend that and run the same command again"
             ) from error
 
     def _issue_warnings_after_load(self, load_result) -> None:
@@ -284,7 +285,9 @@ class FlexQwenTrainer(transformers.Trainer):
         sums = None if checkpoint is None else read_sums(checkpoint)
         step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
         # First of the callbacks: others write into the folder, which a new run empties.
-        on_start = OnStart(on_start, functools.partial(self.metrics.resume, step, sums, self.args))
+        begun = []
+        resume = functools.partial(self.metrics.resume, step, sums, self.args)
+        on_start = OnStart(on_start, resume, lambda: begun.append(True))
         self.callback_handler.callbacks.insert(0, on_start)
         try:
             with self.on_signal.listening():
@@ -303,4 +306,9 @@ class FlexQwenTrainer(transformers.Trainer):
                 "per_device_train_batch_size and raise gradient_accumulation_steps by as much, or set "
                 "gradient_checkpointing, or lower sequence_length or, in evaluation, per_device_eval_batch_size"
             ) from error
+        except Exception as error:
+            if checkpoint is None or begun or isinstance(error, InputError):
+                raise
+            remedy = "remove it, and the same command resumes from the one before it"
+            raise InputError(f"{checkpoint} is damaged ({reason(error)}); {remedy}") from error
         return True

@@ -151,13 +151,10 @@ def make_sample(folder: Path, documents: int, seed: int, overwrite: bool = False
             return
         if not overwrite:
             raise InputError(f"{folder}: is a sample corpus made otherwise; remove it, or give --overwrite")
-    try:
-        with atomic_write(folder) as aside:
-            aside.mkdir()
-            write_sample(aside, documents, seed)
-            write_json(aside / STAMP, made)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    with atomic_write(folder) as aside:
+        aside.mkdir()
+        write_sample(aside, documents, seed)
+        write_json(aside / STAMP, made)
     print(f"{folder}: a sample corpus of {documents:,} documents")
 
 
