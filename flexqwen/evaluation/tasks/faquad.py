@@ -13,27 +13,25 @@ Metrics are those of SQuAD's script with Portuguese articles: `metrics/squad_pt`
 The baseline answers with the sentence of the paragraph that has the most words of the question.
 """
 
+import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from transformers import AutoModelForQuestionAnswering
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation import finetuning
-from flexqwen.evaluation.finetuning import Settings
+from flexqwen.data.passages import Passages, hash_passages
+from flexqwen.evaluation import finetuning, sources
 from flexqwen.evaluation.metrics.squad_pt.squad_pt import METRICS, normalize_answer, score_answers
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.statistics import number_clusters
-from flexqwen.evaluation.tasks import Task
-from flexqwen.evaluation.tasks.data_files import data_file, read_json_file
+from flexqwen.evaluation.tasks import Context, Task
 
 NUM_TRAIN_EPOCHS = 8
 FILES = {"train": "train.json", "test": "dev.json"}
 DEV_SUBJECTS = ("UFMS", "POSCOMP", "PROFESSOR", "MEC", "TCC", "MONOGRAFIA")
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
-SEEN_WORDS = 13
 MAX_ANSWER_TOKENS = 160
 """Only spans up to this length are considered. The longest answer has 98 words; 95 % have at most 37."""
 
@@ -64,22 +62,14 @@ def locate(context: str, answer: str, start: int) -> tuple[int, int] | None:
     return None if nearest is None else (nearest, nearest + len(answer))
 
 
-def read(folder: Path) -> dict[str, list[Question]]:
-    """The questions of `train`, `dev` and `test`.
-
-    Raises:
-        InputError: a file is missing, or is not of SQuAD's form.
-    """
+def read() -> dict[str, list[Question]]:
+    """The questions of `train`, `dev` and `test`."""
     splits = {"train": [], "dev": [], "test": []}
     for split, name in FILES.items():
-        path = data_file(folder, name)
-        try:
-            for subject in read_json_file(path)["data"]:
-                is_dev = split == "train" and subject["title"] in DEV_SUBJECTS
-                for paragraph in subject["paragraphs"]:
-                    splits["dev" if is_dev else split] += [_question(paragraph, asked) for asked in paragraph["qas"]]
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path} is not in SQuAD's form ({error!r}); fetch the file again") from error
+        for subject in json.loads(sources.read(f"faquad/{name}"))["data"]:
+            is_dev = split == "train" and subject["title"] in DEV_SUBJECTS
+            for paragraph in subject["paragraphs"]:
+                splits["dev" if is_dev else split] += [_question(paragraph, asked) for asked in paragraph["qas"]]
     return splits
 
 
@@ -161,18 +151,13 @@ def find_nearest_sentences(questions: list[Question]) -> list[str]:
     return [find(set(normalize_answer(question.question).split()), question.context) for question in questions]
 
 
-def cut_grams(text: str) -> set[tuple[str, ...]]:
-    words = text.split()
-    return {tuple(words[place : place + SEEN_WORDS]) for place in range(len(words) - SEEN_WORDS + 1)}
-
-
-def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
+def run(model_folder: str, context: Context) -> list[Result]:
     """Exact match and F1, of all questions and of those on paragraphs that train does not hold; F1 decides on dev."""
-    splits = read(folder)
-    known = set().union(*(cut_grams(q.context) for q in splits["train"] + splits["dev"]))
-    splits, seen = finetuning.prepare_splits(splits, lambda asked: f"{asked.context} {asked.question}", settings)
+    splits = read()
+    known = Passages(np.unique(hash_passages([q.context for q in splits["train"] + splits["dev"]])[0]))
+    splits, seen = finetuning.prepare_splits(splits, lambda asked: f"{asked.context} {asked.question}", context)
     splits["train"] = [question for question in splits["train"] if question.span]
-    tokenizer = finetuning.load_tokenizer(model_folder, settings)
+    tokenizer = finetuning.load_tokenizer(model_folder, context)
     rows, windows = finetuning.encode_splits(encode, tokenizer, splits)
     for row, (number, places) in zip(rows["train"], windows["train"], strict=True):
         # A window without the answer points at its first token, as BERT's SQuAD script has it.
@@ -184,7 +169,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
 
     head = finetuning.Head(AutoModelForQuestionAnswering)
     outputs, details = finetuning.fine_tune(
-        "faquad", model_folder, head, tokenizer, rows, score_dev, "f1", settings, NUM_TRAIN_EPOCHS
+        "faquad", model_folder, head, tokenizer, rows, score_dev, "f1", context, NUM_TRAIN_EPOCHS
     )
     test, right = splits["test"], answers["test"]
     predicted = [extract_answers(seed, windows["test"], test) for seed in outputs]
@@ -193,7 +178,8 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
         "unreachable_answers": {split: count_unreachable(splits[split], windows[split]) for split in ("train", "test")},
     }
     nearest = find_nearest_sentences(test)
-    new = [number for number, question in enumerate(test) if not cut_grams(question.context) & known]
+    shares = known.find_shares([question.context for question in test])  # NaN of a paragraph of under 13 words
+    new = np.flatnonzero(~(shares > 0)).tolist()
     results = []
     for subset, part in (("all", list(range(len(test)))), ("paragraphs not in train", new)):
         paragraphs = [test[number].context for number in part]  # an interval draws them whole
