@@ -1,7 +1,6 @@
-"""Evaluation tasks, found by name: `load_task("wsc_pt")` imports that module here and gives its `TASK`.
+"""Evaluation tasks, found by name: `load_task("wsc_pt")` gives `WSC_PT` of the module that is named here.
 
-A new task is a module with a `TASK` and a place in one of the two lists. Modules are imported when they are asked for,
-since the libraries of some are many.
+Modules are imported when they are asked for, since the libraries of some are many.
 """
 
 import importlib
@@ -15,7 +14,16 @@ from flexqwen.evaluation.results import Result, mean_result
 from flexqwen.subsampling import subsample
 
 HUB = ("multiblimp_por", "calame_pt")  # their data live on the Hub only
-ZERO_SHOT = ("bits_per_byte", "bits_per_byte_ud", "minimal_pairs", "wsc_pt", "mpararel_pt", "arc_pt", *HUB)
+ZERO_SHOT = {
+    "bits_per_byte": "bits_per_byte",
+    "bits_per_byte_ud": "bits_per_byte",
+    "minimal_pairs": "choices",
+    "wsc_pt": "choices",
+    "mpararel_pt": "mpararel_pt",
+    "arc_pt": "choices",
+    "multiblimp_por": "choices",
+    "calame_pt": "calame_pt",
+}
 FINE_TUNED = ("assin2", "harem", "bosque_pos", "hatebr", "toldbr", "faquad")
 NAMES = (*ZERO_SHOT, *FINE_TUNED)
 
@@ -130,4 +138,4 @@ class Task:
 
 def load_task(name: str) -> Task:
     """The task of that name, one of `NAMES`."""
-    return importlib.import_module(f"{__name__}.{name}").TASK
+    return getattr(importlib.import_module(f"{__name__}.{ZERO_SHOT.get(name, name)}"), name.upper())

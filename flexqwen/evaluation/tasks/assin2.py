@@ -89,15 +89,15 @@ def fine_tune_similarity(model_folder: str, splits: dict[str, list[Example]], co
     for metric, compute, more in (("pearson", compute_pearson, {}), ("mse", mean_squared_error, items)):
         fields = {"baseline": float(compute(true, overlap)), "baseline_name": "word overlap", "subset": "sts", **more}
         fields["details"] = {**details, **seen, "mean_similarity_of_train": constant[metric]}
-        results.append(finetuning.seeds_result(TASK, metric, compute, true, predicted, **fields))
+        results.append(finetuning.seeds_result(ASSIN2, metric, compute, true, predicted, **fields))
     return results
 
 
 def run(model_folder: str, context: Context) -> list[Result]:
     """RTE: accuracy, macro F1. STS: Pearson's correlation, mean squared error."""
     splits = read()
-    entailment = classify(TASK, model_folder, splits["rte"], context, NUM_TRAIN_EPOCHS, "rte")
+    entailment = classify(ASSIN2, model_folder, splits["rte"], context, NUM_TRAIN_EPOCHS, "rte")
     return entailment + fine_tune_similarity(model_folder, splits["sts"], context)
 
 
-TASK = Task("assin2", 2, fine_tune=run)
+ASSIN2 = Task("assin2", 2, fine_tune=run)

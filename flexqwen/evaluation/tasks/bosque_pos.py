@@ -110,7 +110,9 @@ def run(model_folder: str, context: Context) -> list[Result]:
         "item_ids": [f"{text.id}/{n}" for text, length in zip(test, lengths, strict=True) for n in range(length)],
         "clusters": np.repeat(np.arange(len(test)), lengths).tolist(),
     }
-    return [finetuning.seeds_result(TASK, metric, lambda true, said: said.sum() / true.sum(), lengths, sums, **fields)]
+    return [
+        finetuning.seeds_result(BOSQUE_POS, metric, lambda true, said: said.sum() / true.sum(), lengths, sums, **fields)
+    ]
 
 
-TASK = Task("bosque_pos", 2, fine_tune=run)
+BOSQUE_POS = Task("bosque_pos", 2, fine_tune=run)

@@ -104,7 +104,7 @@ def fine_tune_scenario(scenario: str, model_folder: str, context: Context) -> Re
         "subset": scenario,
         "details": details,
     }
-    return finetuning.seeds_result(TASK, "entity_f1", lambda _, drawn: entity_f1(drawn), counts[0], counts, **fields)
+    return finetuning.seeds_result(HAREM, "entity_f1", lambda _, drawn: entity_f1(drawn), counts[0], counts, **fields)
 
 
 def run(model_folder: str, context: Context) -> list[Result]:
@@ -112,4 +112,4 @@ def run(model_folder: str, context: Context) -> list[Result]:
     return [fine_tune_scenario(scenario, model_folder, context) for scenario in SCENARIOS]
 
 
-TASK = Task("harem", 1, fine_tune=run)
+HAREM = Task("harem", 1, fine_tune=run)

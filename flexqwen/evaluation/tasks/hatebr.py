@@ -30,7 +30,7 @@ def read() -> dict[str, list[Example]]:
 
 def run(model_folder: str, context: Context) -> list[Result]:
     """Accuracy and macro F1."""
-    return classify(TASK, model_folder, read(), context, NUM_TRAIN_EPOCHS)
+    return classify(HATEBR, model_folder, read(), context, NUM_TRAIN_EPOCHS)
 
 
-TASK = Task("hatebr", 1, fine_tune=run)
+HATEBR = Task("hatebr", 1, fine_tune=run)

@@ -28,7 +28,7 @@ def read() -> dict[str, list[Example]]:
 
 def run(model_folder: str, context: Context) -> list[Result]:
     """Accuracy and macro F1, of all test texts and without the leaked ones."""
-    return classify(TASK, model_folder, read(), context, NUM_TRAIN_EPOCHS)
+    return classify(TOLDBR, model_folder, read(), context, NUM_TRAIN_EPOCHS)
 
 
-TASK = Task("toldbr", 1, fine_tune=run)
+TOLDBR = Task("toldbr", 1, fine_tune=run)
