@@ -22,7 +22,7 @@ from flexqwen.data.ngrams import mean_known
 from flexqwen.data.splits import MIN_GAP, PAIRS, TOLERANCE
 from flexqwen.data.texts import read_manifest
 from flexqwen.drawing import save_figure
-from flexqwen.files import atomic_write
+from flexqwen.files import write_text
 from flexqwen.tables import format_cell, markdown_table
 
 TEXTS = yaml.safe_load(Path(__file__).with_name("card.yaml").read_text(encoding="utf-8"))
@@ -40,8 +40,7 @@ def write_card(folder: Path) -> None:
         ("length_gold_and_matched", draw_lengths({name: part["tokens"].to_numpy() for name, part in pairs.items()})),
     ):
         save_figure(figure, folder / "figures" / f"{name}.png", dpi=110, metadata={"Software": None})
-    with atomic_write(folder / "README.md") as aside:
-        aside.write_text(_fill_card(folder, manifest, index, pairs), encoding="utf-8")
+    write_text(folder / "README.md", _fill_card(folder, manifest, index, pairs))
 
 
 def read_index(folder: Path) -> pa.Table:

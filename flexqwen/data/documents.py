@@ -97,7 +97,7 @@ def store_shards(
 
 
 def keep_only(folder: Path, names: set[str]) -> None:
-    """Makes the folder if need be, and removes what is in it but for what has one of these names, endings aside."""
+    """Makes the folder if need be, and removes what is in it but for what has one of these names, endings partial."""
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():
         if path.name.split(".")[0] not in names:
@@ -126,7 +126,7 @@ def store_shard(shard: Shard, file: Path, need_originality: bool, skip_bad: bool
 def _write_documents(file: Path, documents: Iterator[Document]) -> int:
     """Writes an Arrow file; returns the number of documents."""
     written = 0
-    with atomic_write(file) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, STORED) as out:
+    with atomic_write(file) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, STORED) as out:
         for batch in cut_batches(documents, _BATCH_CHARACTERS, lambda document: len(document.text)):
             columns = zip(zip(*batch, strict=True), STORED.types, strict=True)
             out.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema=STORED))

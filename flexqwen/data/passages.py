@@ -55,13 +55,9 @@ class Passages:
 
 
 def find_seen_shares(texts: Sequence[str], dataset: str | Path, progress: bool = True) -> np.ndarray:
-    """Share of each text's 13-grams that stand in the training splits of a built dataset.
+    """Share of each text's 13-grams that stand in the training splits of a built dataset, which has to be there.
 
-    Returns:
-        float64 `(texts,)`; NaN for texts of under 13 words, of which this cannot be said.
-
-    Raises:
-        InputError: there is no dataset.
+    Returns float64 `(texts,)`; NaN for texts of under 13 words, of which this cannot be said.
     """
     dataset_digest(dataset)
     wanted = Passages(np.unique(hash_passages(texts)[0]))

@@ -23,7 +23,7 @@ from flexqwen.cli import InputError
 from flexqwen.data.corpus import CHECKSUMS, GENERATED, MIN_TOKENS
 from flexqwen.data.ngrams import NGRAM
 from flexqwen.data.sample.grammar import Writer
-from flexqwen.files import atomic_write, is_empty, read_json, write_json
+from flexqwen.files import atomic_write, is_made, read_json, write_json
 
 FORMAT = 1
 """Of the sample: raise it where the same number of documents and seed give other bytes."""
@@ -134,28 +134,16 @@ def _write(genre: Genre, stock: list[list[str]], random: Random) -> str:
 
 
 def make_sample(folder: Path, documents: int, seed: int, overwrite: bool = False) -> None:
-    """Writes a sample corpus, unless the same one is there.
-
-    Raises:
-        InputError: the folder holds something else, or another sample corpus and `overwrite` is not set.
-    """
+    """Writes a sample corpus, unless the same one is there (see `is_made`)."""
     if documents < 1:
         raise InputError(f"--documents {documents}: give 1 or more")
     made = {"documents": documents, "seed": seed, "format": FORMAT}
-    if folder.exists() and not is_empty(folder):
-        found = read_json(folder / STAMP)
-        if not (isinstance(found, dict) and {"documents", "seed"} <= found.keys()):
-            raise InputError(f"{folder}: holds no sample corpus; name another folder, or remove it yourself")
-        if made == {name: found.get(name, 1) for name in made}:
-            print(f"{folder}: already there, reused")
-            return
-        if not overwrite:
-            raise InputError(f"{folder}: is a sample corpus made otherwise; remove it, or give --overwrite")
+    if is_made(folder, read_json(folder / STAMP), made, overwrite):
+        return
     try:
-        with atomic_write(folder) as aside:
-            aside.mkdir()
-            write_sample(aside, documents, seed)
-            write_json(aside / STAMP, made)
+        with atomic_write(folder) as partial:
+            write_sample(partial, documents, seed)
+            write_json(partial / STAMP, made)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
     print(f"{folder}: a sample corpus of {documents:,} documents")
