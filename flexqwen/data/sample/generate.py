@@ -10,6 +10,7 @@ as in the real corpus. `GENERATED.txt` beside the taxonomies says that the texts
 import gzip
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -31,25 +32,24 @@ FORMAT = 1
 STAMP = "sample.json"
 
 
-class Genre(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Genre:
     """Texts of one kind: their genre in `grammar.yaml`, where they stand, and how long and how many they are."""
 
     writer: str
-    shards: tuple[str, ...]
+    shards: list[str]
     language: str
     typology: str
     domain: str
     share: float  # of the documents
-    words: tuple[int, int]  # shortest and longest; the logarithm of the length is uniform between them
+    words: list[int]  # shortest and longest; the logarithm of the length is uniform between them
     sentences: int  # in a paragraph
     source: str
     license: str
 
 
-GENRES = tuple(
-    Genre(**{name: tuple(value) if isinstance(value, list) else value for name, value in genre.items()})
-    for genre in yaml.safe_load(Path(__file__).with_name("genres.yaml").read_text(encoding="utf-8"))
-)
+_FOLDER = Path(__file__).parent
+GENRES = [Genre(**genre) for genre in yaml.safe_load((_FOLDER / "genres.yaml").read_text(encoding="utf-8"))]
 
 
 class SampleDocument(NamedTuple):
@@ -168,6 +168,6 @@ def write_sample(folder: Path, documents: int = 3000, seed: int = 0) -> None:
 
 def shard_xml(documents: list[SampleDocument]) -> str:
     """The TEI of a shard."""
-    source = Path(__file__).with_name("shard.xml").read_text(encoding="utf-8")
+    source = (_FOLDER / "shard.xml").read_text(encoding="utf-8")
     template = Template(source, trim_blocks=True, keep_trailing_newline=True)
     return template.render(documents=documents, typologies=dict.fromkeys(g.typology for g in GENRES), escape=escape)
