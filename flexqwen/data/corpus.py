@@ -118,9 +118,7 @@ def open_corpus(folder: str | Path) -> Corpus:
     present = {name for name in found if name.endswith(".xml.gz")}
     lists = sorted(name for name in found if name.count("/") == 1 and name.endswith("/" + CHECKSUMS))
     if not present and not lists:
-        raise InputError(
-            f"{folder}: no <taxonomy>/**/*.xml.gz here; give the folder that holds Corpus Carolina's corpus/"
-        )
+        raise InputError(f"{folder}: no <taxonomy>/**/*.xml.gz; give the folder that holds Corpus Carolina's corpus/")
     digests: dict[str, str] = {}
     for name in lists:
         digests |= _read_checksums(found[name], name.removesuffix(CHECKSUMS))
@@ -211,10 +209,9 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
         raise _bad(shard, f"is not well-formed XML at line {line}, after {number} documents ({message})") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         with open(shard.path, "rb") as file:
-            is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
-        if is_pointer:
-            remedy = "fetch the shards themselves with 'git lfs pull' or 'hf download'"
-            raise _bad(shard, "is a git-LFS pointer, not the shard itself", remedy) from error
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                remedy = "fetch the shards themselves with 'git lfs pull' or 'hf download'"
+                raise _bad(shard, "is a git-LFS pointer, not the shard itself", remedy) from error
         place = f"after {stream.bytes if stream else 0:,} bytes of XML, {number} documents"
         raise _bad(shard, f"is a damaged gzip file {place} ({error})") from error
     except OSError as error:

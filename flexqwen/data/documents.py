@@ -92,7 +92,7 @@ def store_shards(
     keys = [digest([FORMAT, shard.name, shard.sha256, shard.size, need_originality])[:16] for shard in shards]
     keep_only(folder, set(keys))
     files = [folder / f"{key}.arrow" for key in keys]
-    tasks = [(shard, file, need_originality, skip_bad) for shard, file in zip(shards, files, strict=True)]
+    tasks = [(*pair, need_originality, skip_bad) for pair in zip(shards, files, strict=True)]
     return files, pool.map(store_shard, tasks, "Reading shards", [shard.size for shard in shards])
 
 

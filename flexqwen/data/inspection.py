@@ -36,10 +36,9 @@ def _is_dataset(folder: Path) -> bool:
 def describe_dataset(manifest: dict[str, Any]) -> str:
     """What a build read, left out and chose, and how the two measures agree."""
     shards, documents, agreement = manifest["shards"], manifest["documents"], manifest["agreement"]
-    lines = [
-        f"{len(shards['used']):,} shards used, {len(shards['absent']):,} listed but absent, "
-        f"{len(shards['bad']):,} bad; {documents['kept']:,} documents kept of {documents['read']:,}"
-    ]
+    used, absent, bad = (f"{len(shards[name]):,}" for name in ("used", "absent", "bad"))
+    kept = f"{documents['kept']:,} documents kept of {documents['read']:,}"
+    lines = [f"{used} shards used, {absent} listed but absent, {bad} bad; {kept}"]
     lines += _warn(manifest.get("generated"), manifest["stray_files"])
     lines += [f"bad shard {name}: {why}" for name, why in shards["bad"].items()]
     lines += [f"dropped {count:,}: {reason}" for reason, count in documents["dropped"].items()]
@@ -71,16 +70,12 @@ def describe_corpus(folder: Path, pool: Pool) -> str:
     for name, count in [*sorted(counts.items()), ("all", sum(counts.values(), Counter()))]:
         mean = count["originality"] / count["long"] if count["long"] else None
         rows.append((name, *(count[column] for column in ("shards", "absent", "documents", "long", "tokens")), mean))
-    return "\n".join(
-        [
-            f"{corpus.folder}: {len(corpus.shards):,} shards, {len(corpus.absent):,} listed but absent",
-            *_warn(corpus.generated, corpus.strays),
-            *(error for _, _, error in found if error),
-            *(f"would be dropped, {count:,}: {reason}" for reason, count in sorted(dropped.items())),
-            plain_table(rows),
-            f"originality: mean of what the headers state, over documents of {MIN_TOKENS} tokens or more",
-        ]
-    )
+    lines = [f"{corpus.folder}: {len(corpus.shards):,} shards, {len(corpus.absent):,} listed but absent"]
+    lines += _warn(corpus.generated, corpus.strays)
+    lines += [error for _, _, error in found if error]
+    lines += [f"would be dropped, {count:,}: {reason}" for reason, count in sorted(dropped.items())]
+    lines += [plain_table(rows), f"originality: mean of what headers state, for {MIN_TOKENS} tokens or more"]
+    return "\n".join(lines)
 
 
 def _warn(generated: bool, strays: list[str]) -> Iterator[str]:

@@ -144,8 +144,7 @@ def make_token_store(
         tokenizer: loaded from `tokenizer_folder`, whose tokenizer.json is part of the store's key.
         length: tokens of a row, the run's sequence_length.
         root: folder of the stores; this one is `<root>/<config>-<length>-<key>`.
-        unique_tokens: of documents drawn at random with `seed`, at most so many; fewer are a part of more. By default
-            all documents.
+        unique_tokens: of documents drawn at random with `seed`, at most so many, and as in `draw_documents`.
     """
     if length < 2:
         raise InputError(f"sequence_length is {length}; a row needs room for BOS and one token")
@@ -206,9 +205,8 @@ def _write_rows(
         drawn = draw_documents([len(document) for document in documents], unique_tokens, seed)
         ids, documents = [ids[number] for number in drawn], [documents[number] for number in drawn]
     for number, document in enumerate(documents):
-        cuts = [np.array(piece, dtype=dtype) for piece in cut(document, length)]
-        pieces += cuts
-        owners += [number] * len(cuts)
+        pieces += (np.array(piece, dtype=dtype) for piece in cut(document, length))
+        owners += [number] * (len(pieces) - len(owners))
     rows = best_fit([len(piece) for piece in pieces], length)
     with open(folder / "rows.bin", "wb") as file:
         for row in rows:
