@@ -55,7 +55,7 @@ class Pool:
                     results[i] = function(*tasks[i])
                     bar.update()
                 return [results[i] for i in range(len(tasks))]
-            with interrupts_held():
+            with delay_interrupts():
                 futures = {i: self._executor.submit(_run, function, *tasks[i]) for i in order}
             for future in futures.values():
                 future.add_done_callback(lambda _: bar.update())
@@ -74,7 +74,7 @@ class Pool:
 
 
 @contextmanager
-def interrupts_held() -> Iterator[None]:
+def delay_interrupts() -> Iterator[None]:
     """Ctrl-C waits until the end of the block, and the processes that start in it never get it."""
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield

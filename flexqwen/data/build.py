@@ -32,28 +32,20 @@ from flexqwen.data.passages import LIMIT, Passages, hash_passages
 from flexqwen.data.scores import measure_agreement, score_documents
 from flexqwen.data.texts import read_manifest
 from flexqwen.files import digest, is_made, remove_leftovers, remove_path, replace_path, versions, write_json
-from flexqwen.parallel import Pool, interrupts_held
+from flexqwen.parallel import Pool, delay_interrupts
 
 NAME = "carolina_originality"
-FORMAT = 1
-"""Of the dataset: raise it where the same inputs give other Parquet files, in whichever module; not for the card."""
+FORMAT = 1  # of the dataset: raise it where the same inputs give other Parquet files, in whichever module
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a build depends on besides the corpus. These make its bytes; the numbers of workers and of bytes do not.
+    """What a build depends on besides the corpus. These make its bytes; the numbers of workers and of bytes do not."""
 
-    Attributes:
-        seed: of every random choice.
-        documents: use only so many, a random sample over all shards; None for all.
-        measure: the originality that makes the splits, "header" (the corpus's own) or "ngram" (recomputed).
-        skip_bad_shards: leave out and list what cannot be trusted, instead of stopping there.
-    """
-
-    seed: int = 0
-    documents: int | None = None
-    measure: str = "header"
-    skip_bad_shards: bool = False
+    seed: int = 0  # of every random choice
+    documents: int | None = None  # use only so many, a random sample over all shards
+    measure: str = "header"  # the originality that makes the splits: the corpus's own, or "ngram", recomputed
+    skip_bad_shards: bool = False  # leave out and list what cannot be trusted, instead of stopping there
 
 
 def build(
@@ -128,7 +120,7 @@ def lock_work_folder(output: Path) -> Iterator[Path]:
 
 def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters, pool: Pool, memory: int) -> None:
     """Makes `<work>/<inputs>/dataset`; `memory` in bytes."""
-    with interrupts_held():  # what these load may swallow an interrupt
+    with delay_interrupts():  # what these load may swallow an interrupt
         importlib.import_module("matplotlib.figure")
         importlib.import_module("scipy.stats")
         pa.array(np.empty(0))  # pyarrow loads pandas, where there is one

@@ -14,8 +14,7 @@ from flexqwen.data.passages import Passages
 from flexqwen.data.splits import Splits
 from flexqwen.parallel import Pool
 
-SCHEMA = STORED.append(pa.field("ngram_originality", pa.float64()))
-"""Columns of every config; `index` has no text."""
+SCHEMA = STORED.append(pa.field("ngram_originality", pa.float64()))  # of every config; `index` has no text
 
 _FILE_BYTES = 128 << 20  # of text in one Parquet file, about
 _INDEX_ROW_GROUP = 100_000

@@ -13,9 +13,7 @@ from flexqwen.data.ngrams import cut_batches, hash_ngrams, hash_words, mean_know
 from flexqwen.data.texts import count_texts, dataset_digest, read_texts
 
 NGRAM = 13
-LIMIT = 0.5
-"""A training document with this share or more of its 13-grams in the held-out documents is left out."""
-
+LIMIT = 0.5  # a training document with this share or more of its 13-grams in the held-out documents is left out
 _FILTER_BITS = 24
 _BATCH_CHARACTERS = 1 << 20
 

@@ -26,9 +26,7 @@ from flexqwen.data.ngrams import NGRAM
 from flexqwen.data.sample.grammar import Writer
 from flexqwen.files import atomic_write, is_made, read_json, write_json
 
-FORMAT = 1
-"""Of the sample: raise it where the same number of documents and seed give other bytes."""
-
+FORMAT = 1  # of the sample: raise it where the same number of documents and seed give other bytes
 STAMP = "sample.json"
 
 
