@@ -108,7 +108,7 @@ def describe_document(folder: Path, identifier: str, pool: Pool) -> str:
     is_dataset = _is_dataset(folder)
     files = (file for file in (folder / "data").glob("*/*.parquet") if file.parent.name != "index")
     sources = sorted(files) if is_dataset else open_corpus(folder).shards
-    text = find_text(sources, identifier, pool)
+    text = find_text(sources, identifier)
     if text is None:
         raise InputError(f"{folder}: no document has the id {identifier!r}, or its text is not there")
     hashes, _ = hash_ngrams(*hash_words([text]))
@@ -143,18 +143,12 @@ def read_source(source: Shard | Path) -> Iterator[tuple[str, str]]:
         yield from read_file(source)
 
 
-def find_text(sources: list[Shard] | list[Path], identifier: str, pool: Pool) -> str | None:
+def find_text(sources: list[Shard] | list[Path], identifier: str) -> str | None:
     """The text of a document, where one of the sources has it."""
     shard = re.sub(r"\d+", "", identifier) + ".xml.gz"  # an identifier holds the name of its shard: look there first
-    for part in ([s for s in sources if isinstance(s, Shard) and s.path.name == shard], sources):
-        for text in pool.map(find_text_in, [(source, identifier) for source in part], "Looking for it"):
-            if text is not None:
-                return text
-    return None
-
-
-def find_text_in(source: Shard | Path, identifier: str) -> str | None:
-    return next((text for found, text in read_source(source) if found == identifier), None)
+    ordered = sorted(sources, key=lambda source: not (isinstance(source, Shard) and source.path.name == shard))
+    texts = (text for source in ordered for found, text in read_source(source) if found == identifier)
+    return next(texts, None)
 
 
 def find_copies(source: Shard | Path, identifier: str, grams: np.ndarray) -> dict[str, set[int]]:
