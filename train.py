@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         (checkpoint,) = broadcast_object_list([found])  # all processes resume from the one that the first has found
         start = functools.partial(start_run, folder, description, trainer, checkpoint)
         with publishing(publisher, trainer):
-            if not trainer.run(checkpoint, start):
+            if not trainer.train_to_end(checkpoint, start):
                 sys.exit(130)
             finish_run(folder, trainer)
 

@@ -107,7 +107,7 @@ def measure(side: str, preset: str, steps: int, compile: bool) -> dict:
                     torch.cuda.synchronize()
                 self.times = [*getattr(self, "times", []), time.perf_counter()]
                 if state.global_step == WARMUP and side != "stock":
-                    trainer._waited = 0.0
+                    trainer.metrics._waited = 0.0
 
     real = 1.0
     if side == "stock":
@@ -154,8 +154,8 @@ def measure(side: str, preset: str, steps: int, compile: bool) -> dict:
     }
     share = 1.0
     if side != "stock":
-        found["data_wait"] = trainer._waited / seconds
-        share = float(trainer._sums[:, 1].sum()) / (steps * batch_size * length)
+        found["data_wait"] = trainer.metrics._waited / seconds
+        share = float(trainer.metrics.sums[:, 1].sum()) / (steps * batch_size * length)
     if peak := peak_flops():
         found["mfu"] = model_flops(model.config, tokens, tokens * share, length) / seconds / peak
     return found

@@ -97,6 +97,12 @@ def sync(*paths: Path) -> None:
             os.close(descriptor)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8 text, whole or not at all."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented UTF-8 JSON, whole or not at all.
 
@@ -107,8 +113,7 @@ def write_json(path: str | Path, value: Any) -> None:
         text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
     except ValueError as error:
         raise InputError(f"{path} is not written: a number in it is NaN or infinite ({error})") from error
-    with atomic_write(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def read_json(path: str | Path) -> Any:

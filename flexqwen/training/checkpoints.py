@@ -42,11 +42,6 @@ def finish_checkpoint(unfinished: Path, checkpoint: Path, sums: dict) -> None:
     sync(checkpoint.parent)
 
 
-def read_sums(checkpoint: Path) -> dict | None:
-    """What was summed up since the last log; None in an old checkpoint, which does not have it."""
-    return read_json(checkpoint / SUMS)
-
-
 def file_sizes(checkpoint: Path) -> dict[str, int]:
     """Bytes of a checkpoint's files, but of the Trainer's pickle, which nobody reads."""
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != "training_args.bin"]
