@@ -10,17 +10,22 @@ from flexqwen.training.checkpoints import last_checkpoint
 
 
 class LossCheck:
-    """Losses of batches that were not looked at yet. On a GPU, looking at each would make the host wait for it."""
+    """Losses of batches that were not looked at yet. On a GPU, looking at each would make the host wait for it.
 
-    def __init__(self):
+    Args:
+        rows, batches, args: `TrainingRows`, `StepBatches` and settings of the run.
+    """
+
+    def __init__(self, rows, batches, args):
+        self.rows, self.batches, self.args = rows, batches, args
         self._unchecked: list[tuple[int, int, torch.Tensor]] = []  # step, batch of the step, its loss
 
     def add(self, step: int, batch: int, loss: torch.Tensor) -> None:
         """Keeps the loss of a process's batch."""
         self._unchecked.append((step, batch, loss))
 
-    def check(self, rows, batches, args) -> None:
-        """Looks at the losses that were added, of the run's `TrainingRows` and `StepBatches`.
+    def check(self) -> None:
+        """Looks at the losses that were added.
 
         Raises:
             InputError: one is not a number; it names the step, the documents of the batch and the last good checkpoint.
@@ -30,6 +35,7 @@ class LossCheck:
         if all(finite):
             return
         step, batch, _ = unchecked[finite.index(False)]
+        rows, batches, args = self.rows, self.batches, self.args
         number = step * batches.batches_per_step + batch * args.world_size + args.process_index
         items = next(itertools.islice(batches, number, None))
         documents = [name for item in items for name in rows.place(item)[0].rows.documents(rows.row_number(item))]

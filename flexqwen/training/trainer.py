@@ -1,7 +1,6 @@
 """transformers' Trainer with a mode for each row, losses by mode, and checkpoints that are complete or absent."""
 
 import contextlib
-import functools
 import json
 import math
 import sys
@@ -23,58 +22,40 @@ from flexqwen.training.checkpoints import SUMS, finish_checkpoint, last_checkpoi
 from flexqwen.training.compat import allow_fsdp_on_cpu, refusals_named, saved_as
 from flexqwen.training.finiteness import LossCheck, check_weights, suggest_remedy
 from flexqwen.training.metrics import TrainingMetrics
-from flexqwen.training.objectives import ObjectiveArguments, TrainingRows, collate
+from flexqwen.training.objectives import TrainingRows, collate
 from flexqwen.training.optimizer import MuonWithAdamW
 from flexqwen.training.schedule import Phase, StepBatches
 from modeling_flexqwen import FlexQwenForCausalLM
 
 
-def make_trainer(
-    args: Arguments, folder: Path, model, tokenizer, phases: list[Phase], held_out: HeldOut
-) -> "FlexQwenTrainer":
-    """The trainer of a run in `folder`.
+class FlexQwenTrainer(transformers.Trainer):
+    """Trains on the rows of a run's phases.
+
+    Args:
+        folder: the run's.
+        held_out: what `evaluate` measures, in every mode; `eval_loss` is the mean over the modes that are trained.
 
     Raises:
         InputError: options that the Trainer or accelerate refuses.
     """
-    fix_training_arguments(args.training, folder)
-    with refusals_named("the trainer"):
-        return FlexQwenTrainer(
-            model=model,
-            args=args.training,
-            train_dataset=TrainingRows(phases, args.objective, args.training.seed),
-            processing_class=tokenizer,
-            objective=args.objective,
-            held_out=held_out,
-        )
 
-
-class FlexQwenTrainer(transformers.Trainer):
-    """Trains on `TrainingRows`.
-
-    Args:
-        objective: which modes are trained, and how their losses are weighed.
-        held_out: what `evaluate` measures, in every mode; `eval_loss` is the mean over the modes that are trained.
-    """
-
-    def __init__(self, *args, objective: ObjectiveArguments, held_out: HeldOut, **kwargs):
-        super().__init__(*args, eval_dataset="held-out", data_collator=collate, **kwargs)
+    def __init__(self, args: Arguments, folder: Path, model, tokenizer, phases: list[Phase], held_out: HeldOut):
+        fix_training_arguments(args.training, folder)
+        rows = TrainingRows(phases, args.objective, args.training.seed)
+        with refusals_named("the trainer"):
+            super().__init__(model, args.training, collate, rows, "held-out", tokenizer)
         self.pop_callback(ProgressCallback)
         if not self.args.disable_tqdm:
             self.add_callback(Progress)
         self.on_signal = SaveOnSignal()
         self.add_callback(self.on_signal)
-        self.objective, self.held_out = objective, held_out
-        if objective.loss_weighting == "row":
+        self.folder, self.objective, self.held_out = folder, args.objective, held_out
+        if self.objective.loss_weighting == "row":
             # A batch's loss is then a mean over its rows, and the Trainer takes the mean over accumulated batches.
             self.model_accepts_loss_kwargs = False
-        self.metrics = TrainingMetrics(self.train_dataset.phases)
-        self.losses = LossCheck()
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.args.output_dir)
+        self.metrics = TrainingMetrics(phases)
+        self.batches = StepBatches(phases, self.args.gradient_accumulation_steps * self.args.world_size)
+        self.losses = LossCheck(rows, self.batches, self.args)
 
     def create_accelerator_and_postprocess(self) -> None:
         if self.args.fsdp:
@@ -106,7 +87,7 @@ class FlexQwenTrainer(transformers.Trainer):
         return self.accelerator.prepare(
             DataLoader(
                 self.train_dataset,
-                batch_sampler=self.step_batches(),
+                batch_sampler=self.batches,
                 collate_fn=self.data_collator,
                 num_workers=workers,
                 pin_memory=args.dataloader_pin_memory,
@@ -115,10 +96,6 @@ class FlexQwenTrainer(transformers.Trainer):
                 worker_init_fn=ignore_signals,
             )
         )
-
-    def step_batches(self) -> StepBatches:
-        """The batches of every process, in order."""
-        return StepBatches(self.train_dataset.phases, self.args.gradient_accumulation_steps * self.args.world_size)
 
     # A step
 
@@ -133,7 +110,7 @@ class FlexQwenTrainer(transformers.Trainer):
         self.losses.add(self.state.global_step, self._batch_of_step, loss)
         self._batch_of_step += 1
         if loss.device.type == "cpu":  # a GPU would have to wait: there, losses are looked at before a log or a save
-            self.check_finite()
+            self.losses.check()
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -148,10 +125,6 @@ class FlexQwenTrainer(transformers.Trainer):
         self.metrics.add_rows(is_causal, outputs.row_losses, outputs.row_labels, tokens)
         return (loss, outputs) if return_outputs else loss
 
-    def check_finite(self) -> None:
-        """Stops where a loss that was not looked at yet is not a number."""
-        self.losses.check(self.train_dataset, self.step_batches(), self.args)
-
     # Logs and evaluation
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -159,7 +132,7 @@ class FlexQwenTrainer(transformers.Trainer):
         if "train_runtime" in logs:  # the Trainer's own summary at the end, which knows nothing of what was resumed
             return
         if "loss" in logs:
-            self.check_finite()
+            self.losses.check()
             config = self.accelerator.unwrap_model(self.model).config
             logs.update(self.metrics.compute(step, self.accelerator, config))
             self.metrics.start(step)
@@ -174,7 +147,7 @@ class FlexQwenTrainer(transformers.Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Held-out loss (nats per predicted token) and bits per byte in each mode; every process does it all."""
-        self.check_finite()
+        self.losses.check()
         metrics, length = {}, self.train_dataset.phases[-1].rows.info["sequence_length"]
         for mode in MODES:
             with self.metrics.left_out(), self.accelerator.autocast():
@@ -211,7 +184,7 @@ class FlexQwenTrainer(transformers.Trainer):
             super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model, trial) -> None:
-        self.check_finite()
+        self.losses.check()
         step = self.state.global_step
         check_weights(model, step, self.args.output_dir)
         with self._saving(f"step {step}"):
@@ -264,9 +237,13 @@ class FlexQwenTrainer(transformers.Trainer):
         """
         # Sums since the last log; an old checkpoint has none.
         step, sums = (step_of(checkpoint), read_json(checkpoint / SUMS)) if checkpoint else (0, None)
+
+        def begin() -> None:
+            on_start()
+            self.metrics.resume(step, sums, self.args)
+
         # First of the callbacks: others write into the folder, which a new run empties.
-        on_start = OnStart(on_start, functools.partial(self.metrics.resume, step, sums, self.args))
-        self.callback_handler.callbacks.insert(0, on_start)
+        self.callback_handler.callbacks.insert(0, OnStart(begin))
         try:
             with self.on_signal.listening():
                 self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
