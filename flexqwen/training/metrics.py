@@ -92,7 +92,7 @@ class TrainingMetrics:
             if count:
                 found[f"loss_{mode}"], found[f"labels_{mode}"] = nats / count, int(count)
                 if mode == "masked":
-                    found["mask_rate"] = count / real
+                    found["masked_share"] = count / real
         if (peak := peak_flops()) and step > self._timed_step:
             phase = next(phase for phase in self.phases if step <= phase.steps.stop)
             share = labels / max(1, self.tokens_seen(step) - self.tokens_seen(self.step))

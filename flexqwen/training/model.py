@@ -100,5 +100,5 @@ def save_code(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for module in (configuration_flexqwen, modeling_flexqwen):
-        with atomic_write(folder / Path(module.__file__).name) as aside:
-            shutil.copyfile(module.__file__, aside)
+        with atomic_write(folder / Path(module.__file__).name) as partial:
+            shutil.copyfile(module.__file__, partial)

@@ -110,9 +110,8 @@ def lock_run(folder: Path) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _open_locked(path)
     except BlockingIOError:
-        raise InputError(
-            f"another process is training in {folder}; wait for it, or pass another --output_dir"
-        ) from None
+        remedy = "wait for it, or pass another --output_dir"
+        raise InputError(f"another process is training in {folder}; {remedy}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be made ({error.strerror}); pass another --output_dir") from None
     try:

@@ -172,8 +172,8 @@ class FlexQwenTrainer(transformers.Trainer):
         if is_best:
             best = self.folder / "best"
             # Processes that write nothing take part in saving all the same.
-            aside = atomic_write(best) if self.args.should_save else contextlib.nullcontext(best)
-            with self._saving("best"), aside as folder:
+            place = atomic_write(best) if self.args.should_save else contextlib.nullcontext(best)
+            with self._saving("best"), place as folder:
                 self.save_model(str(folder), _internal_call=True)
                 if self.args.should_save:
                     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing to publish
