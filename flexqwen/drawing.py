@@ -33,12 +33,8 @@ def save_figure(figure, path: Path, source: str | None = None, dpi: int = 150) -
     Args:
         source: what it was drawn from; the PNG says it.
     """
-    for kind, metadata in (
-        (
-            "pdf",
-            {"CreationDate": None, "Creator": None, "Producer": None},
-        ),  # so that the same figure has the same bytes
-        ("png", {"Software": None} | ({"Source": source} if source else {})),
-    ):
-        with atomic_write(path.with_suffix(f".{kind}")) as aside:
-            figure.savefig(aside, format=kind, dpi=dpi, bbox_inches="tight", metadata=metadata)
+    pdf = dict.fromkeys(["CreationDate", "Creator", "Producer"])  # none of them: the same figure has the same bytes
+    png = {"Software": None} | ({"Source": source} if source else {})
+    for kind, metadata in (("pdf", pdf), ("png", png)):
+        with atomic_write(path.with_suffix(f".{kind}")) as partial:
+            figure.savefig(partial, format=kind, dpi=dpi, bbox_inches="tight", metadata=metadata)

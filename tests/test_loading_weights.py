@@ -18,6 +18,7 @@ from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.data.tokenizer import adapt_tokenizer
 from flexqwen.evaluation import finetuning, likelihood
+from flexqwen.evaluation.tasks import Context
 from flexqwen.hub.export import export
 from flexqwen.hub.export import main as export_main
 from flexqwen.training.arguments import ModelArguments
@@ -92,10 +93,10 @@ def build(checkpoint):
 
 
 def fine_tuned(checkpoint, **changes):
-    settings = finetuning.Settings(max_length=32, **changes)
-    tokenizer = finetuning.load_tokenizer(str(checkpoint), settings)
+    context = Context(max_length=32, **changes)
+    tokenizer = finetuning.load_tokenizer(str(checkpoint), context)
     head = finetuning.Head(AutoModelForSequenceClassification, {"num_labels": 2})
-    return finetuning.load_model(str(checkpoint), head, tokenizer, settings.trust_remote_code)
+    return finetuning.load_model(str(checkpoint), head, tokenizer, context.trust_remote_code)
 
 
 def exported(checkpoint):

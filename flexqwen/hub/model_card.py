@@ -7,7 +7,8 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from flexqwen.evaluation.results import RESULTS, Result, format_results
-from flexqwen.files import read_json, read_json_lines
+from flexqwen.files import read_json
+from flexqwen.training.metrics import read_log
 from flexqwen.training.objectives import ObjectiveArguments
 
 TEMPLATE = Path(__file__).with_suffix(".md")  # Jinja, as huggingface_hub's own
@@ -36,7 +37,7 @@ class Run:
         self.is_generated = bool((self.description.get("data") or {}).get("generated"))
         self.finished, self.has_curves = read_json(folder / "finished.json"), (folder / "loss.png").is_file()
         self.last: dict[str, float] = {}
-        for entry in read_json_lines(folder / "metrics.jsonl"):
+        for entry in read_log(folder):
             self.last.update(entry)
         self.evaluations: list[tuple[str, dict, list[Result]]] = []
         for file in sorted(folder.glob(f"eval-*/{RESULTS}")):

@@ -5,7 +5,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from flexqwen.drawing import COLORS, save_figure, to_words
-from flexqwen.files import read_json_lines
+from flexqwen.evaluation.heldout import MODES
+from flexqwen.training.metrics import read_log
 
 NOTE = (
     "The two masked losses differ by design: training hides spans and replaces some of them by other tokens;\n"
@@ -13,24 +14,19 @@ NOTE = (
 )
 
 
-def draw_loss_curves(run: Path) -> None:
+def draw_loss(run: Path) -> None:
     """`loss.png` of a run's folder: loss in each mode against tokens, from its `metrics.jsonl`."""
-    by_step = {}  # a resumed run logs some steps twice; the last counts
-    for line in read_json_lines(run / "metrics.jsonl"):
-        by_step.setdefault(line["step"], {}).update(line)
-    entries = [by_step[step] for step in sorted(by_step)]
+    entries = read_log(run)
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
-    for mode in ("causal", "masked"):
-        color = COLORS[mode]
-        for name, label, style in (
-            (f"loss_{mode}", f"{mode}, training", {"alpha": 0.5, "linewidth": 1}),
-            (f"eval_loss_{mode}", f"{mode}, held-out", {"marker": "o", "linewidth": 2}),
-        ):
-            points = [(entry["tokens_seen"] / 1e6, entry[name]) for entry in entries if name in entry]
-            if points:  # one alone is no line
-                style = {**style, "marker": "o"} if len(points) == 1 else style
-                axes.plot(*zip(*points, strict=True), color=color, label=label, **style)
+    for mode in MODES:
+        of_training = (f"loss_{mode}", {"label": f"{mode}, training", "alpha": 0.5, "linewidth": 1})
+        of_heldout = (f"eval_loss_{mode}", {"label": f"{mode}, held-out", "marker": "o", "linewidth": 2})
+        for name, style in (of_training, of_heldout):
+            if points := [(entry["tokens_seen"] / 1e6, entry[name]) for entry in entries if name in entry]:
+                if len(points) == 1:  # which is no line
+                    style["marker"] = "o"
+                axes.plot(*zip(*points, strict=True), color=COLORS[mode], **style)
     axes.set_xlim(left=0)
     if len({entry["tokens_seen"] for entry in entries}) == 1:  # the axis would be of hundredths
         axes.set_ylim(0, 1.5 * axes.get_ylim()[1])
