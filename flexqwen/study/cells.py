@@ -166,10 +166,8 @@ class Results:
 
     def at(self, **values) -> list[Point]:
         """The finished points that have these axes or options."""
-        found = self.points
-        for name, value in values.items():
-            found = [point for point in found if value in (dict(point).get(name), self.study.value(point, name))]
-        return found
+        finished = set(self.points)
+        return [point for point in self.study.select(**values) if point in finished]
 
     def alike(self) -> dict[Any, list[Point]]:
         """For each value of the main axis, the points that differ in it alone and are there for all values."""
