@@ -4,7 +4,6 @@ A figure of several seeds is the mean of the seeds' figures. Its interval joins 
 seeds (`flexqwen.evaluation.statistics.joint_interval`). Differences are taken seed by seed and item by item.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from flexqwen.study.grid import Cell, Comparison, Point, Study, replace_values
 from flexqwen.study.runner import ITEMS, read_cell
 
 ENOUGH = 20  # effective items that a bootstrap needs to be trusted
-MODES = ("causal", "masked", "fused")
+MODES = ("causal", "masked", "fused", "finetuned")
 LOG = "log/validation"  # key of the loss in the log, where nothing else is measured
 BUDGET = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "sequence_length", "phases")
 # GPT-BERT's ratio sweep (arXiv 2410.24159): BLiMP accuracy in %, scored bidirectionally and causally.
@@ -40,6 +39,7 @@ class Measure:
     scale: float = 1.0  # with which it is shown
     digits: int = 3
     subset: str | None = None  # of the items; all of them by default
+    least: float = 0.0  # that it can be
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ class Results:
         return np.array(item["weights"] or [1] * len(item["ids"]), dtype=np.float64)
 
     def average(self, measure: Measure, groups: Sequence[Sequence[Point]], mode: str) -> Estimate | None:
-        """The mean over groups: of one point its figure, of two the first minus the second; None if not measured."""
+        """The mean over groups: of one point its figure, of more `difference`; None if not measured."""
         samples, item, weights = [], self.items[measure.key], self.weights(measure)
         for seed in self.seeds(*itertools.chain(*groups)) if groups else []:
             found = [[self.values(measure, point, seed, mode) for point in group] for group in groups]
             if any(value is None for values in found for value in values):
                 return None
-            samples.append(np.mean([functools.reduce(np.subtract, values) for values in found], axis=0))
+            samples.append(np.mean([difference(values) for values in found], axis=0))
         if measure.subset is not None:
             weights = weights * np.isin(np.arange(len(weights)), item["subsets"][measure.subset])
         interval = samples and joint_interval(np.stack(samples), weights, item["clusters"] or item["ids"])
@@ -111,7 +111,7 @@ class Results:
         """The figure of a point, or the mean over several; None where it is not measured."""
         estimate = self.average(measure, [(point,) for point in points], mode)
         most = math.inf if measure.lower_is_better else 1.0  # Student's t on two seeds knows no bounds
-        return estimate and replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, most))
+        return estimate and replace(estimate, low=max(estimate.low, measure.least), high=min(estimate.high, most))
 
     def compare(
         self, measure: Measure, comparison: Comparison, pair: tuple[Any, Any], mode: str, by: Any = None
@@ -141,6 +141,10 @@ class Results:
                 found.append(Measure(key, "validation loss", "nats per token", True))
             elif task.startswith("bits_per_byte"):
                 found.append(Measure(key, title, "bits per byte", True))
+            elif key == "memorisation/continuations":
+                found.append(Measure(key, "7-grams of training documents in continuations", "%", True, 100, 2))
+            elif key == "memorisation/documents":
+                found.append(Measure(key, "held-out minus training documents", "bits per byte", True, least=-math.inf))
             else:
                 found.append(Measure(key, title, "accuracy, %", False, 100, 1))
         return found
@@ -191,6 +195,12 @@ class Results:
         plan = self.study.sweep
         here = {**plan.where, plan.over: value} | ({plan.lines: line} if plan.lines else {})
         return self.mean(measure, self.at(**here), mode)
+
+
+def difference(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Of one its value; of two the first minus the second; of four the first difference minus the second one."""
+    half = len(values) // 2
+    return difference(values[:half]) - difference(values[half:]) if half else values[0]
 
 
 def load(study: Study) -> Results:
