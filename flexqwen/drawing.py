@@ -9,6 +9,6 @@ COLORS = {"causal": "#1f77b4", "masked": "#d95f02", "fused": "#7570b3", "finetun
 
 def save_figure(figure, path: Path, source: str | None = None, dpi: int = 150, metadata: dict | None = None) -> None:
     """Writes a matplotlib figure as PNG, whole or not at all; `source` says in the file what it was drawn from."""
-    with atomic_write(path) as aside:
-        metadata = ({"Source": source} if source else {}) | (metadata or {})
-        figure.savefig(aside, format="png", dpi=dpi, bbox_inches="tight", metadata=metadata)
+    metadata = ({"Source": source} if source else {}) | (metadata or {})
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png", dpi=dpi, bbox_inches="tight", metadata=metadata)

@@ -32,8 +32,7 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
         cls: a class of transformers or of this repository, or an Auto class.
         trust_remote_code: run the code that a checkpoint brings along, if it is no FlexQwen.
 
-    Raises:
-        InputError: whatever goes wrong, and code that would have to be run.
+    Raises `InputError`, whatever goes wrong; also where code would have to be run.
     """
     before = set(sys.modules)
     try:
@@ -58,12 +57,9 @@ def _say_once(line: str) -> None:
 def load_model(cls: type, path: str | Path, new_head: bool = False, trust_remote_code: bool = False, **options):
     """`load` for a model, in float32 unless `options` have a dtype.
 
-    Args:
-        new_head: the class's head may be missing in the checkpoint, and another head be there.
-
-    Raises:
-        InputError: as `load`; also weights that are missing (other than tied ones), of another shape, too many, or not
-            finite. It names the file and the first of them.
+    Raises `InputError` as `load`; also for weights that are missing (other than tied ones), of another shape, too many,
+    or not finite: it names the file and the first of them. With `new_head` the class's head may be missing in the
+    checkpoint, and another head be there.
     """
     for file in sorted(Path(path).glob("*.safetensors")):
         try:
@@ -103,11 +99,7 @@ def _is_of_a_head(name: str, model) -> bool:
 
 
 def digest_checkpoint(folder: str | Path) -> dict[str, str]:
-    """Digests of the files in a checkpoint's folder that name its weights; none of what is no folder.
-
-    Raises:
-        InputError: they are being replaced.
-    """
+    """Digests of the files in a checkpoint's folder that name its weights; none of what is no folder."""
     patterns = ("*.safetensors", "pytorch_model*.bin", "tokenizer.json")
     files = [file for pattern in patterns for file in Path(folder).glob(pattern)]
     try:
@@ -117,10 +109,6 @@ def digest_checkpoint(folder: str | Path) -> dict[str, str]:
 
 
 def check_unchanged(folder: str | Path, digests: dict[str, str]) -> None:
-    """Compares a checkpoint's folder with its digests of before it was loaded.
-
-    Raises:
-        InputError: a running training has replaced it: figures and digests would be of two models.
-    """
+    """Raises `InputError` where a training replaced the checkpoint: figures and digests would be of two models."""
     if digest_checkpoint(folder) != digests:
         raise InputError(f"{folder} changed while it was evaluated; run again, or evaluate a copy")

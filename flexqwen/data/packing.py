@@ -25,13 +25,9 @@ ENCODE_BATCH = 2048  # documents handed to the tokenizer's threads at once
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Lays pieces into rows by best-fit decreasing (Johnson, 1973); O(n log capacity).
+    """Lays pieces, 1 to `capacity` long, into rows by best-fit decreasing (Johnson, 1973); O(n log capacity).
 
-    Args:
-        lengths: length of each piece, 1 to `capacity`.
-
-    Returns:
-        For each row the indices of its pieces. Every piece is in exactly one row.
+    Returns for each row the indices of its pieces. Every piece is in exactly one row.
     """
     rows: list[list[int]] = []
     rows_with_space: dict[int, list[int]] = {}
@@ -91,8 +87,7 @@ class PackedRows:
         input_ids: `(rows, sequence_length)` memory map of uint16 or uint32.
         info: what the rows are made from, and counts (`rows`, `documents`, `tokens`, `padding`).
 
-    Raises:
-        InputError: the folder holds no token store, or one of another format.
+    Raises `InputError` where the folder holds no token store, or one of another format.
     """
 
     def __init__(self, folder: str | Path):
@@ -122,11 +117,7 @@ class PackedRows:
 
 
 def open_token_store(folder: str, config: str, tokenizer_digest: str, sequence_length: int) -> PackedRows:
-    """A token store by its folder, where there is no dataset to make one from.
-
-    Raises:
-        InputError: there is none, or it is of another config, tokenizer or length.
-    """
+    """A token store by its folder; `InputError` where it is of another config, tokenizer or length, or not there."""
     store = PackedRows(folder)
     wanted = {"dataset_config": config, "tokenizer_digest": tokenizer_digest, "sequence_length": sequence_length}
     for name, value in wanted.items():
@@ -153,8 +144,7 @@ def make_token_store(
         tokenizer: loaded from `tokenizer_folder`, whose tokenizer.json is part of the store's key.
         length: tokens of a row, the run's sequence_length.
         root: folder of the stores; this one is `<root>/<config>-<length>-<key>`.
-        unique_tokens: of documents drawn at random with `seed`, at most so many; fewer are a part of more. By default
-            all documents.
+        unique_tokens: of documents drawn at random with `seed`, at most so many, and as in `draw_documents`.
     """
     if length < 2:
         raise InputError(f"sequence_length is {length}; a row needs room for BOS and one token")
@@ -170,12 +160,12 @@ def make_token_store(
         raise InputError(f"no dataset{where}, and no token store {folder}; {remedy}")
     check_whole(dataset, config, "train")
     check_whole(dataset, "heldout", "validation")
-    with atomic_write(folder) as aside:
-        aside.mkdir()
+    with atomic_write(folder) as partial:
+        partial.mkdir()
         dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-        info = key | _write_rows(aside, dataset, config, tokenizer, length, dtype, unique_tokens, seed)
-        _write_validation(aside, dataset, tokenizer, dtype)
-        write_json(aside / "info.json", info)
+        info = key | _write_rows(partial, dataset, config, tokenizer, length, dtype, unique_tokens, seed)
+        _write_validation(partial, dataset, tokenizer, dtype)
+        write_json(partial / "info.json", info)
     what = "{rows:,} rows of {sequence_length}, {tokens:,} tokens, {padding:.2%} padding".format(**info)
     print(f"tokens: {folder} ({what})")
     return PackedRows(folder)
@@ -198,10 +188,8 @@ def find_folder(root: str, key: dict[str, Any]) -> Path:
 def draw_documents(lengths: Sequence[int], tokens: int, seed: int) -> np.ndarray:
     """Numbers of documents drawn at random that have `tokens` tokens together, or a little less: int64, ascending.
 
-    With the same seed, what fewer tokens take is a part of what more take.
-
-    Raises:
-        InputError: there are not so many tokens, or the first document has more.
+    With the same seed, what fewer tokens take is a part of what more take. Raises `InputError` where there are not so
+    many tokens, or the first document has more.
     """
     order = np.random.default_rng([seed, 3]).permutation(len(lengths))
     ends = np.cumsum(np.asarray(lengths)[order])
@@ -229,9 +217,8 @@ def _write_rows(
         drawn = draw_documents([len(document) for document in documents], unique_tokens, seed)
         ids, documents = [ids[number] for number in drawn], [documents[number] for number in drawn]
     for number, document in enumerate(documents):
-        cuts = [np.array(piece, dtype=dtype) for piece in cut(document, length)]
-        pieces += cuts
-        owners += [number] * len(cuts)
+        pieces += (np.array(piece, dtype=dtype) for piece in cut(document, length))
+        owners += [number] * (len(pieces) - len(owners))
     rows = best_fit([len(piece) for piece in pieces], length)
     with open(folder / "rows.bin", "wb") as file:
         for row in rows:

@@ -10,11 +10,7 @@ from flexqwen.files import file_digest, read_json
 
 
 def dataset_digest(folder: str | Path) -> str:
-    """SHA-256 of the dataset's `manifest.json`, which names every input and every parameter of the build.
-
-    Raises:
-        InputError: the folder holds no manifest.
-    """
+    """SHA-256 of the dataset's `manifest.json`, which names all that it was built from; `InputError` without one."""
     manifest = Path(folder) / "manifest.json"
     if not manifest.is_file():
         raise InputError(f"no dataset in {folder}: {manifest} is missing; make it with carolina_originality.py build")
@@ -38,11 +34,7 @@ def summarize(folder: str | Path, config: str) -> dict[str, Any] | None:
 
 
 def parquet_files(folder: str | Path, config: str, split: str) -> list[Path]:
-    """The Parquet files of one split, in order.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The Parquet files of one split, in order; `InputError` where there is none."""
     files = sorted((Path(folder) / "data" / config).glob(f"{split}-*.parquet"))
     if not files:
         known = (f"{path.parent.name}/{path.name.split('-')[0]}" for path in Path(folder).glob("data/*/*.parquet"))
@@ -58,11 +50,7 @@ def count_texts(folder: str | Path, config: str, split: str) -> int:
 
 
 def check_whole(folder: str | Path, config: str, split: str) -> None:
-    """Compares a split with the manifest: a copy may have been cut, or be what an earlier download left.
-
-    Raises:
-        InputError: it lacks documents.
-    """
+    """Raises `InputError` where a split lacks documents of the manifest: a copy that was cut, or an old download."""
     found = count_texts(folder, config, split)
     wanted = read_manifest(folder).get("splits", {}).get(f"{config}/{split}", {}).get("documents", found)
     if found != wanted:

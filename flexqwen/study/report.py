@@ -15,10 +15,10 @@ from jinja2 import StrictUndefined, Template
 
 from flexqwen.cli import InputError
 from flexqwen.evaluation.statistics import JOINT_SAMPLES
-from flexqwen.files import atomic_write, read_json
+from flexqwen.files import read_json, write_text
 from flexqwen.study.cells import ENOUGH, GPT_BERT, MODES, Estimate, Measure, Results, format_value, load
 from flexqwen.study.grid import Comparison, Study
-from flexqwen.study.plots import draw, read_source, to_words
+from flexqwen.study.report_figures import draw, read_source, to_words
 from flexqwen.study.runner import OVERLAP
 from flexqwen.tables import markdown_table
 
@@ -203,8 +203,7 @@ def write(study: Study) -> list[Path]:
     results = load(study)
     pages, figures = make_pages(results), draw(results)
     for path, content in pages.items():
-        with atomic_write(path) as aside:
-            aside.write_text(content, encoding="utf-8")
+        write_text(path, content)
     check_findings(study, pages[study.results / "README.md"])
     return [*figures, *pages]
 

@@ -38,13 +38,14 @@ from flexqwen.data.texts import dataset_digest, parquet_files
 from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.results import Result, check_finite
 from flexqwen.evaluation.tasks import Context, Task, load_task
-from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
+from flexqwen.files import digest, file_digest, read_json, write_json, write_text
 from flexqwen.loading import check_unchanged, digest_checkpoint
 from flexqwen.parallel import end_with_parent
 from flexqwen.study.grid import Cell, Study
 from flexqwen.training import arguments
 from flexqwen.training.checkpoints import find_defect, list_checkpoints
 from flexqwen.training.flops import model_flops
+from flexqwen.training.metrics import read_log
 
 ROOT = Path(__file__).parents[2]
 ITEMS, OVERLAP, REGISTERED = "items.json", "overlap.json", "registered.json"
@@ -104,8 +105,7 @@ def write_config(study: Study, cell: Cell) -> Path:
     """Writes the options of a cell's training as a config of train.py."""
     path = study.run_folder(cell).with_name(f"{cell.name}.yaml")
     own = {"seed": cell.seed, "output_dir": str(study.run_folder(cell)), "disable_tqdm": True}
-    with atomic_write(path) as aside:
-        aside.write_text(yaml.safe_dump({**study.options(cell.point), **own}, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump({**study.options(cell.point), **own}, sort_keys=False))
     return path
 
 
@@ -194,7 +194,7 @@ def make_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
         remedy = f"remove {run / 'finished.json'}, and the same command makes it again from the one before it"
         raise InputError(f"{last} is not as it was saved ({problem}); {remedy}")
     results, parameters = measure(study, cell, str(run / "best" if study.measurement.checkpoint == "best" else last))
-    cost, curve = read_log(run, last)
+    cost, curve = summarize_log(run, last)
     write_items(study, results)
     made_by = {
         "study": study.identity(digests),
@@ -206,7 +206,8 @@ def make_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
     }
     content = {"cell": {**dict(cell.point), "seed": cell.seed}, "options": study.points[cell.point]}
     content |= {"parameters": parameters, "made_by": made_by, "cost": cost, "curve": curve}
-    write_json(study.cell_file(cell), {**content, "figures": [describe_result(result) for result in results]})
+    content |= {"figures": [describe_result(result) for result in results]}
+    write_text(study.cell_file(cell), json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], int]:
@@ -274,27 +275,17 @@ def write_items(study: Study, results: list[Result]) -> None:
             whole["subsets"][result.subset] = [places[name] for name in result.item_ids]
     path = study.results / ITEMS
     if (known := read_json(path)) is None:
-        with atomic_write(path) as aside:
-            aside.write_text(json.dumps(described, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(described, ensure_ascii=False) + "\n")
     elif known != json.loads(json.dumps(described)):
         raise InputError(f"{path} names other items than this cell was measured on; were the evaluation data changed?")
 
 
-def read_entries(run: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl."""
-    found = []
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):  # a line that is being written
-            found.append(json.loads(line))
-    return found
-
-
-def read_log(run: Path, checkpoint: Path) -> tuple[dict, list[dict]]:
+def summarize_log(run: Path, checkpoint: Path) -> tuple[dict, list[dict]]:
     """What a run cost, and its curve: held-out loss in both modes (nats per token) by tokens and FLOPs."""
     config = FlexQwenConfig.from_pretrained(checkpoint)
     cost = {"updates": 0, "tokens": 0, "passes": 0.0, "labels_causal": 0, "labels_masked": 0, "flops": 0.0}
     seconds, curve = 0.0, []
-    for entry in read_entries(run):
+    for entry in read_log(run):
         for name in ("labels_causal", "labels_masked"):
             cost[name] += entry.get(name, 0)
         labels = cost["labels_causal"] + cost["labels_masked"]
@@ -333,13 +324,11 @@ def describe_machine() -> dict[str, str | int | None]:
 
 def format_status(study: Study) -> str:
     """A line for each cell: finished, or how far it is."""
-    lines = []
+    lines, finished = [], [cell for cell in study.cells if study.cell_file(cell).is_file()]
     for cell in study.cells:
-        shown = "finished" if study.cell_file(cell).is_file() else "waiting"
-        logs = list(study.run_folder(cell).glob("*/metrics.jsonl"))
-        if shown == "waiting" and logs:
-            step = max((entry["step"] for entry in read_entries(logs[0].parent)), default=0)
-            shown = f"step {step:,} of {int(study.options(cell.point)['max_steps']):,}"
-        lines.append(f"{cell.name:45} {shown}")
-    finished = sum(line.endswith(" finished") for line in lines)
-    return "\n".join([*lines, f"{finished} of {len(lines)} cells finished"])
+        logged = [
+            entry["step"] for log in study.run_folder(cell).glob("*/metrics.jsonl") for entry in read_log(log.parent)
+        ]
+        progress = f"step {max(logged):,} of {int(study.options(cell.point)['max_steps']):,}" if logged else "waiting"
+        lines.append(f"{cell.name:45} {'finished' if cell in finished else progress}")
+    return "\n".join([*lines, f"{len(finished)} of {len(lines)} cells finished"])

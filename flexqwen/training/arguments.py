@@ -12,6 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from flexqwen.cli import InputError, normalize_option, suggest_name
+from flexqwen.remote import reason
 from flexqwen.training.objectives import ObjectiveArguments
 from flexqwen.training.schedule import parse_phases
 
@@ -116,16 +117,12 @@ def parse(argv: list[str]) -> Arguments:
     Raises:
         InputError: no such file, not a mapping, an unknown key, a value of the wrong type.
     """
-    parser = _Parser(
-        GROUPS,
-        prog="train.py",
-        usage="train.py <config.yaml> [--name value ...]",
-        description="Trains a FlexQwen. The config is a YAML file of the options below.",
-        allow_abbrev=False,
-    )
+    usage = "train.py <config.yaml> [--name value ...]"
     if not argv:
-        raise InputError("no config is given; usage: train.py <config.yaml> [--name value ...], see configs/")
-    given, options = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+        raise InputError(f"no config is given; usage: {usage}, see configs/")
+    what = "Trains a FlexQwen. The config is a YAML file of the options below."
+    parser = _Parser(GROUPS, prog="train.py", usage=usage, description=what, allow_abbrev=False)
+    given, options = (None, argv) if argv[0].startswith("-") else (argv[0], argv[1:])
     options = [normalize_option(word) for word in options]
     known = {action.dest for action in parser._actions} - {"help"}
     from_file = _options_from_yaml(given, known) if given else []
@@ -133,18 +130,16 @@ def parse(argv: list[str]) -> Arguments:
         parser.parse_known_args(from_file)
     except InputError as error:
         raise InputError(f"config {given}: {error}") from None
+    words = [*from_file, *options]
     try:
-        *groups, unknown = parser.parse_args_into_dataclasses(
-            [*from_file, *options], return_remaining_strings=True, look_for_args_file=False
-        )
+        *groups, unknown = parser.parse_args_into_dataclasses(words, True, look_for_args_file=False)
     except ValueError as error:  # the Trainer's own checks
-        raise InputError(" ".join(str(error).split())) from None
+        raise InputError(reason(error)) from None
     if unknown:
         name = unknown[0].partition("=")[0]  # what comes after may be a token
         raise InputError(f"unknown option {name}{suggest_name(name.lstrip('-'), known)} (see train.py --help)")
-    words = [option.partition("=")[0] for option in (*from_file, *options)]
-    given = [parser._option_string_actions[word].dest for word in words if word in parser._option_string_actions]
-    return Arguments(*groups, given=list(dict.fromkeys(given)))
+    actions = (parser._option_string_actions.get(word.partition("=")[0]) for word in words)
+    return Arguments(*groups, given=list(dict.fromkeys(action.dest for action in actions if action)))
 
 
 class _OneKeyLoader(yaml.SafeLoader):
@@ -170,16 +165,15 @@ def read_yaml(path: str | Path) -> dict:
     except OSError as error:
         raise InputError(f"config {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"config {path} is not valid YAML: {reason(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"config {path} must be a mapping of names to values")
     return content
 
 
 def _options_from_yaml(path: str, known: set[str]) -> list[str]:
-    content = read_yaml(path)
     options = []
-    for name, value in content.items():
+    for name, value in read_yaml(path).items():
         if name not in known:
             raise InputError(f"config {path}: unknown key {name!r}{suggest_name(str(name), known)}")
         if value is None:
@@ -191,10 +185,8 @@ def _options_from_yaml(path: str, known: set[str]) -> list[str]:
 
 def as_dict(arguments: Arguments) -> dict:
     """All settings as one flat JSON-serialisable mapping, as they would stand in a config file."""
-    flat = {}
-    for group in (arguments.model, arguments.data, arguments.objective):
-        flat.update(dataclasses.asdict(group))
-    return {**flat, **arguments.training.to_dict()}
+    model, data, objective = map(dataclasses.asdict, (arguments.model, arguments.data, arguments.objective))
+    return {**model, **data, **objective, **arguments.training.to_dict()}
 
 
 def check(arguments: Arguments) -> None:

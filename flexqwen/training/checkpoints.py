@@ -4,12 +4,10 @@ A checkpoint that lacks something would be resumed from to other weights, so it 
 the one before it.
 """
 
-import json
 import re
 from pathlib import Path
 
 import torch
-from transformers import TrainerState
 
 from flexqwen.files import read_json, remove_path, sync, write_json
 
@@ -42,11 +40,6 @@ def finish_checkpoint(unfinished: Path, checkpoint: Path, sums: dict) -> None:
     sync(checkpoint.parent)
 
 
-def read_sums(checkpoint: Path) -> dict | None:
-    """What was summed up since the last log; None in an old checkpoint, which does not have it."""
-    return read_json(checkpoint / SUMS)
-
-
 def file_sizes(checkpoint: Path) -> dict[str, int]:
     """Bytes of a checkpoint's files, but of the Trainer's pickle, which nobody reads."""
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != "training_args.bin"]
@@ -67,18 +60,15 @@ def find_defect(checkpoint: Path) -> str | None:
         for name, size in listed.items():
             if there.get(name) != size:
                 return f"{name} has {there[name]} bytes instead of {size}" if name in there else f"{name} is missing"
-    try:
-        step = TrainerState.load_from_json(str(checkpoint / STATE)).global_step
-    except (OSError, ValueError, TypeError):
-        return f"{STATE} is malformed"
-    if step != step_of(checkpoint):
-        return f"{STATE} is of step {step}"
+    state = read_json(checkpoint / STATE)
+    if not isinstance(state, dict) or state.get("global_step") != step_of(checkpoint):
+        return f"{STATE} is malformed, or of another step"
     try:
         if (checkpoint / SUMS).exists():
-            sums = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
+            sums = read_json(checkpoint / SUMS)
             torch.tensor([sums["step"], sums["loss"]], dtype=torch.float64)
             if torch.tensor(sums["sums"], dtype=torch.float64).shape not in ((), (2, 3)):  # 0: saved at a log
                 raise ValueError
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError):
+    except (ValueError, TypeError, LookupError, RuntimeError):
         return f"{SUMS} is malformed"
     return None

@@ -16,6 +16,7 @@ from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.files import atomic_write
 from flexqwen.training.arguments import ModelArguments
+from flexqwen.training.compat import refusals_named
 from flexqwen.training.objectives import ObjectiveArguments
 from modeling_flexqwen import FlexQwenForCausalLM
 
@@ -63,42 +64,32 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer)
     """
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
     ids["masked_prediction"] = objective.masked_prediction
-    if model.model_name_or_path:
-        check_vocabulary(model.model_name_or_path, tokenizer.name_or_path)
-        config = loading.load(FlexQwenConfig, model.model_name_or_path)
+    if checkpoint := model.model_name_or_path:
+        check_vocabulary(checkpoint, tokenizer.name_or_path)
+        config = loading.load(FlexQwenConfig, checkpoint)
         if config.vocab_size < len(tokenizer):
-            raise InputError(
-                f"{model.model_name_or_path} has a vocabulary of {config.vocab_size}, the tokenizer one of "
-                f"{len(tokenizer)}; use the checkpoint's own tokenizer"
-            )
-        if config.max_position_embeddings < tokenizer.model_max_length:
-            raise InputError(
-                f"{model.model_name_or_path} has {config.max_position_embeddings} positions and sequence_length is "
-                f"{tokenizer.model_max_length}; lower sequence_length"
-            )
+            what = f"{checkpoint} has a vocabulary of {config.vocab_size}, the tokenizer one of {len(tokenizer)}"
+            raise InputError(f"{what}; use the checkpoint's own tokenizer")
+        if config.max_position_embeddings < (length := tokenizer.model_max_length):
+            what = f"{checkpoint} has {config.max_position_embeddings} positions and sequence_length is {length}"
+            raise InputError(f"{what}; lower sequence_length")
         return loading.load_model(
             FlexQwenForCausalLM,
-            model.model_name_or_path,
+            checkpoint,
             attn_implementation=model.attn_implementation,
             dtype=torch.float32,  # not the checkpoint's: AdamW's small steps would round away in bfloat16
             auto_map=dict(AUTO_MAP),  # nor the code that it names: what is trained here may be published
             **ids,
         )
     if model.num_key_value_heads < 1 or model.num_attention_heads % model.num_key_value_heads:
-        raise InputError(
-            f"num_attention_heads ({model.num_attention_heads}) must be a multiple of num_key_value_heads "
-            f"({model.num_key_value_heads})"
-        )
-    shape = dataclasses.asdict(model) | {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": tokenizer.model_max_length,
-    }
+        heads, groups = model.num_attention_heads, model.num_key_value_heads
+        raise InputError(f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({groups})")
+    shape = dataclasses.asdict(model) | ids | {"vocab_size": len(tokenizer)}
+    shape["max_position_embeddings"] = tokenizer.model_max_length
+    shape["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
     del shape["model_name_or_path"]
-    rope = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
-    try:
-        return FlexQwenForCausalLM(FlexQwenConfig(**shape, rope_parameters=rope, **ids))
-    except (ValueError, ImportError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"the model cannot be made: {' '.join(str(error).split())}") from error
+    with refusals_named("the model"):
+        return FlexQwenForCausalLM(FlexQwenConfig(**shape))
 
 
 def save_code(folder: Path) -> None:
@@ -109,5 +100,5 @@ def save_code(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for module in (configuration_flexqwen, modeling_flexqwen):
-        with atomic_write(folder / Path(module.__file__).name) as aside:
-            shutil.copyfile(module.__file__, aside)
+        with atomic_write(folder / Path(module.__file__).name) as partial:
+            shutil.copyfile(module.__file__, partial)

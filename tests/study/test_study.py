@@ -56,7 +56,7 @@ def ran(built, tokenizer_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     places = {"dataset": str(built), "tokenizer": str(tokenizer_folder), "token_stores": "tokens"}
     write_config(folder, training={**CONFIG, "dataset_config": "gold_typology", **places})
-    words = [sys.executable, "-m", "flexqwen", "study", "run", "tiny.yaml", "--workers", "2", "--nice", "1"]
+    words = [sys.executable, "-m", "flexqwen", "study", "run", "tiny.yaml", "--workers", "2"]
     process = subprocess.Popen(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
     while not (kept := sorted(folder.glob("runs/tiny/*/*/step_000003"))):
         assert process.poll() is None
