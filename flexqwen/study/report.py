@@ -19,7 +19,7 @@ from flexqwen.files import read_json, write_text
 from flexqwen.study.cells import ENOUGH, GPT_BERT, MODES, Estimate, Measure, Results, format_value, load
 from flexqwen.study.grid import Comparison, Study
 from flexqwen.study.report_figures import draw, read_source, to_words
-from flexqwen.study.runner import OVERLAP
+from flexqwen.study.runner import AMENDMENTS, OVERLAP, REGISTERED, digest_plan
 from flexqwen.tables import markdown_table
 
 TEMPLATE = Path(__file__).with_suffix(".md")
@@ -152,6 +152,7 @@ def format_report(results: Results) -> str:
         findings=path.read_text(encoding="utf-8").strip() if path.is_file() else f"None are written yet in `{path}`.",
         scale=format_scale(results),
         overlap=read_json(study.results / OVERLAP) or {},
+        registered=read_json(study.results / REGISTERED),
         made_by=made_by,
         makers=dict.fromkeys(map(describe_maker, made_by)),
         enough=ENOUGH,
@@ -194,6 +195,24 @@ def check_findings(study: Study, report: str) -> None:
                 raise InputError(f"{path}, line {place}: no table of the report has {number}; {remedy}")
 
 
+def check_plan(study: Study) -> None:
+    """
+    Raises:
+        InputError: the config or the plan is not as it was before the first cell, and no amendment of the plan says so.
+    """
+    if study.plan is None:
+        return
+    if (registered := read_json(study.results / REGISTERED)) is None:
+        raise InputError(f"{study.results / REGISTERED} is missing, which study run writes before the first cell")
+    amendments = study.plan.read_text(encoding="utf-8").partition(AMENDMENTS)[2]
+    for name, found in digest_plan(study).items():
+        is_said = re.search(rf"^- \d{{4}}-\d\d-\d\d.*{found[:12]}", amendments, re.MULTILINE)
+        if found != registered["digests"][name] and not is_said:
+            what = f"the {name} of {study.name} is not that of commit {registered['commit'][:12]}"
+            remedy = f"change it back, or add a line to the amendments in {study.plan}"
+            raise InputError(f"{what}; {remedy}: `- <year>-<month>-<day>, {found[:12]}: <what and why>`")
+
+
 def write(study: Study) -> list[Path]:
     """Writes the report, its figures and the table in docs/studies.md; the files.
 
@@ -212,8 +231,9 @@ def check(study: Study) -> None:
     """
     Raises:
         InputError: the report, its table in docs/studies.md or a number of the findings is not what the result files
-            give, or a figure is missing.
+            give, or a figure is missing, or as `check_plan`.
     """
+    check_plan(study)
     results = load(study)
     pages, remedy = make_pages(results), f"run python -m flexqwen study report {study.path}"
     report = pages[study.results / "README.md"]
