@@ -21,7 +21,7 @@ from transformers import AutoConfig
 import carolina_originality
 import eval as evaluation
 from flexqwen import loading, remote
-from flexqwen.files import file_digest, read_json
+from flexqwen.files import file_digest, read_json, remove_path
 from flexqwen.hub import model_card
 from flexqwen.hub import publisher as publishing
 from flexqwen.hub.repository import Repository
@@ -333,10 +333,14 @@ def impatient(monkeypatch):
 
 
 class Saving:
-    """As much of a Trainer as saves."""
+    """As much of a Trainer as begins and saves."""
 
     def add_callback(self, callback):
-        self.save = callback.on_save
+        self.callback = callback
+
+    def save(self):
+        self.callback.on_train_begin()
+        self.callback.on_save()
 
 
 def contents(folder):
@@ -396,10 +400,10 @@ def broken_server(hub, patch, tmp_path):
 
 
 def full_disk(hub, patch, tmp_path):
-    def hold(*args, **kwargs):
+    def stage_file(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    patch.setattr(publishing, "hold", hold)
+    patch.setattr(publishing, "stage_file", stage_file)
 
 
 @pytest.mark.parametrize(
@@ -554,7 +558,7 @@ def test_what_the_repository_has_not_stays_where_its_checkpoint_is_fetched(
     folder = tmp_path / RUN
     shutil.copytree(whole, folder)
     for file in ("step_000012", "best", "finished.json"):
-        publishing.remove_path(folder / file)
+        remove_path(folder / file)
     (folder / "eval-mine").mkdir()
     (folder / "eval-mine" / "notes.txt").write_text("mine")
     left, used = (tmp_path / f"{RUN}.hub.{pid}.partial" for pid in (2**22 + 1, os.getppid()))  # no such pid; one alive
@@ -582,7 +586,7 @@ def test_a_damaged_checkpoint_is_not_restored(hub, client, whole, tmp_path):
         if state == "resume":
             shutil.copytree(whole, folder)
             for file in ("step_000012", "step_000009", "finished.json"):
-                publishing.remove_path(folder / file)
+                remove_path(folder / file)
             os.truncate(folder / "step_000006" / "optimizer.pt", 10)  # the repository's is whole
         assert restore(repository, folder, description, state)
         assert same_weights(folder / "step_000006", whole / "step_000006")
@@ -631,15 +635,15 @@ def test_a_training_that_does_not_begin_publishes_nothing(hub, client, whole, to
 
 
 def test_publish_names_what_changed_while_it_was_looked_at(hub, client, whole, tokenizer_folder, monkeypatch, capsys):
-    hold = publishing.hold
+    stage_file = publishing.stage_file
 
-    def hold_what_is_there(file, held, as_link):
-        if "best" in file.parts:
+    def stage_what_is_there(file, staged, as_link):
+        if file.match("best/*.safetensors"):
             raise FileNotFoundError(file)
-        hold(file, held, as_link)
+        stage_file(file, staged, as_link)
 
-    monkeypatch.setattr(publishing, "hold", hold_what_is_there)
+    monkeypatch.setattr(publishing, "stage_file", stage_what_is_there)
     with pytest.raises(SystemExit) as stopped:
-        publishing.main([str(whole), "--repo", "org/changing", "--tokenizer", str(tokenizer_folder)])
+        publishing.main([str(whole), "--repo", "org/changing"])
     assert stopped.value.code == 2 and "not on the Hub yet: best" in capsys.readouterr().err
     assert f"{RUN}/step_000012/model.safetensors" in hub.repos["model", "org/changing"].files

@@ -278,6 +278,48 @@ def test_the_calls_mode_wins_over_the_configs_and_the_configs_over_the_classes()
     assert torch.equal(masked_lm(ids).logits, masked_lm(ids, is_causal=False).logits)
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("layout", ["plain", "left padded", "right padded", "packed", "cached"])
+def test_a_causal_call_is_causal_though_the_config_says_otherwise(implementation, layout):
+    causal, ids = make_model(implementation=implementation), make_ids()
+    bidirectional = make_model(implementation=implementation, is_causal=False)
+    inputs = {"is_causal": True, "use_cache": layout == "cached"}
+    if layout.endswith("padded"):
+        mask = torch.ones_like(ids)
+        mask[1, :4] = 0
+        inputs["attention_mask"] = mask if layout == "left padded" else mask.flip(-1)
+    if layout == "packed":
+        inputs["position_ids"] = packed_positions(len(ids))[0]
+    found = []
+    for model in (causal, bidirectional):
+        output = model(ids, **inputs)
+        if layout == "cached":
+            output = model(ids[:, :3], past_key_values=output.past_key_values, is_causal=True)
+        found.append(output.logits)
+    assert torch.equal(*found)
+
+
+def test_the_config_takes_a_mode_where_it_is_loaded(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    assert not hasattr(FlexQwenConfig.from_pretrained(tmp_path, is_causal=None), "is_causal")
+    assert FlexQwenConfig.from_pretrained(tmp_path, is_causal=False).is_causal is False
+    loaded, ids = FlexQwenModel.from_pretrained(tmp_path, is_causal=False), make_ids()
+    expected = FlexQwenModel.from_pretrained(tmp_path)(ids, is_causal=False)[0]
+    assert torch.equal(loaded(ids)[0], expected)
+    loaded.save_pretrained(tmp_path / "bidirectional")
+    assert torch.equal(FlexQwenModel.from_pretrained(tmp_path / "bidirectional")(ids)[0], expected)
+
+
+def test_rows_past_the_last_position_are_said_once(monkeypatch):
+    said = []
+    monkeypatch.setattr("modeling_flexqwen.logger.warning_once", said.append)
+    model, ids = make_model(max_position_embeddings=LENGTH), make_ids()
+    cache = model(ids, use_cache=True).past_key_values
+    assert not said
+    model(ids[:, :1], past_key_values=cache)
+    assert said == [f"rows of {LENGTH + 1} tokens and more are longer than the {LENGTH} positions of this model"]
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
