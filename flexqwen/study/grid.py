@@ -178,13 +178,18 @@ class Study:
         return tuple(self.measurement.modes or ((*trained, "fused") if len(trained) == 2 else trained))
 
     def value(self, point: Point, name: str) -> Any:
-        """An axis or option of a point; for `causal_fraction`, the `Fraction` of rows that are trained causally."""
-        options = self.options(point)
+        """An axis or option of a point, or its `repetitions`: tokens seen for each of its `unique_tokens`.
+
+        `causal_fraction` is the `Fraction` of rows that are trained causally.
+        """
+        options = {**DEFAULTS, **self.options(point)}
+        if name == "repetitions" and options["unique_tokens"]:
+            rows = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
+            return round(options["max_steps"] * rows * options["sequence_length"] / options["unique_tokens"])
         if name == "causal_fraction":
-            share = options.get(name, ObjectiveArguments.causal_fraction)
             of_baselines = {"baseline-causal": 1, "baseline-masked": 0}
-            return Fraction(of_baselines.get(options.get("strategy"), share)).limit_denominator(1000)
-        return {**DEFAULTS, **options, **dict(point)}.get(name)
+            return Fraction(of_baselines.get(options["strategy"], options[name])).limit_denominator(1000)
+        return {**options, **dict(point)}.get(name)
 
     def select(self, **values) -> list[Point]:
         """The points that have these axes or options."""
