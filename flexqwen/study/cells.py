@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.statistics import joint_interval
+from flexqwen.evaluation.statistics import joint_interval, joint_p_value
 from flexqwen.files import digest, read_json
-from flexqwen.study.grid import Cell, Comparison, Point, Study, replace_values
+from flexqwen.study.grid import Cell, Comparison, Planned, Point, Study, replace_values
 from flexqwen.study.runner import ITEMS, read_cell
 
 ENOUGH = 20  # effective items that a bootstrap needs to be trusted
@@ -94,8 +94,14 @@ class Results:
         item = self.items[measure.key]
         return np.array(item["weights"] or [1] * len(item["ids"]), dtype=np.float64)
 
-    def average(self, measure: Measure, groups: Sequence[Sequence[Point]], mode: str) -> Estimate | None:
-        """The mean over groups: of one point its figure, of more `difference`; None if not measured."""
+    def sample(
+        self, measure: Measure, groups: Sequence[Sequence[Point]], mode: str
+    ) -> tuple[np.ndarray, np.ndarray, list] | None:
+        """The mean over groups for each seed and item: of one point its figure, of more `difference`.
+
+        Returns:
+            float64 `(seeds, items)`, weights and clusters of the items; None if no seed has all of it.
+        """
         samples, item, weights = [], self.items[measure.key], self.weights(measure)
         for seed in self.seeds(*itertools.chain(*groups)) if groups else []:
             found = [[self.values(measure, point, seed, mode) for point in group] for group in groups]
@@ -104,8 +110,23 @@ class Results:
             samples.append(np.mean([difference(values) for values in found], axis=0))
         if measure.subset is not None:
             weights = weights * np.isin(np.arange(len(weights)), item["subsets"][measure.subset])
-        interval = samples and joint_interval(np.stack(samples), weights, item["clusters"] or item["ids"])
-        return Estimate(*interval, len(samples)) if samples else None
+        return (np.stack(samples), weights, item["clusters"] or item["ids"]) if samples else None
+
+    def average(self, measure: Measure, groups: Sequence[Sequence[Point]], mode: str) -> Estimate | None:
+        """The mean over groups, as `sample`; None if not measured."""
+        sample = self.sample(measure, groups, mode)
+        return sample and Estimate(*joint_interval(*sample), len(sample[0]))
+
+    def test(self, plan: Planned) -> tuple[Estimate | None, float]:
+        """A planned comparison, and its p value: 1 where it was not made, or with one seed only."""
+        measure, sides = self.find_measure(plan.measure), self.study.sides(plan)
+        sample = measure and self.sample(measure, [sides], plan.mode)
+        estimate = measure and self.average(measure, [sides], plan.mode)
+        return estimate, joint_p_value(*sample) if estimate and estimate.seeds > 1 else 1.0
+
+    def find_measure(self, key: str) -> Measure | None:
+        """That of items.json's key; None where no finished cell has it."""
+        return next((measure for measure in self.measures if measure.key == key), None)
 
     def mean(self, measure: Measure, points: Sequence[Point], mode: str) -> Estimate | None:
         """The figure of a point, or the mean over several; None where it is not measured."""
@@ -188,13 +209,17 @@ class Results:
         points = self.at(**plan.where)
         over = list(dict.fromkeys(value(point, plan.over) for point in points))
         lines = list(dict.fromkeys(value(point, plan.lines) for point in points)) if plan.lines else [None]
+        lines = sorted(lines) if plan.lines == "repetitions" else lines
         return sorted(over, reverse=True) if plan.over == "causal_fraction" else over, lines
+
+    def place(self, value: Any, line: Any) -> list[Point]:
+        """The points of the sweep that lie there."""
+        plan = self.study.sweep
+        return self.at(**{**plan.where, plan.over: value} | ({plan.lines: line} if plan.lines else {}))
 
     def swept(self, measure: Measure, mode: str, value: Any, line: Any) -> Estimate | None:
         """Of one place on a line of the sweep: the mean over all points that lie there."""
-        plan = self.study.sweep
-        here = {**plan.where, plan.over: value} | ({plan.lines: line} if plan.lines else {})
-        return self.mean(measure, self.at(**here), mode)
+        return self.mean(measure, self.place(value, line), mode)
 
 
 def difference(values: Sequence[np.ndarray]) -> np.ndarray:

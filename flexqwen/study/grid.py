@@ -104,6 +104,7 @@ class Sweep:
     over: str  # on the horizontal axis; `causal_fraction` counts the baselines as 1 and 0
     lines: str | None = None  # what has a line for each of its values; by default one line, the mean
     where: dict[str, Any] = field(default_factory=dict)  # axes and options, and the values that they must have
+    predict: dict[str, Any] = field(default_factory=dict)  # name, parameters, tokens and unique_tokens of another run
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Planned:
     pair: tuple[Any, Any]
     where: dict[str, Any] = field(default_factory=dict)  # the axes and options that make it one place
     minus: dict[str, Any] | None = None  # what is other at the place whose difference is taken from this one
+    expected: str = ""  # the hypothesis, in a few words
 
 
 @dataclass

@@ -134,7 +134,9 @@ def test_a_study_is_reported(copied, capsys):
 def test_a_cell_of_a_wrong_figure_or_a_changed_model_is_refused(wrong, ran, tmp_path, monkeypatch):
     monkeypatch.chdir(ran)
     study, evaluate = grid.read("tiny.yaml"), Task.evaluate
-    shutil.copytree(next(Path("runs/tiny").glob("*/*/step_000012")), tmp_path / "step")
+    checkpoint = next(Path("runs/tiny").glob("*/*/step_000012"))
+    shutil.copytree(checkpoint, tmp_path / "step")
+    shutil.copy(checkpoint.with_name("run.json"), tmp_path)
 
     def evaluate_wrong(*args):
         if wrong == "model":
