@@ -1,7 +1,6 @@
 """The report on shares of causal rows × repetitions, of cells whose answer is planted."""
 
 import itertools
-import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from flexqwen.study import grid, report, runner
 from flexqwen.study.cells import load
 from flexqwen.study.grid import Cell, Study
 from flexqwen.study.surface import fit_law, rank_values
-from tests.helpers.runs import CONFIG
+from tests.helpers.runs import CONFIG, ROOT
 
 PARAMETERS, TOKENS = 1000, 65_536
 COEFFICIENT = 2e-3
@@ -181,13 +180,15 @@ def test_holms_correction():
     assert correct_p_values([0.6, 0.9]) == [1, 1] and correct_p_values([]) == []
 
 
-def test_the_plan_is_what_the_config_compares():
-    path = Path(__file__).parents[2] / "configs/study-surface.yaml"
-    study = grid.read(str(path))
-    plan = (path.parents[1] / study.plan).read_text()
-    assert len(study.cells) == 120 and {cell.seed for cell in study.cells[:31]} == {0}
-    assert {study.value(point, "repetitions") for point in study.stages[0]} == {1, 4, 16}
+def test_the_surface_is_planned_and_goes_on_on_a_gpu():
+    study, larger = (grid.read(str(ROOT / f"configs/{name}.yaml")) for name in ("study-surface", "study-gpu"))
+    plan = (ROOT / study.plan).read_text()
     assert [row.split(" | ")[1] for row in plan.splitlines() if row.startswith("| H")] == [
         one.name for one in study.planned
     ]
-    json.dumps(yaml.safe_load(path.read_text()))
+    assert len(study.cells) == 120 and {cell.seed for cell in study.cells[:31]} == {0}
+    repetitions = [{one.value(point, "repetitions") for point in one.points} for one in (study, larger)]
+    assert repetitions == [{1, 4, 16, 64}, {16, 64, 256}]
+    for name in ("causal_fraction", "dataset_config", "mask_schedule"):
+        assert study.values(name) == larger.values(name)
+    assert {dict(point)["unique_tokens"] for point in larger.points} < set(study.values("unique_tokens"))
