@@ -17,7 +17,7 @@ from flexqwen.study.surface import fit_law, rank_values
 from tests.helpers.runs import CONFIG, ROOT
 
 PARAMETERS, TOKENS = 1000, 65_536
-COEFFICIENT = 2e-3
+COEFFICIENT = 2e-2
 PLACE = {"dataset_config": "gold_typology", "mask_schedule": "linear"}
 SURFACE = {
     "grid": [
