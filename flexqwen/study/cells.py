@@ -243,10 +243,14 @@ def load(study: Study) -> Results:
         budget = str([study.options(cell.point).get(name) for name in BUDGET])
         equal = {
             "study": content["made_by"]["study"],
-            "digest of items.json": content["made_by"].get("items", digest(items)),  # older cells do not name it
-            "versions of the tasks": sorted({(row["task"], row["version"]) for row in content["figures"]}),
+            **{f"version of {row['task']}": row["version"] for row in content["figures"]},
             f"tokens at {budget}": content["cost"]["tokens"],
         }
+        found = content["made_by"].get("items", digest(items))  # older cells name the whole file, or nothing
+        if found != (digest(items) if isinstance(found, str) else {key: digest(items.get(key))[:12] for key in found}):
+            raise InputError(
+                f"{study.cell_file(cell)}: it was measured on other items than {study.results / ITEMS} names"
+            )
         for name, value in equal.items():
             if value != first.setdefault(name, value):
                 raise InputError(f"{study.cell_file(cell)}: {name} is {value}, but {first[name]} in the cells before")

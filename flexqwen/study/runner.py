@@ -3,7 +3,7 @@
 configs/<study>.yaml          the grid (flexqwen/study/grid.py)
 runs/<study>/<cell>.yaml      the options of a cell's training; runs/<study>/<cell>/ is its run
 results/<study>/cells/        a small JSON file for each finished cell: what made it, what it cost, every figure
-results/<study>/items.json    what the figures' items are; the same for all cells
+results/<study>/items.json    what the figures' items are; the same for all cells that have them
 results/<study>/overlap.json  how many of the tasks' items have a passage in common with the training splits
 results/<study>/registered.json  where the study has a plan: the commit that held it before the first cell
 results/<study>/README.md     the report, with findings.md, which is written by hand
@@ -195,10 +195,9 @@ def make_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
         raise InputError(f"{last} is not as it was saved ({problem}); {remedy}")
     results, parameters = measure(study, cell, str(run / "best" if study.measurement.checkpoint == "best" else last))
     cost, curve = summarize_log(run, last)
-    write_items(study, results)
     made_by = {
         "study": study.identity(digests),
-        "items": digest(read_json(study.results / ITEMS)),
+        "items": write_items(study, results),
         "config": study.path.as_posix(),
         **{name: described[name] for name in ("command", "rows_per_step", "digests", "versions")},
         "code": code if find_commit() == code else f"{code} to {find_commit()}",
@@ -259,8 +258,10 @@ def has_items(result: Result) -> bool:
     return result.items is not None and result.metric != "loss" and is_whole
 
 
-def write_items(study: Study, results: list[Result]) -> None:
-    """Says, once for all cells, what the items are: ids, weights, and the subsets that they belong to.
+def write_items(study: Study, results: list[Result]) -> dict[str, str]:
+    """Says, once for all cells, what the items are: ids, weights, and the subsets that they belong to; their digests.
+
+    A cell that trains one mode lacks what is measured in the other alone.
 
     Raises:
         InputError: a cell was measured on other items before.
@@ -274,10 +275,12 @@ def write_items(study: Study, results: list[Result]) -> None:
             places = {name: place for place, name in enumerate(whole["ids"])}
             whole["subsets"][result.subset] = [places[name] for name in result.item_ids]
     path = study.results / ITEMS
-    if (known := read_json(path)) is None:
-        write_text(path, json.dumps(described, ensure_ascii=False) + "\n")
-    elif known != json.loads(json.dumps(described)):
+    known, described = read_json(path) or {}, json.loads(json.dumps(described))
+    if any(known.get(key, entry) != entry for key, entry in described.items()):
         raise InputError(f"{path} names other items than this cell was measured on; were the evaluation data changed?")
+    if known.keys() | described.keys() != known.keys() or not path.is_file():
+        write_text(path, json.dumps(known | described, ensure_ascii=False) + "\n")
+    return {key: digest(entry)[:12] for key, entry in described.items()}
 
 
 def summarize_log(run: Path, checkpoint: Path) -> tuple[dict, list[dict]]:

@@ -18,7 +18,6 @@ from scipy import stats
 
 from flexqwen.cli import InputError
 from flexqwen.evaluation.tasks import Task
-from flexqwen.files import digest
 from flexqwen.study import cells, grid, report, runner
 from flexqwen.study import commands as command
 from flexqwen.study.cells import Measure, Results, load
@@ -264,7 +263,7 @@ def test_cells_with_other_tokens_or_items_are_not_compared(copied):
     with pytest.raises(InputError, match=r"tokens at .* is 1, but"):
         load(copied)
     edit(path, lambda content: content["cost"].update(tokens=6144) or content["made_by"].update(items="others"))
-    with pytest.raises(InputError, match=r"items\.json is others"):
+    with pytest.raises(InputError, match=r"other items than .*items\.json names"):
         load(copied)
 
 
@@ -283,7 +282,7 @@ def test_where_nothing_is_measured_the_losses_of_the_log_are_reported(copied):
     def change(content):
         digests = {name: content["made_by"]["digests"][name] for name in ("dataset", "tokenizer")}
         content["figures"] = []
-        content["made_by"] |= {"study": study.identity(digests), "items": digest({})}
+        content["made_by"] |= {"study": study.identity(digests), "items": {}}
 
     for cell in study.cells:
         edit(study.cell_file(cell), change)
@@ -412,6 +411,21 @@ def test_a_planned_study_begins_with_a_commit_and_owns_up_to_changes(tmp_path, m
     plan.write_text(plan.read_text().replace("The plan", "Another plan"))
     with pytest.raises(InputError, match="the plan of tiny"):
         report.check_plan(study)
+
+
+def test_a_cell_of_one_mode_adds_its_items_and_changes_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = Study(Path("s.yaml"), {GOLD: {}}, [0])
+    one, other = result([1, 0], task="a", subset="all"), result([1, 0, 1], task="b", subset="all")
+    assert runner.write_items(study, [one]).keys() == {"a/all"} and runner.write_items(study, [other]).keys() == {
+        "b/all"
+    }
+    before = Path("results/s/items.json").read_text()
+    assert list(json.loads(before)) == ["a/all", "b/all"]
+    runner.write_items(study, [one, other])
+    with pytest.raises(InputError, match="names other items"):
+        runner.write_items(study, [result([1], task="a", subset="all")])
+    assert Path("results/s/items.json").read_text() == before
 
 
 def test_words_are_merged_into_their_sentences():

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from flexqwen.evaluation.statistics import correct_p_values, joint_interval, joint_p_value
+from flexqwen.files import digest
 from flexqwen.study import grid, report, runner
 from flexqwen.study.cells import load
 from flexqwen.study.grid import Cell, Study
@@ -18,6 +19,7 @@ from tests.helpers.runs import CONFIG, ROOT
 
 PARAMETERS, TOKENS = 1000, 65_536
 COEFFICIENT = 2e-2
+ITEM = {"ids": [str(n) for n in range(40)], "weights": None, "clusters": None, "subsets": {}}
 PLACE = {"dataset_config": "gold_typology", "mask_schedule": "linear"}
 SURFACE = {
     "grid": [
@@ -110,6 +112,7 @@ def write_cell(study: Study, cell: Cell, items: int = 40) -> None:
     }
     made_by |= {"machine": {"cpu": "c", "gpu": None, "cores": 2, "threads": 1}, "code": "x"}
     made_by |= {"versions": {"torch": "2", "transformers": "5"}}
+    made_by["items"] = {f"{one['task']}/{one['subset']}": digest(ITEM)[:12] for one in figures}
     cost = {"updates": 64, "tokens": TOKENS, "passes": 1.0, "labels_causal": 9, "labels_masked": 1, "flops": 1e12}
     content = {"cell": {**dict(cell.point), "seed": cell.seed}, "options": study.points[cell.point]}
     content |= {"parameters": PARAMETERS, "made_by": made_by, "cost": cost | {"train_seconds": 60}, "curve": steps}
@@ -124,8 +127,7 @@ def study(tmp_path, monkeypatch) -> Study:
     study = grid.read("planted.yaml")
     keys = ["bits_per_byte/test_original", "minimal_pairs/all", "bosque_pos/all"]
     keys += ["memorisation/continuations", "memorisation/documents"]
-    entry = {"ids": [str(n) for n in range(40)], "weights": None, "clusters": None, "subsets": {}}
-    runner.write_json(study.results / runner.ITEMS, {key: entry for key in keys})
+    runner.write_json(study.results / runner.ITEMS, dict.fromkeys(keys, ITEM))
     return study
 
 
