@@ -148,7 +148,7 @@ def law_table(results: Results) -> str:
             row += [f"{law.predict(other['tokens'] / unique, size, unique):+.3f}"] if other else []
             rows.append(row)
     head = ["causal:masked", "mode", *(f"excess at {n}" for n in others), "P", "largest miss", "exponent, free"]
-    return markdown_table(head + [f"predicted: `{other['name']}`"] * bool(other), rows, 2)
+    return markdown_table(head + [f"predicted: `{other.get('name')}`"] * bool(other), rows, 2)
 
 
 def subsets_table(results: Results, measure: Measure) -> str:
