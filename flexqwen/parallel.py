@@ -30,7 +30,10 @@ class Pool:
     def __enter__(self) -> "Pool":
         if self.workers > 1:
             context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_obey_parent)
+            try:
+                self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_obey_parent)
+            except OSError as error:
+                raise InputError(f"no worker processes ({error}; is /dev/shm there?); try --workers 1") from error
         return self
 
     def __exit__(self, _, error: BaseException | None, __) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from flexqwen import subsampling
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, suggest_name
 from flexqwen.data import passages
 from flexqwen.data.texts import dataset_digest
 from flexqwen.evaluation import likelihood
@@ -38,10 +38,10 @@ class Options(Context):
 
     def __post_init__(self):
         super().__post_init__()
-        if unknown := set(self.names) - set(NAMES):
-            raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(NAMES)}")
-        if self.modes and (unknown := set(self.modes.split(",")) - set(MODES)):
-            raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(MODES)}")
+        for what, given, known in (("task", self.names, NAMES), ("mode", (self.modes or MODES[0]).split(","), MODES)):
+            if unknown := [name for name in given if name not in known]:
+                nearest = suggest_name(unknown[0], known)
+                raise InputError(f"unknown {what} {unknown[0]!r}{nearest}; there are: {', '.join(known)}")
 
     @property
     def names(self) -> Sequence[str]:

@@ -14,11 +14,12 @@ import numpy as np
 from jinja2 import StrictUndefined, Template
 
 from flexqwen.cli import InputError
+from flexqwen.drawing import to_words
 from flexqwen.evaluation.statistics import JOINT_SAMPLES, correct_p_values
 from flexqwen.files import read_json, write_text
 from flexqwen.study.cells import ENOUGH, GPT_BERT, MODES, Estimate, Measure, Results, format_value, load
 from flexqwen.study.grid import Comparison, Study
-from flexqwen.study.report_figures import draw, read_source, to_words
+from flexqwen.study.report_figures import draw, read_source
 from flexqwen.study.runner import AMENDMENTS, OVERLAP, REGISTERED, digest_plan
 from flexqwen.study.surface import fit_law, rank_values
 from flexqwen.tables import markdown_table

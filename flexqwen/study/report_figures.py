@@ -9,30 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from flexqwen.drawing import COLORS, save_figure
+from flexqwen.drawing import COLORS, save_figure, to_words
 from flexqwen.study.cells import GPT_BERT, MODES, Estimate, Measure, Results, format_value
 from flexqwen.study.grid import Comparison, describe_point, describe_value
 
 PALETTE = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666"]
-PLAIN = {
-    "baseline-causal": "causal only",
-    "baseline-masked": "masked only",
-    "hybrid-shift": "hybrid",
-    "gold_typology": "gold within typology",
-    "matched_typology": "matched within typology",
-    "held-out test": "held-out text",
-    "held-out test_original": "held-out original text",
-    "held-out test_unoriginal": "held-out unoriginal text",
-}
-
-
-def to_words(names: Any) -> str:
-    """Names of the config or of tasks, with commas between them, in words."""
-    words = []
-    for name in str(names).replace("`", "").split(", "):
-        first, _, rest = name.partition(" ")
-        words.append(PLAIN.get(name) or (f"{PLAIN[first]} {rest}" if first in PLAIN else name.replace("_", " ")))
-    return ", ".join(words)
 
 
 def draw(results: Results) -> list[Path]:

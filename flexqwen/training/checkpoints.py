@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from flexqwen.files import read_json, remove_path, sync, write_json
+from flexqwen.files import file_digest, read_json, remove_path, sync, write_json
 
 FILES, SUMS, STATE = "files.json", "sums.json", "trainer_state.json"
 NEEDED = ("*.safetensors", "optimizer*", "scheduler.pt", "rng_state*.pth", STATE)  # to go on as if never interrupted
@@ -33,17 +33,17 @@ def last_checkpoint(folder: Path) -> Path | None:
 def finish_checkpoint(unfinished: Path, checkpoint: Path, sums: dict) -> None:
     """Makes a checkpoint of what the Trainer wrote, with the sums since the last log, and brings it to the disk."""
     write_json(unfinished / SUMS, sums)
-    write_json(unfinished / FILES, file_sizes(unfinished))
+    write_json(unfinished / FILES, {name: file_digest(file) for name, file in list_files(unfinished).items()})
     sync(*unfinished.rglob("*"), unfinished)
     remove_path(checkpoint)
     unfinished.rename(checkpoint)
     sync(checkpoint.parent)
 
 
-def file_sizes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of a checkpoint's files, but of the Trainer's pickle, which nobody reads."""
+def list_files(checkpoint: Path) -> dict[str, Path]:
+    """A checkpoint's files by name, but for the Trainer's pickle, which nobody reads."""
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != "training_args.bin"]
-    return {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
+    return {file.relative_to(checkpoint).as_posix(): file for file in files}
 
 
 def find_defect(checkpoint: Path) -> str | None:
@@ -54,12 +54,15 @@ def find_defect(checkpoint: Path) -> str | None:
     if missing := [pattern for pattern in NEEDED if not any(checkpoint.glob(pattern))]:
         return f"{missing[0]} is missing"
     if (checkpoint / FILES).exists():
-        listed, there = read_json(checkpoint / FILES), file_sizes(checkpoint)
+        listed, there = read_json(checkpoint / FILES), list_files(checkpoint)
         if not isinstance(listed, dict) or not listed:
             return f"{FILES} is malformed"
-        for name, size in listed.items():
-            if there.get(name) != size:
-                return f"{name} has {there[name]} bytes instead of {size}" if name in there else f"{name} is missing"
+        for name, saved in listed.items():
+            if name not in there:
+                return f"{name} is missing"
+            # An older list has their sizes.
+            if saved != (there[name].stat().st_size if isinstance(saved, int) else file_digest(there[name])):
+                return f"{name} is not as it was saved"
     state = read_json(checkpoint / STATE)
     if not isinstance(state, dict) or state.get("global_step") != step_of(checkpoint):
         return f"{STATE} is malformed, or of another step"

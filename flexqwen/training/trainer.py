@@ -211,7 +211,7 @@ class FlexQwenTrainer(transformers.Trainer):
             for left in self.folder.glob("checkpoint-*"):
                 remove_path(left)
             last = f"the last complete checkpoint is {last_checkpoint(self.folder) or 'none'}"
-            remedy = "make room and run the same command again"
+            remedy = "mend that, and run the same command again"
             raise InputError(
                 f"{what} of {self.folder} could not be saved ({reason(error)}); {last}; {remedy}"
             ) from error
@@ -238,7 +238,10 @@ class FlexQwenTrainer(transformers.Trainer):
         # Sums since the last log; an old checkpoint has none.
         step, sums = (step_of(checkpoint), read_json(checkpoint / SUMS)) if checkpoint else (0, None)
 
+        begun = []
+
         def begin() -> None:
+            begun.append(True)
             on_start()
             self.metrics.resume(step, sums, self.args)
 
@@ -261,4 +264,9 @@ class FlexQwenTrainer(transformers.Trainer):
                 "per_device_train_batch_size and raise gradient_accumulation_steps by as much, or set "
                 "gradient_checkpointing, or lower sequence_length or, in evaluation, per_device_eval_batch_size"
             ) from error
+        except Exception as error:
+            if checkpoint is None or begun or isinstance(error, InputError):
+                raise
+            remedy = "remove it, and the same command resumes from the one before it"
+            raise InputError(f"{checkpoint} is damaged ({reason(error)}); {remedy}") from error
         return True
