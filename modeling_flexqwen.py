@@ -147,7 +147,9 @@ def labelled_loss(hidden_states, head, labels, shift, num_items_in_batch=None, r
     targets = labels[rows, columns]
     if is_plain_linear(head):
         check_ids("labels", targets, len(head.weight))
-        total, losses = _LabelledCrossEntropy.apply(hidden_states[rows, sources], head.weight, targets, token_weights)
+        # Under no_grad autograd's functions are still told that a parameter wants a gradient.
+        weight = head.weight if torch.is_grad_enabled() else head.weight.detach()
+        total, losses = _LabelledCrossEntropy.apply(hidden_states[rows, sources], weight, targets, token_weights)
     else:
         losses = F.cross_entropy(head(hidden_states[rows, sources]).float(), targets, reduction="none")
         total, losses = (losses * token_weights).sum(), losses.detach()

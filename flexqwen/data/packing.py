@@ -154,11 +154,9 @@ def make_token_store(
     """
     if length < 2:
         raise InputError(f"sequence_length is {length}; a row needs room for BOS and one token")
-    key = {"format": FORMAT, "dataset_digest": digest_of_dataset, "dataset_config": config}
-    key |= {"tokenizer_digest": file_digest(Path(tokenizer_folder) / "tokenizer.json"), "sequence_length": length}
-    if unique_tokens is not None:
-        key |= {"unique_tokens": unique_tokens, "seed": seed}
-    folder = Path(root) / f"{config}-{length}-{digest(key)[:12]}"
+    tokenizer_digest = file_digest(Path(tokenizer_folder) / "tokenizer.json")
+    key = describe_rows(digest_of_dataset, config, tokenizer_digest, length, unique_tokens, seed)
+    folder = find_folder(root, key)
     if (folder / "info.json").is_file():
         print(f"tokens: {folder} is already there, made from the same dataset, tokenizer and length; reused")
         return open_token_store(folder, **key)
@@ -177,6 +175,20 @@ def make_token_store(
     what = "{rows:,} rows of {sequence_length}, {tokens:,} tokens, {padding:.2%} padding".format(**info)
     print(f"tokens: {folder} ({what})")
     return PackedRows(folder)
+
+
+def describe_rows(
+    digest_of_dataset: str, config: str, tokenizer_digest: str, length: int, unique_tokens: int | None, seed: int
+) -> dict[str, Any]:
+    """What the rows of a token store are made from; arguments as `make_token_store` has them."""
+    key = {"format": FORMAT, "dataset_digest": digest_of_dataset, "dataset_config": config}
+    key |= {"tokenizer_digest": tokenizer_digest, "sequence_length": length}
+    return key if unique_tokens is None else {**key, "unique_tokens": unique_tokens, "seed": seed}
+
+
+def find_folder(root: str, key: dict[str, Any]) -> Path:
+    """The folder of the token store of these rows."""
+    return Path(root) / f"{key['dataset_config']}-{key['sequence_length']}-{digest(key)[:12]}"
 
 
 def draw_documents(lengths: Sequence[int], tokens: int, seed: int) -> np.ndarray:

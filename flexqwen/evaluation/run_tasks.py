@@ -17,7 +17,7 @@ from flexqwen.data.texts import dataset_digest
 from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.likelihood import MODES, Scorer
 from flexqwen.evaluation.results import RESULTS, Result, read_results, write_results
-from flexqwen.evaluation.tasks import FINE_TUNED, HUB, NAMES, Context, load_task
+from flexqwen.evaluation.tasks import FINE_TUNED, NAMES, OPTIONAL, Context, load_task
 from flexqwen.files import read_json, remove_path, versions
 from flexqwen.loading import check_unchanged, digest_checkpoint
 
@@ -111,7 +111,7 @@ def measure(options: Options, scorer: Scorer, modes: list[str], made_by: dict) -
         try:
             items[task] = [] if task.fine_tune else task.load_items(options)
         except InputError as error:
-            if task.name not in HUB or options.tasks != "all":
+            if task.name not in OPTIONAL or options.tasks != "all":
                 raise
             notes.append(f"{task.name} left out: {error}")
     if options.has_dataset:
