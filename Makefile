@@ -46,7 +46,8 @@ endif
 	@$(RUN) python eval.py --model $(OUTPUT)/hybrid-shift-256/best --overwrite
 
 test: $(VENV)/installed
-	@$(RUN) ruff check . && ruff format --check . && python -m pytest
+	@# Files of tests over processes of one thread each: the models are too small for several.
+	@$(RUN) ruff check . && ruff format --check . && OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-compat: $(COMPAT_VENV)/installed
 	@. $(COMPAT_VENV)/bin/activate && python -m pytest $(COMPAT_TESTS)
