@@ -16,6 +16,14 @@ from tqdm import tqdm
 from flexqwen.cli import InputError
 
 
+def check_shared_memory(remedy: str) -> None:
+    """Raises `InputError` where processes cannot share memory, as on a machine without a /dev/shm."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise InputError(f"there can be no worker processes ({error}; is /dev/shm there?); {remedy}") from error
+
+
 class Pool:
     """`workers` processes that run tasks; with one worker the tasks run in this process.
 
@@ -30,10 +38,8 @@ class Pool:
     def __enter__(self) -> "Pool":
         if self.workers > 1:
             context = multiprocessing.get_context("spawn")
-            try:
-                self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_obey_parent)
-            except OSError as error:
-                raise InputError(f"no worker processes ({error}; is /dev/shm there?); try --workers 1") from error
+            check_shared_memory("try --workers 1")
+            self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_obey_parent)
         return self
 
     def __exit__(self, _, error: BaseException | None, __) -> None:

@@ -12,6 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from flexqwen.cli import InputError, normalize_option, suggest_name
+from flexqwen.parallel import check_shared_memory
 from flexqwen.remote import reason
 from flexqwen.training.objectives import ObjectiveArguments
 from flexqwen.training.schedule import parse_phases
@@ -239,6 +240,8 @@ def check(arguments: Arguments) -> None:
     if training.save_only_model:
         raise InputError("save_only_model is set, and no run could resume from such checkpoints; leave it out")
     parse_phases(data.phases, data.sequence_length)
+    if training.dataloader_num_workers:
+        check_shared_memory("set dataloader_num_workers to 0")
     if training.n_gpu > 1:
         raise InputError("several GPUs in one process are not supported; start one process for each with torchrun")
     if training.push_to_hub and not training.hub_model_id:
