@@ -38,7 +38,7 @@ REMEMBER = """(...fields) => {
   if (parent !== window) parent.postMessage({queryString: "", hash: "#" + hash}, "https://huggingface.co");
   return fields;
 }"""
-# Run when the page has come: what the address asks for is filled in, and asked. A link to the other language keeps it.
+# Run when the page has come: what the address asks for. A link to the other language keeps it.
 RECALL = """() => {
   document.documentElement.lang = "%s";
   document.addEventListener("click", event => {
@@ -46,10 +46,6 @@ RECALL = """() => {
     if (link && link.origin === location.origin && !link.hash) link.hash = location.hash;
   }, true);
   return [JSON.stringify(Object.fromEntries(new URLSearchParams(location.hash.slice(1))))];
-}"""
-ASK = """() => {
-  const tab = new URLSearchParams(location.hash.slice(1)).get("tab");
-  (document.getElementById("go-" + tab) || document.getElementById("go-modes")).click();
 }"""
 
 
@@ -107,10 +103,17 @@ def read_address(address: str) -> tuple[str, dict[str, dict]]:
     return tab, fields
 
 
-def recall(address: str) -> list:
-    """What an address asks for: the tab, and the value of each field."""
+def recall(loading: Future, texts: dict, address: str):
+    """Yields what an address asks for: first the tab and the value of each field, then the tab's answer as a whole.
+
+    As a whole, since parts of it that are under way would come in between where somebody presses the button meanwhile.
+    """
     tab, fields = read_address(address)
-    return [gr.Tabs(selected=tab), *(value for values in fields.values() for value in values.values())]
+    first = [gr.Tabs(selected=tab), *(value for values in fields.values() for value in values.values())]
+    waiting = gr.skip() if loading.done() else line(texts["loading"])
+    yield [*first, *(waiting if name == tab else gr.skip() for name in FIELDS)]
+    *_, shown = answer(tab, loading, texts, *fields[tab].values())
+    yield [*(gr.skip() for _ in first), *(shown if name == tab else gr.skip() for name in FIELDS)]
 
 
 def field(name: str, value, texts: dict) -> gr.components.Component:
@@ -146,14 +149,15 @@ def build(page: gr.Blocks, language: str, model: str, loading: Future) -> None:
                 gr.Examples(EXAMPLES[tab], boxes[tab], label=texts["examples"], api_visibility="private")
     gr.Markdown(texts["privacy"])
     address = gr.Textbox(visible=False)
-    outputs = [tabs, *(each for several in fields.values() for each in several)]
-    page.load(recall, address, outputs, js=RECALL % texts["lang"], **HIDDEN).then(None, js=ASK, **HIDDEN)
+    outputs = [tabs, *(each for several in fields.values() for each in several), *answers.values()]
+    show = partial(recall, loading, texts)
+    recalled = page.load(show, address, outputs, js=RECALL % texts["lang"], **HIDDEN)
     for tab, first in FIELDS.items():
         ask, js = partial(answer, tab, loading, texts), REMEMBER % (json.dumps(list(first)), tab)
         triggers = [buttons[tab].click, *(box.submit for box in boxes[tab])]
-        asked = gr.on(triggers, ask, fields[tab], answers[tab], js=js, trigger_mode="always_last", **HIDDEN)
+        asked = gr.on(triggers, ask, fields[tab], answers[tab], js=js, cancels=[recalled], **HIDDEN)
         if tab == "write":
-            stop.click(None, cancels=[asked], **HIDDEN)
+            stop.click(None, cancels=[asked, recalled], **HIDDEN)
 
 
 def main() -> None:

@@ -170,10 +170,11 @@ def test_write(page, address, model, prefix):
 
 
 def test_writing_stops(page, address):
-    fields = {"prompt": "O museu", "prefix": 0, "tokens": 200, "temperature": 2, "seed": 1}
-    answer = visit(page, address, "write", **fields)
+    answer = visit(page, address, "write", prompt="O", tokens=200, temperature=2)
+    ask(page, "write", prompt="O museu")
+    api.expect(answer).to_contain_text("O museu")
     page.locator("#stop").click()
-    page.wait_for_timeout(300)
+    page.wait_for_timeout(500)
     stopped = answer.inner_text()
     page.wait_for_timeout(1500)
     assert answer.inner_text() == stopped
