@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from flexqwen.evaluation.tasks import assin2
 from modeling_flexqwen import FlexQwenForSequenceClassification, FlexQwenModel
 
 st = pytest.importorskip("sentence_transformers")
+CLIENTS = ("sentence-transformers",)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "bidirectional twin"])
@@ -50,6 +52,36 @@ def test_fine_tuned_and_saved_it_loads_again(checkpoint, twins, sentences, tmp_p
     assert not np.allclose(before, after)
     again = st.SentenceTransformer(str(tmp_path / "tuned"), **options)
     np.testing.assert_allclose(again.encode(sentences), after, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.real_data
+def test_similar_pairs_teach_similarity(checkpoint, eval_data, tmp_path):
+    from datasets import Dataset
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+    pairs = assin2.read(eval_data / "assin2")["sts"]
+
+    def correlation(embedder):
+        one, other = (embedder.encode([pair.texts[place] for pair in pairs["test"][:600]]) for place in (0, 1))
+        cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+        return assin2.compute_pearson([pair.label for pair in pairs["test"][:600]], cosines)
+
+    options = {"trust_remote_code": True, "device": "cpu"}
+    embedder = st.SentenceTransformer(str(checkpoint), **options)
+    before = correlation(embedder)
+    anchors, positives = zip(*(pair.texts for pair in pairs["train"] if pair.label >= 4), strict=True)
+    arguments = st.SentenceTransformerTrainingArguments(
+        str(tmp_path / "run"), max_steps=150, report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True,
+        per_device_train_batch_size=32, learning_rate=0.003,
+    )  # fmt: skip
+    rows = Dataset.from_dict({"anchor": anchors, "positive": positives})
+    loss = MultipleNegativesRankingLoss(embedder)
+    st.SentenceTransformerTrainer(embedder, arguments, train_dataset=rows, loss=loss).train()
+    after = correlation(embedder)
+    assert after > before + 0.03
+    embedder.save(str(tmp_path / "tuned"))
+    again = st.SentenceTransformer(str(tmp_path / "tuned"), **options)
+    assert correlation(again) == pytest.approx(after, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["bidirectional twin", "classifier"])

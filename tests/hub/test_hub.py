@@ -123,7 +123,7 @@ def test_an_interrupted_run_goes_on_from_the_hub_to_the_same_weights(hub, whole,
 LOAD = """
 import json, sys, torch, transformers
 from datasets import load_dataset
-repo, run, revision, dataset, *classes = sys.argv[1:]
+repo, run, revision, tag, dataset, *classes = sys.argv[1:]
 there = {"revision": revision, "trust_remote_code": True}
 found = {"classes": {}}
 for name in classes:
@@ -147,7 +147,7 @@ with torch.no_grad():
 found["twins"] = [[type(twin).__name__ for twin in twins.values()], same]
 best = transformers.AutoModelForCausalLM.from_pretrained(repo, subfolder=f"{run}/best", **there)
 found["same"] = torch.equal(best(ids).logits, model(ids).logits)
-step = transformers.AutoModelForCausalLM.from_pretrained(repo, revision="step_000003", trust_remote_code=True)
+step = transformers.AutoModelForCausalLM.from_pretrained(repo, revision=tag, trust_remote_code=True)
 found["step"] = step.model.norm.weight.sum().item()
 rows = load_dataset(dataset, "gold", split="train")
 streamed = load_dataset(dataset, "gold", split="train", streaming=True)
@@ -158,7 +158,7 @@ print(json.dumps(found))
 
 def test_everything_loads_from_the_hub_alone(hub, resumed, built, place):
     repo = hub.repos["model", MODEL]
-    pinned = repo.branches["main"]
+    pinned, tag = repo.branches["main"], min(repo.tags)
     newer = dict(repo.commits[pinned])
     for file in ("model.safetensors", f"{RUN}/best/model.safetensors"):
         newer[file] = newer["README.md"]  # what comes after the pin does not load at all
@@ -166,7 +166,7 @@ def test_everything_loads_from_the_hub_alone(hub, resumed, built, place):
     own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     own |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(place / "three-home"), "HF_TOKEN": READ}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, MODEL, RUN, pinned, DATASET, *CLASSES],
+        [sys.executable, "-c", LOAD, MODEL, RUN, pinned, tag, DATASET, *CLASSES],
         cwd=place,
         env=own | {"HF_HUB_ETAG_TIMEOUT": "60", "HF_HUB_DOWNLOAD_TIMEOUT": "60"},  # a busy machine is no failure
         capture_output=True,
@@ -180,7 +180,7 @@ def test_everything_loads_from_the_hub_alone(hub, resumed, built, place):
     assert found["weight"] == pytest.approx(weights["model.norm.weight"].sum().item())
     assert found["pipelines"][0].startswith("O Brasil") and found["pipelines"][1] == 5
     assert found["twins"] == [["Qwen3ForCausalLM", "Qwen3Model"], [True, True]] and found["masks"] == 0
-    weights = safetensors.torch.load(repo.files[f"{RUN}/step_000003/model.safetensors"])
+    weights = safetensors.torch.load(repo.files[f"{RUN}/{tag}/model.safetensors"])
     assert found["step"] == pytest.approx(weights["model.norm.weight"].sum().item())
     assert found["rows"] == read_json(built / "manifest.json")["splits"]["gold/train"]["documents"] and found["same"]
 

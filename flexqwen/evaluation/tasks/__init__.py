@@ -14,6 +14,7 @@ from flexqwen.subsampling import subsample
 
 HUB = ("multiblimp_por", "calame_pt")  # their data live on the Hub only
 ZERO_SHOT = ("bits_per_byte", "bits_per_byte_ud", "minimal_pairs", "wsc_pt", "mpararel_pt", "arc_pt", *HUB)
+ZERO_SHOT += ("assin2_embeddings",)
 FINE_TUNED = ("assin2", "harem", "bosque_pos", "hatebr", "toldbr", "faquad")
 NAMES = (*ZERO_SHOT, *FINE_TUNED)
 
@@ -46,6 +47,7 @@ class Item:
         groups: subsets of the task that the item counts in.
         cluster: items of one cluster depend on each other; by default each is one by itself.
         commit: of the Hub's data set that it is from.
+        label: what people said of it.
     """
 
     id: str
@@ -54,6 +56,7 @@ class Item:
     groups: Sequence[str] = ("all",)
     cluster: str | None = None
     commit: str | None = None
+    label: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ learns sentences instead of comparing them passes it on dev and not on test.
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,16 +72,17 @@ def compute_pearson(gold, predicted) -> float:
     return float(pearsonr(gold, predicted).statistic)
 
 
-def measure_overlap(examples: list[Example]) -> np.ndarray:
-    """Share of the words of both texts that both have, float64 `(examples,)`."""
-    words = [[set(WORD.findall(text.lower())) for text in example.texts] for example in examples]
+def measure_overlap(pairs: Iterable[Sequence[str]]) -> np.ndarray:
+    """Share of the words of both texts that both have, float64 `(pairs,)`."""
+    words = [[set(WORD.findall(text.lower())) for text in texts] for texts in pairs]
     return np.array([len(one & other) / max(len(one | other), 1) for one, other in words])
 
 
 def predict_by_overlap(train: list[Example], test: list[Example]) -> np.ndarray:
     """The similarities that word overlap predicts: its least-squares line on train, kept within 1 to 5."""
-    line = np.polynomial.Polynomial.fit(measure_overlap(train), [example.label for example in train], 1)
-    return np.clip(line(measure_overlap(test)), LOWEST, HIGHEST)
+    overlaps = [measure_overlap(example.texts for example in examples) for examples in (train, test)]
+    line = np.polynomial.Polynomial.fit(overlaps[0], [example.label for example in train], 1)
+    return np.clip(line(overlaps[1]), LOWEST, HIGHEST)
 
 
 def fine_tune_similarity(model_folder: str, splits: dict[str, list[Example]], settings: Settings) -> list[Result]:
