@@ -64,7 +64,7 @@ def write_gguf(model, tokenizer, output: Path, outtype: str, is_causal: bool) ->
             if outtype == "q8_0" and tensor.dim() > 1 and tensor.shape[-1] % 32:
                 kind = gguf.GGMLQuantizationType.F16
             data = gguf.quants.quantize(tensor.float().numpy(), kind)
-            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)) + ".weight", data, raw_dtype=kind)
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), data, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
