@@ -25,8 +25,8 @@ FORMAT = 1
 """Of the pairs that are kept: to be raised when the rules, the word lists or the fields of a pair change."""
 
 _AGREEING = ("determiner_noun", "noun_adjective", "predicative_adjective", "participle")
-PHENOMENA = tuple(f"{kind}_{value}" for kind in _AGREEING for value in ("number", "gender"))
-PHENOMENA = ("subject_verb_number", "subject_verb_person", *PHENOMENA)
+_CHANGES = [f"{kind}_{value}" for kind in _AGREEING for value in ("number", "gender")]
+PHENOMENA = ("subject_verb_number", "subject_verb_person", *_CHANGES)
 MOST = 300  # pairs of one phenomenon
 WORDS = (4, 45)  # of a sentence
 MULTIWORD = ("fixed", "flat", "compound", "goeswith")  # relations within what is one word in all but spelling
@@ -143,8 +143,6 @@ class Generator:
             and form.isalpha()
             and (form.islower() or (form.istitle() and number == min(sentence.tokens)) or form in ("O", "A"))
             and not any(token["feats"].get(name) for name in ("Foreign", "Typo", "Abbr", "ExtPos"))
-            and not any(child["deprel"] in MULTIWORD for child in sentence.below(token))
-            and token["relation"] not in MULTIWORD
         )
 
     def noun_agreement(self, sentence: Sentence, noun: dict) -> tuple[str, str] | None:
@@ -183,7 +181,7 @@ class Generator:
             has_value = old in reading.features and reading.features <= {*own, "PTPST"}
             if has_value and (reading.pos == "A" or "PTPST" in reading.features):
                 found |= self.lexicon.forms(reading.lemma, reading.pos, reading.features - {old} | {wrong})
-        if len(found) != 1 or (changed := found.pop()) == form or changed in IRREGULAR or self.is_verb_like(changed):
+        if len(found) != 1 or (changed := found.pop()) in IRREGULAR or self.is_verb_like(changed):
             return None
         others = {OTHER[value] for value in own}
         return changed if all(reading.features & others for reading in self.lexicon.readings(changed, "A")) else None
@@ -193,13 +191,9 @@ class Generator:
         if noun is None or form not in _DETERMINER or noun["id"] < token["id"]:
             return
         (row, cell), between = _DETERMINER[form], sentence.between(token, noun)
-        if (
-            self.noun_agreement(sentence, noun) != cell
-            or len(sentence.below(noun, "det")) != 1
-            or any(word["upos"] != "ADJ" for word in between)
-        ):
+        if self.noun_agreement(sentence, noun) != cell or len(sentence.below(noun, "det")) != 1 or len(between) > 1:
             return
-        if len(between) > 1 or not all(self.is_plain(sentence, word) for word in between):
+        if not all(word["upos"] == "ADJ" and self.is_plain(sentence, word) for word in between):
             return
         if any(not set(cell) <= reading.features for reading in self.lexicon.readings(noun["form"], "A")):
             return  # the noun's form is also an adjective's with other values, or with none
@@ -213,13 +207,13 @@ class Generator:
     def attribute(self, sentence: Sentence, token: dict) -> Iterator[tuple[str, dict, str, str]]:
         noun = sentence.tokens.get(token["head"])
         own = self.noun_agreement(sentence, noun) if noun else None
-        if own is None or self.is_odd_adjective(sentence, token, own) or sentence.below(token, "conj", "cc"):
+        if own is None or token["lemma"] in ADVERBIAL or sentence.below(token, "conj", "cc"):
             return
-        if token["lemma"] in ADVERBIAL or len(sentence.between(noun, token)) > 6:
+        if self.is_odd_adjective(sentence, token, own):
             return
         for name, wrong, values in change_values(own):
             changed = self.adjective_forms(token["form"], own, wrong)
-            if not changed or changed in ADVERBIAL:
+            if not changed:
                 continue
             if any(reading.features.isdisjoint(GENDER.values()) for reading in self.lexicon.readings(changed, "A")):
                 values = (None, wrong)  # "regional" is of either gender
@@ -227,9 +221,8 @@ class Generator:
                 yield f"noun_adjective_{name}", noun, changed, wrong
 
     def is_odd_adjective(self, sentence: Sentence, token: dict, own: tuple[str, str]) -> bool:
-        is_irregular = not {token["lemma"], token["lower"]}.isdisjoint(IRREGULAR) or token["feats"].get("NumType")
-        is_clause = token["deprel"] == "conj" or sentence.below(token, "csubj")
-        return bool(is_irregular or is_clause or not could_agree(token["agreement"], own))
+        is_irregular = not {token["lemma"], token["lower"]}.isdisjoint(IRREGULAR)
+        return is_irregular or token["deprel"] == "conj" or not could_agree(token["agreement"], own)
 
     def fits_another(self, sentence: Sentence, noun: dict, adjective: dict, values: tuple[str, str]) -> bool:
         """Whether the changed adjective could belong to another nominal, or to a subject that is not expressed.
@@ -245,7 +238,7 @@ class Generator:
                 continue
             kind, theirs = other["upos"], other["agreement"]
             is_free = kind in ("DET", "ADJ") and other["deprel"] != "det" and other["head"] != noun["id"]
-            if kind == "VERB" and other["deprel"] != "det":
+            if kind == "VERB":
                 is_silent = other["feats"].get("Mood") and not sentence.below(other, "nsubj")
                 if is_silent and theirs[1] in (None, values[1]):
                     return True
@@ -260,7 +253,7 @@ class Generator:
             return None
         subject = subjects[0]
         has_se = any(child["lower"] == "se" for child in sentence.below(predicate))
-        if has_se or subject["id"] > word["id"] or subject["deprel"] not in ("nsubj", "nsubj:pass"):
+        if has_se or subject["id"] > word["id"]:
             return None
         form = subject["lower"]
         if subject["upos"] == "PRON" and form == "que":
@@ -270,7 +263,7 @@ class Generator:
         own = self.noun_agreement(sentence, subject)
         if own is None:
             return None
-        inside = [part for part in sentence.subtree(subject) if part["id"] < word["id"]]
+        inside = sentence.subtree(subject)
         return None if any(part["lower"] in LINKS or part["upos"] == "SYM" for part in inside) else (subject, own)
 
     def antecedent(self, sentence: Sentence, predicate: dict, pronoun: dict) -> tuple[dict, tuple[str, str]] | None:
@@ -279,7 +272,7 @@ class Generator:
         if predicate["deprel"] != "acl:relcl" or noun is None or noun["id"] > pronoun["id"]:
             return None
         own, others = self.noun_agreement(sentence, noun), sentence.between(noun, pronoun)
-        if own is None or len(others) > 8:
+        if own is None:
             return None
         head = sentence.tokens.get(noun["head"])
         while head is not None and head["id"] < noun["id"]:
@@ -305,9 +298,6 @@ class Generator:
         yield from self.predicated(sentence, token, *found, "predicative_adjective")
 
     def participle(self, sentence: Sentence, token: dict) -> Iterator[tuple[str, dict, str, str]]:
-        auxiliaries = [child for child in sentence.below(token, "aux") if child["deprel"] == "aux:pass"]
-        if not any(child["lemma"] in ("ser", "estar", "ficar") for child in auxiliaries):
-            return
         found = self.subject(sentence, token, token)
         if found and found[0]["deprel"] == "nsubj:pass":
             yield from self.predicated(sentence, token, *found, "participle")
@@ -323,33 +313,29 @@ class Generator:
                 yield f"{kind}_{name}", subject, changed, wrong
 
     def verb(self, sentence: Sentence, token: dict) -> Iterator[tuple[str, dict, str, str]]:
-        if sentence.below(token, "aux", "cop") or token["lemma"] == "haver" or token["deprel"] == "xcomp":
+        if sentence.below(token, "aux", "cop"):
             return
         found = self.subject(sentence, token, token)
         if found is None:
             return
-        (subject, (_, number)), objects, form = found, sentence.below(token, "obj"), token["lower"]
+        (subject, (_, number)), objects = found, sentence.below(token, "obj")
         is_relative = subject["id"] == token["head"]
         if is_relative and not any(child["upos"] == "NOUN" for child in objects):  # "a mata que vejo", "a que fico"
             return
         if not (objects or sentence.below(token, "ccomp", "xcomp") or token["lemma"] in INTRANSITIVE):
             return
         person = PERSONAL.get(subject["lower"], "3")[0]
-        own, verbs = {person, number}, self.lexicon.readings(form, "V")
-        readings = [verb for verb in verbs if own <= verb.features and verb.features & TENSES]
-        if not readings or token["feats"].get("Person") not in (None, person) or token["agreement"][1] != number:
-            return
-        wanted = [("number", {"3", OTHER[number]})] if person == "3" else []
+        verbs = self.lexicon.readings(token["form"], "V")
+        readings = [verb for verb in verbs if {person, number} <= verb.features and verb.features & TENSES]
+        wanted = [("number", {"3", OTHER[number]}, OTHER[number])] if person == "3" else []
         # "Os brasileiros somos" is right, and so may be "os livros que compro".
         if not is_relative and (person == "1" or number == "SG" or subject["upos"] == "PRON"):
-            wanted.append(("person", {"3" if person == "1" else "1", number}))
-        for name, values in wanted:
-            changed = set()
-            for reading in readings:
-                changed |= self.lexicon.forms(reading.lemma, "V", reading.features - {"1", "3", "SG", "PL"} | values)
-            if len(changed) != 1 or self.verb_fits(form := changed.pop(), person, number):
-                continue
-            yield f"subject_verb_{name}", subject, form, OTHER[number] if name == "number" else "1"
+            wanted.append(("person", {"3" if person == "1" else "1", number}, "1"))
+        for name, values, wrong in wanted:
+            kept = [(verb.lemma, verb.features - {"1", "3", "SG", "PL"}) for verb in readings]
+            changed = set().union(*(self.lexicon.forms(lemma, "V", features | values) for lemma, features in kept))
+            if len(changed) == 1 and not self.verb_fits(form := changed.pop(), person, number):
+                yield f"subject_verb_{name}", subject, form, wrong
 
     def verb_fits(self, form: str, person: str, number: str) -> bool:
         """Whether a changed verb form could still agree, or is something else than a finite verb."""

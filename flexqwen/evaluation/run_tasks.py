@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from flexqwen import subsampling
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, suggest_name
 from flexqwen.data import passages
 from flexqwen.data.texts import dataset_digest
-from flexqwen.evaluation import likelihood, sources
-from flexqwen.evaluation.finetuning import Settings
+from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.likelihood import MODES, Scorer
 from flexqwen.evaluation.results import RESULTS, Result, read_results, write_results
-from flexqwen.evaluation.tasks import FINE_TUNED, HUB, NAMES, Context, Task, load_task
+from flexqwen.evaluation.tasks import FINE_TUNED, NAMES, OPTIONAL, Context, load_task
 from flexqwen.files import read_json, remove_path, versions
 from flexqwen.loading import check_unchanged, digest_checkpoint
 
@@ -34,30 +33,19 @@ class Options(Context):
     model: str
     tasks: str = "bits_per_byte"
     modes: str | None = None
-    exclude_seen: bool = False
-    seeds: int = 3
-    learning_rates: Sequence[float] = Settings.learning_rates
-    num_train_epochs: float | None = None
-    trust_remote_code: bool = False
     output: str | None = None
     overwrite: bool = False
 
     def __post_init__(self):
-        for name in ("documents", "limit"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"--{name} is {getattr(self, name)}; it must be at least 1")
-        if unknown := set(self.names) - set(NAMES):
-            raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(NAMES)}")
-        if self.modes and (unknown := set(self.modes.split(",")) - set(MODES)):
-            raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(MODES)}")
+        super().__post_init__()
+        for what, given, known in (("task", self.names, NAMES), ("mode", (self.modes or MODES[0]).split(","), MODES)):
+            if unknown := [name for name in given if name not in known]:
+                nearest = suggest_name(unknown[0], known)
+                raise InputError(f"unknown {what} {unknown[0]!r}{nearest}; there are: {', '.join(known)}")
 
     @property
     def names(self) -> Sequence[str]:
         return NAMES if self.tasks == "all" else self.tasks.split(",")
-
-    @property
-    def has_dataset(self) -> bool:
-        return (Path(self.dataset) / "manifest.json").is_file()
 
     @property
     def folder(self) -> Path:
@@ -123,7 +111,7 @@ def measure(options: Options, scorer: Scorer, modes: list[str], made_by: dict) -
         try:
             items[task] = [] if task.fine_tune else task.load_items(options)
         except InputError as error:
-            if task.name not in HUB or options.tasks != "all":
+            if task.name not in OPTIONAL or options.tasks != "all":
                 raise
             notes.append(f"{task.name} left out: {error}")
     if options.has_dataset:
@@ -141,7 +129,7 @@ def measure(options: Options, scorer: Scorer, modes: list[str], made_by: dict) -
             results += read_results(folder)[1]
         else:
             if task.fine_tune:
-                made = _fine_tune(task, options)
+                made = task.fine_tune(options.model, options)
             else:
                 made = [result for mode in modes for result in task.evaluate(scorer, kept, mode, options)]
                 for result in made if seen else ():
@@ -153,14 +141,6 @@ def measure(options: Options, scorer: Scorer, modes: list[str], made_by: dict) -
     for note in notes:
         print(f"note: {note}")
     return results, notes
-
-
-def _fine_tune(task: Task, options: Options) -> list[Result]:
-    dataset = options.dataset if options.has_dataset else None
-    names = ("num_train_epochs", "limit", "exclude_seen", "trust_remote_code")
-    shared = {name: getattr(options, name) for name in names} | {"dataset": dataset}
-    settings = Settings(tuple(range(options.seeds)), tuple(options.learning_rates), **shared)
-    return task.fine_tune(options.model, sources.folder(task.folder or task.name), settings)
 
 
 def _is_there(folder: Path, made_by: dict) -> bool:

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import tempfile
 import time
 import zipfile
 import zlib
@@ -20,12 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
+import requests
 import yaml
 from tqdm import tqdm
 
 from flexqwen.cli import InputError
 from flexqwen.files import atomic_write
+from flexqwen.remote import explain_failure
 
 RETRIES = 2
 TIMEOUT = 60  # seconds without any answer
@@ -95,18 +95,6 @@ def data_folder() -> Path:
     return Path(os.environ.get("FLEXQWEN_EVAL_DATA") or cache_folder() / "data")
 
 
-def folder(task: str) -> Path:
-    """The folder that holds a task's files, all of them verified and, where they were missing, downloaded.
-
-    Raises:
-        InputError: as `read`.
-    """
-    for name in SOURCES:
-        if name.startswith(f"{task}/"):
-            read(name)
-    return data_folder() / task
-
-
 def read(name: str) -> bytes:
     """The content of a file of the layout, uncompressed and verified.
 
@@ -153,27 +141,45 @@ def _verify(source: Source, make: Callable[[], bytes]) -> bytes | None:
 def _download(name: str, urls: tuple[str, ...]) -> list[bytes]:
     """What the addresses hold. Nothing of an interrupted download is kept: the files are small."""
     contents = []
-    with tempfile.TemporaryDirectory() as folder:
-        for url in tqdm(urls, desc=name, unit="file", leave=False):
-            try:
-                contents.append(_fetch(url, Path(folder) / "part"))
-            except OSError as error:
-                raise InputError(
-                    f"cannot download {url}: {str(error).splitlines()[0]}; run again with a network, or set "
-                    "FLEXQWEN_EVAL_DATA to a folder that holds the data"
-                ) from None
+    for url in tqdm(urls, desc=name, unit="file", leave=False):
+        try:
+            contents.append(_fetch(url))
+        except OSError as error:
+            raise InputError(
+                f"cannot download {url}: {str(error).splitlines()[0]}; run again with a network, or set "
+                "FLEXQWEN_EVAL_DATA to a folder that holds the data"
+            ) from None
     return contents
 
 
-def _fetch(url: str, path: Path) -> bytes:
-    """What the address holds, by way of `path`; asked for again unless the server refuses it (4xx)."""
+def _fetch(url: str) -> bytes:
+    """What the address holds; asked for again unless the server refuses it (4xx)."""
     for tried in range(RETRIES + 1):
         try:
-            pooch.HTTPDownloader(timeout=TIMEOUT)(url, str(path), None)
-            break
+            answer = requests.get(url, timeout=TIMEOUT)
+            answer.raise_for_status()
+            return answer.content
         except OSError as error:  # without a response where the connection failed
             status = getattr(getattr(error, "response", None), "status_code", 500)
             if tried == RETRIES or status < 500:
                 raise
         time.sleep(tried + 1)
-    return path.read_bytes()
+
+
+def read_hub_rows(repository: str, config: str, split: str, columns: tuple[str, ...]) -> tuple[list[dict], str]:
+    """The rows of a data set that lives on the Hub only, and their commit: the newest, or that in the local cache.
+
+    Raises:
+        InputError: it can be had neither from the Hub nor from the local cache, or lacks a column.
+    """
+    from datasets import load_dataset_builder  # slow to import, and needed by few tasks
+
+    remedy = "try again with a network, or leave its task out"
+    with explain_failure(f"{repository} cannot be loaded from the Hub", remedy):
+        builder = load_dataset_builder(repository, config)
+        builder.download_and_prepare()
+        found = builder.as_dataset(split=split).to_list()
+    for column in columns:
+        if not found or column not in found[0]:
+            raise InputError(f"{repository} has no column {column!r} any more; leave its task out")
+    return found, builder.hash

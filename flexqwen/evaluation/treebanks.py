@@ -65,7 +65,11 @@ class Sentence:
         return [self.tokens[number] for number in range(low + 1, high) if number in self.tokens]
 
 
-def read_sentences(name: str) -> list[Sentence]:
-    """The sentences of a treebank file of the evaluation data, such as `ud_pud/pt_pud-ud-test.conllu`."""
-    source = Path(name).stem.removeprefix("pt_").replace("-ud-", "-")
-    return [Sentence(parsed, f"{source}:") for parsed in conllu.parse(sources.read(name).decode())]
+def read_sentences(name: str, prefix: str | None = None) -> list[Sentence]:
+    """The sentences of a treebank file of the evaluation data, such as `ud_pud/pt_pud-ud-test.conllu`.
+
+    Their names begin with `prefix`, by default the file's: `pud-test:`.
+    """
+    if prefix is None:
+        prefix = Path(name).stem.removeprefix("pt_").replace("-ud-", "-") + ":"
+    return [Sentence(parsed, prefix) for parsed in conllu.parse(sources.read(name).decode())]

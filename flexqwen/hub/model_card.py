@@ -1,8 +1,6 @@
 """The model card and the evaluation results of a repository, from the records of its runs and from nothing else."""
 
-import json
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -10,6 +8,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 
 from flexqwen.evaluation.results import RESULTS, Result, format_results
 from flexqwen.files import read_json
+from flexqwen.training.metrics import read_log
 from flexqwen.training.objectives import ObjectiveArguments
 
 TEMPLATE = Path(__file__).with_suffix(".md")  # Jinja, as huggingface_hub's own
@@ -39,9 +38,8 @@ class Run:
         self.is_generated = bool((self.description.get("data") or {}).get("generated"))
         self.finished, self.has_curves = read_json(folder / "finished.json"), (folder / "loss.png").is_file()
         self.last: dict[str, float] = {}
-        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # it was copied while it was being written
-                self.last.update(json.loads(line))
+        for entry in read_log(folder):
+            self.last.update(entry)
         self.evaluations: list[tuple[str, dict, list[Result]]] = []
         for file in sorted(folder.glob(f"eval-*/{RESULTS}")):
             found = read_json(file)

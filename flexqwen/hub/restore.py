@@ -15,7 +15,7 @@ from flexqwen.training.checkpoints import find_defect, last_checkpoint, link_bes
 from flexqwen.training.runs import differences
 
 CODE = "configuration_flexqwen.py"  # what tells our repositories from others
-RECORDS = ("run.json", "config.yaml", "metrics.jsonl", "loss.png")
+RECORDS = ("run.json", "config.yaml", "metrics.jsonl", "loss.png", "loss.pdf")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LAST = "finished.json"
 

@@ -4,15 +4,13 @@ A checkpoint that lacks something would be resumed from to other weights, so it 
 the one before it.
 """
 
-import json
 import re
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from transformers import TrainerState
 
-from flexqwen.files import read_json, remove_path, sync, write_json
+from flexqwen.files import file_digest, read_json, remove_path, sync, write_json
 
 FILES, SUMS, STATE = "files.json", "sums.json", "trainer_state.json"
 EMBEDDINGS = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")  # what sentence-transformers reads
@@ -57,22 +55,17 @@ def link_best(folder: Path) -> None:
 def finish_checkpoint(unfinished: Path, checkpoint: Path, sums: dict) -> None:
     """Makes a checkpoint of what the Trainer wrote, with the sums since the last log, and brings it to the disk."""
     write_json(unfinished / SUMS, sums)
-    write_json(unfinished / FILES, file_sizes(unfinished))
+    write_json(unfinished / FILES, {name: file_digest(file) for name, file in list_files(unfinished).items()})
     sync(*unfinished.rglob("*"), unfinished)
     remove_path(checkpoint)
     unfinished.rename(checkpoint)
     sync(checkpoint.parent)
 
 
-def read_sums(checkpoint: Path) -> dict | None:
-    """What was summed up since the last log; None in an old checkpoint, which does not have it."""
-    return read_json(checkpoint / SUMS)
-
-
-def file_sizes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of a checkpoint's files, but of the Trainer's pickle, which nobody reads."""
+def list_files(checkpoint: Path) -> dict[str, Path]:
+    """A checkpoint's files by name, but for the Trainer's pickle, which nobody reads."""
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != "training_args.bin"]
-    return {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
+    return {file.relative_to(checkpoint).as_posix(): file for file in files}
 
 
 def find_defect(checkpoint: Path) -> str | None:
@@ -83,24 +76,24 @@ def find_defect(checkpoint: Path) -> str | None:
     if missing := [pattern for pattern in NEEDED if not any(checkpoint.glob(pattern))]:
         return f"{missing[0]} is missing"
     if (checkpoint / FILES).exists():
-        listed, there = read_json(checkpoint / FILES), file_sizes(checkpoint)
+        listed, there = read_json(checkpoint / FILES), list_files(checkpoint)
         if not isinstance(listed, dict) or not listed:
             return f"{FILES} is malformed"
-        for name, size in listed.items():
-            if there.get(name) != size:
-                return f"{name} has {there[name]} bytes instead of {size}" if name in there else f"{name} is missing"
-    try:
-        step = TrainerState.load_from_json(str(checkpoint / STATE)).global_step
-    except (OSError, ValueError, TypeError):
-        return f"{STATE} is malformed"
-    if step != step_of(checkpoint):
-        return f"{STATE} is of step {step}"
+        for name, saved in listed.items():
+            if name not in there:
+                return f"{name} is missing"
+            # An older list has their sizes.
+            if saved != (there[name].stat().st_size if isinstance(saved, int) else file_digest(there[name])):
+                return f"{name} is not as it was saved"
+    state = read_json(checkpoint / STATE)
+    if not isinstance(state, dict) or state.get("global_step") != step_of(checkpoint):
+        return f"{STATE} is malformed, or of another step"
     try:
         if (checkpoint / SUMS).exists():
-            sums = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
+            sums = read_json(checkpoint / SUMS)
             torch.tensor([sums["step"], sums["loss"]], dtype=torch.float64)
             if torch.tensor(sums["sums"], dtype=torch.float64).shape not in ((), (2, 3)):  # 0: saved at a log
                 raise ValueError
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError):
+    except (ValueError, TypeError, LookupError, RuntimeError):
         return f"{SUMS} is malformed"
     return None

@@ -4,6 +4,9 @@ import contextlib
 
 from accelerate import DistributedType, PartialState
 
+from flexqwen.cli import InputError
+from flexqwen.remote import reason
+
 
 def allow_fsdp_on_cpu() -> None:
     """Lets FSDP2 run on several CPU processes over gloo.
@@ -12,6 +15,15 @@ def allow_fsdp_on_cpu() -> None:
     """
     if PartialState().distributed_type == DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+@contextlib.contextmanager
+def refusals_named(what: str):
+    """What the Trainer, accelerate or torch refuse in the block becomes an `InputError`: `what` cannot be made."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, ImportError, RuntimeError, ZeroDivisionError) as error:
+        raise InputError(f"{what} cannot be made: {reason(error)}") from error
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def test_strange_texts_have_the_same_ids(llama, tokenizer):
 
 @pytest.mark.real_data
 def test_real_sentences_have_the_same_ids(llama, tokenizer, eval_data):
-    pairs = read(eval_data / "assin2")["rte"]["train"]
+    pairs = read()["rte"]["train"]
     same_ids(llama, tokenizer, [text for example in pairs[:1000] for text in example.texts])
 
 

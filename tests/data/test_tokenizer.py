@@ -64,11 +64,11 @@ def test_command_reuses_refuses_and_overwrites(built, tmp_path, capsys):
     assert (output / "tokenizer.json").read_bytes() != first
 
 
-def test_a_strange_made_by_is_made_otherwise(built, tmp_path, capsys):
+def test_a_strange_made_by_is_left_alone(built, tmp_path, capsys):
     (tmp_path / "made_by.json").write_text("[1]")
     with pytest.raises(SystemExit) as stopped:
         module.main(["--dataset", str(built), "--output", str(tmp_path), "--vocab_size", "300"])
-    assert stopped.value.code == 2 and "made otherwise; pass --overwrite" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "something that this does not make" in capsys.readouterr().err
 
 
 def test_vocabularies_that_cannot_be(built):

@@ -5,7 +5,7 @@ import pytest
 
 from flexqwen.evaluation.likelihood import Request
 from flexqwen.evaluation.tasks import Context, Item, Task
-from flexqwen.evaluation.tasks.choices import choose, credit, make_pair
+from flexqwen.evaluation.tasks.choices import choose, make_pair, score_choice
 
 
 class Scores:
@@ -19,12 +19,12 @@ class Scores:
 
 
 def test_ties_share_the_point():
-    assert credit([-3.0, -3.0], 0) == (0.5, True)
-    assert credit([-3.0, -3.0, -3.0, -5.0], 2) == (pytest.approx(1 / 3), True)
-    assert credit([-3.0, -3.0, -5.0], 2) == (0.0, True)
-    assert credit([-3.0, -4.0], 0) == (1.0, False) and credit([-4.0, -3.0], 0) == (0.0, False)
+    assert score_choice([-3.0, -3.0], 0) == (0.5, True)
+    assert score_choice([-3.0, -3.0, -3.0, -5.0], 2) == (pytest.approx(1 / 3), True)
+    assert score_choice([-3.0, -3.0, -5.0], 2) == (0.0, True)
+    assert score_choice([-3.0, -4.0], 0) == (1.0, False) and score_choice([-4.0, -3.0], 0) == (0.0, False)
     generator = np.random.default_rng(0)
-    assert np.mean([credit(generator.normal(size=4), 1)[0] for _ in range(4000)]) == pytest.approx(0.25, abs=0.03)
+    assert np.mean([score_choice(generator.normal(size=4), 1)[0] for _ in range(4000)]) == pytest.approx(0.25, abs=0.03)
 
 
 def test_pairs_are_counted_in_all_and_in_their_groups():

@@ -15,8 +15,8 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 
 from flexqwen.evaluation import metrics
 from flexqwen.evaluation.metrics.bpb.bpb import bits_per_byte
+from flexqwen.evaluation.metrics.choice_accuracy.choice_accuracy import score_choice
 from flexqwen.evaluation.metrics.entity_f1.entity_f1 import count_entities, entity_f1
-from flexqwen.evaluation.metrics.minimal_pair_accuracy.minimal_pair_accuracy import credit
 from flexqwen.evaluation.metrics.squad_pt import squad_pt
 
 FOLDER = Path(metrics.__file__).parent
@@ -43,7 +43,7 @@ def _make_package(folder, monkeypatch):
 
 
 def test_every_metric_has_a_card_whose_example_is_true(load):
-    assert NAMES == ["bpb", "entity_f1", "minimal_pair_accuracy", "squad_pt"]
+    assert NAMES == ["bpb", "choice_accuracy", "entity_f1", "squad_pt"]
     for name in NAMES:
         card = (FOLDER / name / "README.md").read_text(encoding="utf-8")
         assert card.startswith("---\ntitle: ") and f'evaluate.load("flexqwen/evaluation/metrics/{name}")' in card
@@ -75,14 +75,16 @@ def _environment():
 
 
 def test_ties_share_the_point():
-    assert credit([-1.0, -2.0], 0) == (1, False) and credit([-1.0, -2.0], 1) == (0, False)
-    assert credit([-1.0, -1.00005], 1) == (0.5, True) and credit([-1.0, -1.0002], 1) == (0, False)
-    assert credit([0, 0, -1, 0], 3) == (pytest.approx(1 / 3), True) and credit([0, 0, -1], 2) == (0, True)
+    assert score_choice([-1.0, -2.0], 0) == (1, False) and score_choice([-1.0, -2.0], 1) == (0, False)
+    assert score_choice([-1.0, -1.00005], 1) == (0.5, True) and score_choice([-1.0, -1.0002], 1) == (0, False)
+    assert score_choice([0, 0, -1, 0], 3) == (pytest.approx(1 / 3), True) and score_choice([0, 0, -1], 2) == (0, True)
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(500, 4)).round(1)  # some equal
     right = rng.integers(0, 4, 500)
     chosen = [np.mean([right[n] == c for c in np.flatnonzero(row == row.max())]) for n, row in enumerate(scores)]
-    assert np.mean([credit(row, r)[0] for row, r in zip(scores, right, strict=True)]) == pytest.approx(np.mean(chosen))
+    assert np.mean([score_choice(row, r)[0] for row, r in zip(scores, right, strict=True)]) == pytest.approx(
+        np.mean(chosen)
+    )
 
 
 def test_a_uniform_model_of_bytes_needs_8_bits_a_byte(load):

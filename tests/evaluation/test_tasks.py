@@ -8,7 +8,7 @@ from flexqwen.cli import InputError
 from flexqwen.evaluation import pair_generation, sources
 from flexqwen.evaluation.likelihood import Request
 from flexqwen.evaluation.pair_generation import Pair
-from flexqwen.evaluation.tasks import FINE_TUNED, NAMES, Context, hub, load_task
+from flexqwen.evaluation.tasks import FINE_TUNED, NAMES, Context, load_task
 from flexqwen.evaluation.tasks.mpararel_pt import make_request
 
 
@@ -48,7 +48,7 @@ def test_mpararel_requests_point_at_the_object():
 
 def test_hub_data_are_read_as_datasets_reads_them(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"sen": "Eu vi.", "wrong_sen": "Eu viu."}\n')
-    found, commit = hub.read_rows(str(tmp_path), "default", "train", ("sen", "wrong_sen"))
+    found, commit = sources.read_hub_rows(str(tmp_path), "default", "train", ("sen", "wrong_sen"))
     assert found == [{"sen": "Eu vi.", "wrong_sen": "Eu viu."}] and commit
     with pytest.raises(InputError, match="has no column 'x' any more"):
-        hub.read_rows(str(tmp_path), "default", "train", ("x",))
+        sources.read_hub_rows(str(tmp_path), "default", "train", ("x",))

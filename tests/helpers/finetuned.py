@@ -11,6 +11,7 @@ import torch
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from flexqwen.evaluation import sources
 from tests.helpers.tiny import SHAPE, make_model
 
 WORDS = ["casa", "rio", "livro", "menina", "homem", "cidade", "noite", "pedra", "vento", "mesa", "porta", "barco"]
@@ -174,6 +175,16 @@ WRITERS = {
     "hatebr": write_hatebr,
     "toldbr": write_toldbr,
 }
+
+
+def read_from(folder: Path, monkeypatch) -> None:
+    """Evaluation data are read from this folder, whatever they are."""
+
+    def read(name):
+        content = (folder / name.rsplit("/", 1)[1]).read_bytes()
+        return gzip.decompress(content) if name.endswith(".gz") else content
+
+    monkeypatch.setattr(sources, "read", read)
 
 
 def oracle(shuffled: bool):

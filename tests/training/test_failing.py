@@ -65,7 +65,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(whole, built, tokenizer_fo
     largest = (folder / "step_000003" / "optimizer.pt").stat().st_size - 1000
     assert run(arguments, output, largest_file=largest) == 2
     (line,) = (line for line in output.read_text().splitlines() if line.startswith("error: "))
-    assert f"the last complete checkpoint is {folder / 'step_000003'}" in line and "make room" in line
+    assert f"the last complete checkpoint is {folder / 'step_000003'}" in line and "mend that" in line
     assert not [path for path in folder.iterdir() if "checkpoint-" in path.name or "partial" in path.name]
     assert run(arguments, output) == 0
     assert same_weights(folder / "step_000012", whole / "step_000012")

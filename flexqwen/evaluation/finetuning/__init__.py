@@ -9,11 +9,11 @@ Same checkpoint, data and settings: same bits on CPU.
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForTokenClassification,
@@ -31,53 +31,11 @@ from flexqwen.cli import InputError
 from flexqwen.data import passages
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.statistics import over_seeds
-from flexqwen.evaluation.tasks import Task
+from flexqwen.evaluation.tasks import Context, Task
 from flexqwen.subsampling import subsample
 
 Row = dict[str, Any]
 """One input of the model as the tokenizer gives it (`input_ids`, `attention_mask`, ...), and labels where it trains."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the fine-tuned tasks are trained.
-
-    Attributes:
-        seeds: one run each; the seed decides the head's first weights, the order of the examples and dropout.
-        learning_rates: the first seed tries each; the best on the development set is kept.
-        num_train_epochs: None for the task's own number.
-        max_length: tokens of an input, special tokens included; no more than the model takes.
-        limit: for quick runs: at most so many items of each split, chosen at random, always the same.
-        dataset: what the checkpoint was pre-trained on, a folder made by carolina_originality.py; None if not known.
-        exclude_seen: leave out test items of which a 13-gram stands there.
-        trust_remote_code: run the code that a checkpoint brings along, if it is no FlexQwen.
-
-    Raises:
-        InputError: a value that cannot be.
-    """
-
-    seeds: tuple[int, ...] = (0, 1, 2)
-    learning_rates: tuple[float, ...] = (5e-5, 1.5e-4, 5e-4)
-    num_train_epochs: float | None = None
-    per_device_train_batch_size: int = 16
-    max_length: int = 256
-    limit: int | None = None
-    dataset: str | None = None
-    exclude_seen: bool = False
-    trust_remote_code: bool = False
-
-    def __post_init__(self):
-        for name in ("seeds", "learning_rates"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise InputError(f"{name} is {values}; give one or more, each once")
-        for name, value in (("learning_rates", min(self.learning_rates)), ("num_train_epochs", self.num_train_epochs)):
-            if value is not None and value <= 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name, minimum in (("per_device_train_batch_size", 1), ("max_length", 32), ("limit", 2)):
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise InputError(f"{name} is {value}; it must be at least {minimum}")
 
 
 class Head(NamedTuple):
@@ -88,19 +46,19 @@ class Head(NamedTuple):
 
 
 def prepare_splits(
-    splits: dict[str, list], get_text: Callable[[Any], str], settings: Settings
+    splits: dict[str, list], get_text: Callable[[Any], str], context: Context
 ) -> tuple[dict[str, list], dict[str, Any]]:
-    """The items that are used, and what the training splits of `settings.dataset` hold of the texts of test.
+    """The items that are used, and what the training splits of `context.dataset` hold of the texts of test.
 
     Raises:
         InputError: all test items were to be excluded.
     """
-    splits = {split: subsample(items, settings.limit) for split, items in splits.items()}
-    if settings.dataset is None:
+    splits = {split: subsample(items, context.limit) for split, items in splits.items()}
+    if not context.has_dataset:
         return splits, {}
     test = splits["test"]
-    shares = passages.find_seen_shares([get_text(item) for item in test], settings.dataset)
-    kept = np.flatnonzero(~(shares > 0)) if settings.exclude_seen else np.arange(len(test))
+    shares = passages.find_seen_shares([get_text(item) for item in test], context.dataset)
+    kept = np.flatnonzero(~(shares > 0)) if context.exclude_seen else np.arange(len(test))
     if not len(kept):
         raise InputError("a 13-gram of every test item was trained on; leave the task or --exclude_seen out")
     details = passages.describe_seen(shares[kept], len(test) - len(kept))
@@ -113,14 +71,15 @@ def encode_splits(encode: Callable, tokenizer, splits: dict[str, list]) -> tuple
     return {split: rows for split, (rows, _) in encoded.items()}, {split: more for split, (_, more) in encoded.items()}
 
 
-def load_tokenizer(model_folder: str, settings: Settings):
+def load_tokenizer(model_folder: str, context: Context):
     """The checkpoint's tokenizer: padding on the right, `model_max_length` the tokens that an input may have.
 
     Raises:
         InputError: no model with a tokenizer there, or a tokenizer that cannot say which word a token comes from.
     """
-    config = loading.load(AutoConfig, model_folder, settings.trust_remote_code)
-    tokenizer = loading.load(AutoTokenizer, model_folder, settings.trust_remote_code)
+    config = loading.load(AutoConfig, model_folder, context.trust_remote_code)
+    tokenizer = loading.load(AutoTokenizer, model_folder, context.trust_remote_code)
+    loading.check_tokenizer(tokenizer, config, model_folder)
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer of {model_folder} has no tokenizer.json; save it as a fast tokenizer")
     tokenizer.padding_side = tokenizer.truncation_side = "right"
@@ -128,8 +87,8 @@ def load_tokenizer(model_folder: str, settings: Settings):
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise InputError(f"the tokenizer of {model_folder} has neither a padding nor an end-of-text token; give it one")
-    positions = getattr(config, "max_position_embeddings", None) or settings.max_length
-    tokenizer.model_max_length = min(settings.max_length, tokenizer.model_max_length, positions)
+    positions = getattr(config, "max_position_embeddings", None) or context.max_length
+    tokenizer.model_max_length = min(context.max_length, tokenizer.model_max_length, positions)
     return tokenizer
 
 
@@ -153,37 +112,26 @@ def load_model(model_folder: str, head: Head, tokenizer, trust_remote_code: bool
 
 
 class _Progress(ProgressCallback):
-    """The Trainer's bars under a name of their own, and no log lines."""
+    """The Trainer's bars, without log lines."""
 
-    def __init__(self, name: str):
-        super().__init__()
-        self.name = name
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self.name)
-
-    def on_log(self, args, state, control, **kwargs):
+    def on_log(self, *args, **kwargs):
         pass
 
 
-def train(
-    name: str, model_folder: str, head: Head, tokenizer, rows: list[Row], settings: Settings, **choices
-) -> Trainer:
+def train(model_folder: str, head: Head, tokenizer, rows: list[Row], context: Context, **choices) -> Trainer:
     """One run: AdamW, 10 % of the steps to warm up, then linear decay to 0; bfloat16 where CUDA has it.
 
     `choices` are `seed`, `learning_rate` and `num_train_epochs` of `TrainingArguments`.
     """
     set_seed(choices["seed"])
-    model = load_model(model_folder, head, tokenizer, settings.trust_remote_code)
+    model = load_model(model_folder, head, tokenizer, context.trust_remote_code)
     is_token_task = head.auto_class is AutoModelForTokenClassification
     collator = (DataCollatorForTokenClassification if is_token_task else DataCollatorWithPadding)(tokenizer)
     with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one; nothing is saved
         arguments = TrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=settings.per_device_train_batch_size,
-            per_device_eval_batch_size=2 * settings.per_device_train_batch_size,
+            per_device_train_batch_size=context.per_device_train_batch_size,
+            per_device_eval_batch_size=2 * context.per_device_train_batch_size,
             train_sampling_strategy="group_by_length",
             warmup_steps=0.1,
             weight_decay=0.01,
@@ -196,7 +144,7 @@ def train(
         )
         trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
         trainer.pop_callback(ProgressCallback)
-        trainer.add_callback(_Progress(f"{name}, learning rate {choices['learning_rate']:g}, seed {choices['seed']}"))
+        trainer.add_callback(_Progress)
         trainer.train()
     arguments.train_sampling_strategy = "sequential"  # grouped by length, predictions would be shuffled too
     return trainer
@@ -215,44 +163,55 @@ def predict(trainer: Trainer, rows: list[Row]) -> list[np.ndarray]:
 
 
 def fine_tune(
-    name, model_folder: str, head: Head, tokenizer, rows: dict, dev_score: Callable, dev_metric, settings, epochs: float
+    name,
+    model_folder: str,
+    head: Head,
+    tokenizer,
+    rows: dict,
+    dev_score: Callable,
+    dev_metric,
+    context: Context,
+    epochs: float,
 ) -> tuple[list[list[np.ndarray]], dict[str, Any]]:
     """Chooses the learning rate and predicts the test rows with each seed.
 
     Args:
         rows: of `train`, with labels; of `dev` and `test`, without.
         dev_score: from the logits of the development rows to a number, higher is better; `dev_metric` is its name.
-        epochs: the task's own; `settings.num_train_epochs` goes before it.
+        epochs: the task's own; `context.num_train_epochs` goes before it.
 
     Returns:
         outputs: for each seed, for each test row, its float32 logits: `(labels,)` of a classified row, `(length,
             labels)` of classified tokens, `(length, 2)` for start and end of an answer. Padding is cut off.
         details: how it was trained, for `Result.details`.
     """
-    epochs = settings.num_train_epochs or epochs
+    epochs, rates = context.num_train_epochs or epochs, context.learning_rates
+    bar = tqdm(total=len(rates) + context.seeds - 1, desc=name, unit="run", leave=False)
 
     def run(rate: float, seed: int) -> Trainer:
         choices = {"learning_rate": rate, "seed": seed, "num_train_epochs": epochs}
-        return train(name, model_folder, head, tokenizer, rows["train"], settings, **choices)
+        trainer = train(model_folder, head, tokenizer, rows["train"], context, **choices)
+        bar.update()
+        return trainer
 
     dev_scores: dict[float, float] = {}
-    chosen, outputs = None, []
-    for learning_rate in settings.learning_rates:
-        trainer = run(learning_rate, settings.seeds[0])
-        dev_scores[learning_rate] = float(dev_score(predict(trainer, rows["dev"])))
-        if chosen is None or dev_scores[learning_rate] > dev_scores[chosen]:
-            chosen, outputs = learning_rate, [predict(trainer, rows["test"])]
-    outputs += [predict(run(chosen, seed), rows["test"]) for seed in settings.seeds[1:]]
+    for rate in rates:
+        trainer = run(rate, 0)
+        dev_scores[rate] = float(dev_score(predict(trainer, rows["dev"])))
+        if max(dev_scores, key=dev_scores.get) == rate:  # the first of those that are even
+            chosen, outputs = rate, [predict(trainer, rows["test"])]
+    outputs += [predict(run(chosen, seed), rows["test"]) for seed in range(1, context.seeds)]
+    bar.close()
     details = {
         "model_class": type(trainer.model).__name__,
-        "seeds": list(settings.seeds),
+        "seeds": list(range(context.seeds)),
         "learning_rate": chosen,
         "dev_metric": dev_metric,
         "dev_scores": {f"{rate:g}": score for rate, score in dev_scores.items()},
         "num_train_epochs": epochs,
-        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "per_device_train_batch_size": context.per_device_train_batch_size,
         "max_length": tokenizer.model_max_length,
-        "limit": settings.limit,
+        "limit": context.limit,
         "rows": {split: len(rows[split]) for split in ("train", "dev", "test")},
     }
     return outputs, details

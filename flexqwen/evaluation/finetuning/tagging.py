@@ -15,6 +15,7 @@ from transformers import AutoModelForTokenClassification
 
 from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation import finetuning
+from flexqwen.evaluation.tasks import Context
 
 OVERLAP = 1 / 4
 
@@ -102,13 +103,20 @@ def gather(outputs: list[np.ndarray], places: list[Place], texts: list[Tagged]) 
 
 
 def tag(
-    name, model_folder: str, splits: dict[str, list[Tagged]], labels: list[str], dev_score, dev_metric, settings, epochs
+    name,
+    model_folder: str,
+    splits: dict[str, list[Tagged]],
+    labels: list[str],
+    dev_score,
+    dev_metric,
+    context: Context,
+    epochs,
 ) -> tuple[list[list[np.ndarray]], dict[str, Any]]:
     """Fine-tunes and predicts as `fine_tune`, but that logits are of the words of a text, of shape `(words, labels)`.
 
     `labels` are all there are; the first is what a word without a token gets.
     """
-    tokenizer = finetuning.load_tokenizer(model_folder, settings)
+    tokenizer = finetuning.load_tokenizer(model_folder, context)
     numbers = {label: number for number, label in enumerate(labels)}
     rows, places = finetuning.encode_splits(encode, tokenizer, splits)
     for row in rows["train"]:
@@ -120,7 +128,7 @@ def tag(
     def score_words(outputs: list[np.ndarray]) -> float:
         return dev_score(gather(outputs, places["dev"], splits["dev"]))
 
-    choices = score_words, dev_metric, settings, epochs
+    choices = score_words, dev_metric, context, epochs
     outputs, details = finetuning.fine_tune(name, model_folder, head, tokenizer, rows, *choices)
     details["test_words_without_tokens"] = sum(len(text.words) for text in splits["test"]) - len(places["test"])
     return [gather(seed, places["test"], splits["test"]) for seed in outputs], details

@@ -1,5 +1,7 @@
 """Fine-tuned classification of texts and of pairs of texts, two classes: accuracy and macro F1."""
 
+import csv
+import io
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -7,10 +9,9 @@ import numpy as np
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification
 
-from flexqwen.evaluation import finetuning
-from flexqwen.evaluation.finetuning import Settings
+from flexqwen.evaluation import finetuning, sources
 from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.tasks import Task
+from flexqwen.evaluation.tasks import Context, Task
 
 DRAWS = 100
 
@@ -23,6 +24,11 @@ class Example:
     texts: tuple[str, ...]
     label: float
     subsets: frozenset[str] = field(default_factory=frozenset)
+
+
+def read_csv(name: str) -> list[dict[str, str]]:
+    """The rows of a CSV file of the evaluation data, by the names in its first line."""
+    return list(csv.DictReader(io.StringIO(sources.read(name).decode(), newline="")))
 
 
 def encode(tokenizer, examples: list[Example]) -> tuple[list[finetuning.Row], int]:
@@ -56,14 +62,14 @@ def score_baselines(train: list[int], test: list[int]) -> dict[str, dict]:
 
 
 def classify(
-    task: Task, model_folder: str, splits: dict[str, list[Example]], settings: Settings, epochs: float, name="all"
+    task: Task, model_folder: str, splits: dict[str, list[Example]], context: Context, epochs: float, name="all"
 ) -> list[Result]:
     """Accuracy and macro F1 on the test examples, and on each of their subsets; macro F1 decides on dev.
 
     `name` is what `Result.subset` says of all test examples.
     """
-    splits, overlap = finetuning.prepare_splits(splits, lambda example: " ".join(example.texts), settings)
-    tokenizer = finetuning.load_tokenizer(model_folder, settings)
+    splits, overlap = finetuning.prepare_splits(splits, lambda example: " ".join(example.texts), context)
+    tokenizer = finetuning.load_tokenizer(model_folder, context)
     rows, cut = finetuning.encode_splits(encode, tokenizer, splits)
     labels = {split: [int(example.label) for example in examples] for split, examples in splits.items()}
     for row, label in zip(rows["train"], labels["train"], strict=True):
@@ -74,7 +80,7 @@ def classify(
 
     head = finetuning.Head(AutoModelForSequenceClassification, {"num_labels": 2})
     outputs, details = finetuning.fine_tune(
-        task.name, model_folder, head, tokenizer, rows, score_dev, "macro_f1", settings, epochs
+        task.name, model_folder, head, tokenizer, rows, score_dev, "macro_f1", context, epochs
     )
     details = {**details, **overlap, "cut_texts": {"train": cut["train"], "test": cut["test"]}}
     test, gold = splits["test"], np.array(labels["test"])

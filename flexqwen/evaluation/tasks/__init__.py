@@ -1,20 +1,31 @@
-"""Evaluation tasks, found by name: `load_task("wsc_pt")` imports that module here and gives its `TASK`.
+"""Evaluation tasks, found by name: `load_task("wsc_pt")` gives `WSC_PT` of the module that is named here.
 
-A new task is a module with a `TASK` and a place in one of the two lists. Modules are imported when they are asked for,
-since the libraries of some are many.
+Modules are imported when they are asked for, since the libraries of some are many.
 """
 
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from flexqwen.cli import InputError
 from flexqwen.evaluation.likelihood import MODES, Request, Scorer
 from flexqwen.evaluation.results import Result, mean_result
 from flexqwen.subsampling import subsample
 
-HUB = ("multiblimp_por", "calame_pt")  # their data live on the Hub only
-ZERO_SHOT = ("bits_per_byte", "bits_per_byte_ud", "minimal_pairs", "wsc_pt", "mpararel_pt", "arc_pt", *HUB)
-ZERO_SHOT += ("assin2_embeddings",)
+OPTIONAL = ("multiblimp_por", "calame_pt", "memorisation")  # of the Hub alone, or of a model in its run's folder
+ZERO_SHOT = {
+    "bits_per_byte": "bits_per_byte",
+    "bits_per_byte_ud": "bits_per_byte",
+    "minimal_pairs": "choices",
+    "wsc_pt": "choices",
+    "mpararel_pt": "mpararel_pt",
+    "arc_pt": "choices",
+    "assin2_embeddings": "assin2_embeddings",
+    "multiblimp_por": "choices",
+    "calame_pt": "calame_pt",
+    "memorisation": "memorisation",
+}
 FINE_TUNED = ("assin2", "harem", "bosque_pos", "hatebr", "toldbr", "faquad")
 NAMES = (*ZERO_SHOT, *FINE_TUNED)
 
@@ -26,7 +37,17 @@ class Context:
     Attributes:
         dataset: folder made by carolina_originality.py; split: of its held-out config; documents: of it, at most.
         within_word: mask all tokens of a word together.
-        limit: items of a task, at most.
+        limit: items of a task, and of each split of a fine-tuned one, at most.
+        exclude_seen: leave out items of which a 13-gram stands in the dataset's training splits.
+        seeds: runs of a fine-tuned task. The seed decides the head's first weights, the order of examples and dropout.
+        learning_rates: the first seed tries each; the best on the development set is kept.
+        num_train_epochs: None for the task's own number.
+        max_length: tokens of an input of a fine-tuned task, special tokens included; no more than the model takes.
+        trust_remote_code: run the code that a checkpoint brings along, if it is no FlexQwen.
+        model: the checkpoint, or its name on the Hub.
+
+    Raises:
+        InputError: a value that cannot be.
     """
 
     dataset: str = "carolina_originality"
@@ -34,6 +55,28 @@ class Context:
     documents: int = 500
     within_word: bool = False
     limit: int | None = None
+    exclude_seen: bool = False
+    seeds: int = 3
+    learning_rates: Sequence[float] = (5e-5, 1.5e-4, 5e-4)
+    num_train_epochs: float | None = None
+    per_device_train_batch_size: int = 16
+    max_length: int = 256
+    trust_remote_code: bool = False
+    model: str = ""
+
+    def __post_init__(self):
+        for name, minimum in (("documents", 1), ("limit", 1), ("seeds", 1), ("max_length", 32)):
+            if (value := getattr(self, name)) is not None and value < minimum:
+                raise InputError(f"--{name} is {value}; it must be at least {minimum}")
+        if not self.learning_rates or len(set(self.learning_rates)) < len(self.learning_rates):
+            raise InputError(f"--learning_rates is {self.learning_rates}; give one or more, each once")
+        for name, value in (("learning_rates", min(self.learning_rates)), ("num_train_epochs", self.num_train_epochs)):
+            if value is not None and value <= 0:
+                raise InputError(f"--{name} is {getattr(self, name)}; it must be above 0")
+
+    @property
+    def has_dataset(self) -> bool:
+        return (Path(self.dataset) / "manifest.json").is_file()
 
 
 @dataclass
@@ -67,8 +110,7 @@ class Task:
         version: to be raised whenever the task's figures change.
         load: the items of a likelihood task.
         score: their results in one mode, of `(task, scorer, items, mode, context)`.
-        fine_tune: the results of a fine-tuned task, of `(folder of the checkpoint, folder of the data, Settings)`.
-        folder: a fine-tuned task's part of the evaluation data; its name by default.
+        fine_tune: the results of a fine-tuned task, of `(folder of the checkpoint, context)`.
         modes: those of a likelihood task.
         groups: the order in which subsets of items are shown; others follow, by the alphabet.
         has_limit: `Context.limit` holds for it.
@@ -78,8 +120,7 @@ class Task:
     version: int
     load: Callable[[Context], list[Item]] | None = None
     score: Callable[["Task", Scorer, list[Item], str, Context], list[Result]] | None = None
-    fine_tune: Callable[..., list[Result]] | None = None
-    folder: str | None = None
+    fine_tune: Callable[[str, Context], list[Result]] | None = None
     modes: Sequence[str] = MODES
     groups: Sequence[str] = ("all",)
     has_limit: bool = True
@@ -103,4 +144,4 @@ class Task:
 
 def load_task(name: str) -> Task:
     """The task of that name, one of `NAMES`."""
-    return importlib.import_module(f"{__name__}.{name}").TASK
+    return getattr(importlib.import_module(f"{__name__}.{ZERO_SHOT.get(name, name)}"), name.upper())

@@ -9,8 +9,6 @@ learns sentences instead of comparing them passes it on dev and not on test.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 from lxml import etree
@@ -18,50 +16,28 @@ from scipy.stats import pearsonr
 from sklearn.metrics import mean_squared_error
 from transformers import AutoModelForSequenceClassification
 
-from flexqwen.cli import InputError
-from flexqwen.evaluation import finetuning
-from flexqwen.evaluation.finetuning import Settings
+from flexqwen.evaluation import finetuning, sources
 from flexqwen.evaluation.finetuning.text_classification import Example, classify, encode
 from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.tasks import Task
-from flexqwen.evaluation.tasks.data_files import data_file
+from flexqwen.evaluation.tasks import Context, Task
 
 NUM_TRAIN_EPOCHS = 5
 FILES = {"train": "assin2-train-only.xml", "dev": "assin2-dev.xml", "test": "assin2-test.xml"}
 ENTAILMENT = {"None": 0, "Entailment": 1}
 LOWEST, HIGHEST = 1.0, 5.0
-SIMILARITY = re.compile(r"[1-4](\.\d+)?|5(\.0+)?")
 WORD = re.compile(r"\w+")
 
 
-def read(folder: Path) -> dict[str, dict[str, list[Example]]]:
-    """The pairs as `{"rte": {"train": ..., "dev": ..., "test": ...}, "sts": ...}`.
-
-    The XML is read with no entities, no DTD and no network.
-
-    Raises:
-        InputError: a file is missing, is not XML, or a pair lacks a text or a label.
-    """
+def read() -> dict[str, dict[str, list[Example]]]:
+    """The pairs as `{"rte": {"train": ..., "dev": ..., "test": ...}, "sts": ...}`."""
     splits: dict[str, dict[str, list[Example]]] = {"rte": {}, "sts": {}}
     for split, name in FILES.items():
-        path = data_file(folder, name)
-        try:
-            tree = etree.parse(str(path), etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
-        except etree.XMLSyntaxError as error:
-            raise InputError(f"{path} is not XML ({error}); fetch the file again") from error
-        if tree.docinfo.doctype:  # entities would be left out of the texts
-            raise InputError(f"{path} declares a document type, which ASSIN 2's files do not; fetch the file again")
-        splits["rte"][split], splits["sts"][split] = [], []
-        for pair in tree.getroot().findall("pair"):
-            texts = (pair.findtext("t"), pair.findtext("h"))
-            entailment, similarity = ENTAILMENT.get(pair.get("entailment")), pair.get("similarity", "")
-            if not all(texts) or entailment is None or not SIMILARITY.fullmatch(similarity):
-                raise InputError(
-                    f"{path}, line {pair.sourceline}: a pair needs t, h, entailment ({' or '.join(ENTAILMENT)}) and "
-                    "similarity (1 to 5); fetch the file again"
-                )
-            splits["rte"][split].append(Example(pair.get("id"), texts, entailment))
-            splits["sts"][split].append(Example(pair.get("id"), texts, float(similarity)))
+        pairs = [
+            (pair.get("id"), (pair.findtext("t"), pair.findtext("h")), pair.get("entailment"), pair.get("similarity"))
+            for pair in etree.fromstring(sources.read(f"assin2/{name}")).findall("pair")
+        ]
+        splits["rte"][split] = [Example(id, texts, ENTAILMENT[label]) for id, texts, label, _ in pairs]
+        splits["sts"][split] = [Example(id, texts, float(similarity)) for id, texts, _, similarity in pairs]
     return splits
 
 
@@ -72,23 +48,22 @@ def compute_pearson(gold, predicted) -> float:
     return float(pearsonr(gold, predicted).statistic)
 
 
-def measure_overlap(pairs: Iterable[Sequence[str]]) -> np.ndarray:
-    """Share of the words of both texts that both have, float64 `(pairs,)`."""
-    words = [[set(WORD.findall(text.lower())) for text in texts] for texts in pairs]
+def measure_overlap(examples: list[Example]) -> np.ndarray:
+    """Share of the words of both texts that both have, float64 `(examples,)`."""
+    words = [[set(WORD.findall(text.lower())) for text in example.texts] for example in examples]
     return np.array([len(one & other) / max(len(one | other), 1) for one, other in words])
 
 
 def predict_by_overlap(train: list[Example], test: list[Example]) -> np.ndarray:
     """The similarities that word overlap predicts: its least-squares line on train, kept within 1 to 5."""
-    overlaps = [measure_overlap(example.texts for example in examples) for examples in (train, test)]
-    line = np.polynomial.Polynomial.fit(overlaps[0], [example.label for example in train], 1)
-    return np.clip(line(overlaps[1]), LOWEST, HIGHEST)
+    line = np.polynomial.Polynomial.fit(measure_overlap(train), [example.label for example in train], 1)
+    return np.clip(line(measure_overlap(test)), LOWEST, HIGHEST)
 
 
-def fine_tune_similarity(model_folder: str, splits: dict[str, list[Example]], settings: Settings) -> list[Result]:
+def fine_tune_similarity(model_folder: str, splits: dict[str, list[Example]], context: Context) -> list[Result]:
     """Pearson's correlation and mean squared error of predicted similarities, kept within 1 to 5."""
-    splits, seen = finetuning.prepare_splits(splits, lambda example: " ".join(example.texts), settings)
-    tokenizer = finetuning.load_tokenizer(model_folder, settings)
+    splits, seen = finetuning.prepare_splits(splits, lambda example: " ".join(example.texts), context)
+    tokenizer = finetuning.load_tokenizer(model_folder, context)
     rows, _ = finetuning.encode_splits(encode, tokenizer, splits)
     gold = {split: np.array([example.label for example in examples]) for split, examples in splits.items()}
     mean, spread = gold["train"].mean(), gold["train"].std() or 1.0  # the head learns standard scores: its own scale
@@ -104,7 +79,7 @@ def fine_tune_similarity(model_folder: str, splits: dict[str, list[Example]], se
 
     head = finetuning.Head(AutoModelForSequenceClassification, {"num_labels": 1, "problem_type": "regression"})
     outputs, details = finetuning.fine_tune(
-        "assin2, STS", model_folder, head, tokenizer, rows, score_dev, "pearson", settings, NUM_TRAIN_EPOCHS
+        "assin2, STS", model_folder, head, tokenizer, rows, score_dev, "pearson", context, NUM_TRAIN_EPOCHS
     )
     true, predicted = gold["test"], np.array([rescale(seed) for seed in outputs])
     overlap = predict_by_overlap(splits["train"], splits["test"])
@@ -114,15 +89,15 @@ def fine_tune_similarity(model_folder: str, splits: dict[str, list[Example]], se
     for metric, compute, more in (("pearson", compute_pearson, {}), ("mse", mean_squared_error, items)):
         fields = {"baseline": float(compute(true, overlap)), "baseline_name": "word overlap", "subset": "sts", **more}
         fields["details"] = {**details, **seen, "mean_similarity_of_train": constant[metric]}
-        results.append(finetuning.seeds_result(TASK, metric, compute, true, predicted, **fields))
+        results.append(finetuning.seeds_result(ASSIN2, metric, compute, true, predicted, **fields))
     return results
 
 
-def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
+def run(model_folder: str, context: Context) -> list[Result]:
     """RTE: accuracy, macro F1. STS: Pearson's correlation, mean squared error."""
-    splits = read(folder)
-    entailment = classify(TASK, model_folder, splits["rte"], settings, NUM_TRAIN_EPOCHS, "rte")
-    return entailment + fine_tune_similarity(model_folder, splits["sts"], settings)
+    splits = read()
+    entailment = classify(ASSIN2, model_folder, splits["rte"], context, NUM_TRAIN_EPOCHS, "rte")
+    return entailment + fine_tune_similarity(model_folder, splits["sts"], context)
 
 
-TASK = Task("assin2", 2, fine_tune=run)
+ASSIN2 = Task("assin2", 2, fine_tune=run)

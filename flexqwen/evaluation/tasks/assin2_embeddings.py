@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from flexqwen.evaluation import sources
+from flexqwen.evaluation.finetuning.text_classification import Example
 from flexqwen.evaluation.likelihood import Request, Scorer
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.tasks import Context, Item, Task, assin2
@@ -20,10 +20,9 @@ BATCH = 64  # sentences
 
 def load(context: Context) -> list[Item]:
     """The pairs of the test set."""
-    examples = assin2.read(sources.folder("assin2"))["sts"]["test"]
     return [
         Item(example.id, " ".join(example.texts), [list(map(Request, example.texts))], label=example.label)
-        for example in examples
+        for example in assin2.read()["sts"]["test"]
     ]
 
 
@@ -44,12 +43,11 @@ def embed(scorer: Scorer, texts: Sequence[str], is_causal: bool) -> np.ndarray:
 
 def score(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
     """Pearson's correlation: the mean over the pairs of the product of the two standard scores."""
-    one, other = (
-        embed(scorer, [item.questions[0][place].text for item in items], mode == "causal") for place in (0, 1)
-    )
+    pairs = [Example(item.id, tuple(request.text for request in item.questions[0]), item.label) for item in items]
+    one, other = (embed(scorer, [pair.texts[place] for pair in pairs], mode == "causal") for place in (0, 1))
     cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
-    gold, pairs = [item.label for item in items], [[request.text for request in item.questions[0]] for item in items]
-    products = [_standardize(gold) * _standardize(values) for values in (cosines, assin2.measure_overlap(pairs))]
+    gold = _standardize([pair.label for pair in pairs])
+    products = [gold * _standardize(values) for values in (cosines, assin2.measure_overlap(pairs))]
     baseline = {"baseline": float(products[1].mean()), "baseline_name": "word overlap"}
     return [task.mean_result(items, products[0], mode=mode, metric="pearson", **baseline)]
 
@@ -59,4 +57,4 @@ def _standardize(values) -> np.ndarray:
     return (values - values.mean()) / (values.std() or 1.0)
 
 
-TASK = Task("assin2_embeddings", 1, load, score, modes=("causal", "masked"))
+ASSIN2_EMBEDDINGS = Task("assin2_embeddings", 1, load, score, modes=("causal", "masked"))

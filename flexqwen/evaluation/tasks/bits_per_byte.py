@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text: nats per predicted token and bits per byte, causally and masked."""
+"""How well a model predicts text: nats per predicted token and bits per byte, causally and masked."""
 
 import math
 
@@ -10,12 +10,21 @@ from flexqwen.evaluation.likelihood import Scorer
 from flexqwen.evaluation.metrics.bpb.bpb import bits_per_byte
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.tasks import Context, Item, Task
+from flexqwen.evaluation.treebanks import read_sentences
+
+TREEBANKS = ("ud_bosque", "ud_porttinari", "ud_pud")
 
 
 def load(context: Context) -> list[Item]:
     """The held-out documents of the dataset."""
     texts = read_texts(context.dataset, "heldout", context.split, context.documents)
     return [Item(name, text, groups=(context.split,)) for name, text in texts]
+
+
+def load_ud(context: Context) -> list[Item]:
+    """The sentences of the UD treebanks' test sets, each a document."""
+    names = (f"{folder}/pt_{folder.removeprefix('ud_')}-ud-test.conllu" for folder in TREEBANKS)
+    return [Item(sentence.id, sentence.text) for name in names for sentence in read_sentences(name)]
 
 
 def predict_texts(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
@@ -46,4 +55,5 @@ def predict_texts(task: Task, scorer: Scorer, items: list[Item], mode: str, cont
 
 
 # Fused is no one model's; how many documents there are, `Context.documents` says.
-TASK = Task("bits_per_byte", 1, load, predict_texts, modes=("causal", "masked"), has_limit=False)
+BITS_PER_BYTE = Task("bits_per_byte", 1, load, predict_texts, modes=("causal", "masked"), has_limit=False)
+BITS_PER_BYTE_UD = Task("bits_per_byte_ud", 1, load_ud, predict_texts, modes=("causal", "masked"))

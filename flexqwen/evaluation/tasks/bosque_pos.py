@@ -9,49 +9,23 @@ The baseline gives each written word the label that it most often has in train, 
 label with as many parts.
 """
 
-import gzip
 from collections import Counter, defaultdict
-from pathlib import Path
 
-import conllu
 import numpy as np
 
-from flexqwen.cli import InputError
 from flexqwen.evaluation import finetuning
-from flexqwen.evaluation.finetuning import Settings
 from flexqwen.evaluation.finetuning.tagging import Tagged, tag
 from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.tasks import Task
-from flexqwen.evaluation.tasks.data_files import data_file
-from flexqwen.evaluation.treebanks import Sentence
+from flexqwen.evaluation.tasks import Context, Task
+from flexqwen.evaluation.treebanks import Sentence, read_sentences
 
 NUM_TRAIN_EPOCHS = 5
 FILES = {
-    "train": "pt_bosque-ud-train.from-documents.conllu.gz",
-    "dev": "pt_bosque-ud-dev.conllu",
-    "test": "pt_bosque-ud-test.conllu",
+    "train": "ud_bosque/pt_bosque-ud-train.from-documents.conllu.gz",
+    "dev": "ud_bosque/pt_bosque-ud-dev.conllu",
+    "test": "ud_bosque/pt_bosque-ud-test.conllu",
 }
 JOIN = "+"
-
-
-def read_conllu(path: Path) -> list[Tagged]:
-    """The sentences of a CoNLL-U file, plain or gzipped: written words and their joined tags.
-
-    Raises:
-        InputError: a sentence whose lines are not CoNLL-U, or whose words are not those of its text.
-    """
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-        blocks = file.read().strip().split("\n\n")
-    sentences = []
-    for number, block in enumerate(blocks, 1):
-        try:
-            sentence = Sentence(conllu.parse(block)[0])
-        except (conllu.exceptions.ParseException, IndexError, KeyError) as error:
-            raise InputError(f"{path}, sentence {number}: not CoNLL-U ({error!r}); fetch the file again") from error
-        if not sentence.is_whole:
-            raise InputError(f"{path}, sentence {number}: its words are not those of its text; fetch the file again")
-        sentences.append(join_tags(sentence))
-    return sentences
 
 
 def join_tags(sentence: Sentence) -> Tagged:
@@ -109,10 +83,10 @@ def compare_tags(gold: list[list[str]], predicted: list[list[str]]) -> list[np.n
     return [np.array(true) == np.array(said) for true, said in zip(gold, predicted, strict=True)]
 
 
-def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
+def run(model_folder: str, context: Context) -> list[Result]:
     """Accuracy over syntactic words; the interval draws sentences, `items` are words, `clusters` their sentences."""
-    splits = {split: read_conllu(data_file(folder, name)) for split, name in FILES.items()}
-    splits, seen = finetuning.prepare_splits(splits, lambda text: "".join(text.words), settings)
+    splits = {split: list(map(join_tags, read_sentences(name, ""))) for split, name in FILES.items()}
+    splits, seen = finetuning.prepare_splits(splits, lambda text: "".join(text.words), context)
     test = splits["test"]
     labels = [label for label, _ in Counter(label for text in splits["train"] for label in text.labels).most_common()]
     gold = {split: split_tags(splits[split]) for split in ("dev", "test")}
@@ -121,7 +95,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
         return np.concatenate(compare_tags(gold["dev"], predict_tags(logits, splits["dev"], labels))).mean()
 
     name, metric = "bosque_pos", "accuracy"
-    outputs, details = tag(name, model_folder, splits, labels, score_dev, metric, settings, NUM_TRAIN_EPOCHS)
+    outputs, details = tag(name, model_folder, splits, labels, score_dev, metric, context, NUM_TRAIN_EPOCHS)
     right = [compare_tags(gold["test"], predict_tags(logits, test, labels)) for logits in outputs]
     sums = np.array([[sentence.sum() for sentence in seed] for seed in right])
     lengths = np.array([len(tags) for tags in gold["test"]])
@@ -136,7 +110,9 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
         "item_ids": [f"{text.id}/{n}" for text, length in zip(test, lengths, strict=True) for n in range(length)],
         "clusters": np.repeat(np.arange(len(test)), lengths).tolist(),
     }
-    return [finetuning.seeds_result(TASK, metric, lambda true, said: said.sum() / true.sum(), lengths, sums, **fields)]
+    return [
+        finetuning.seeds_result(BOSQUE_POS, metric, lambda true, said: said.sum() / true.sum(), lengths, sums, **fields)
+    ]
 
 
-TASK = Task("bosque_pos", 2, fine_tune=run, folder="ud_bosque")
+BOSQUE_POS = Task("bosque_pos", 2, fine_tune=run)

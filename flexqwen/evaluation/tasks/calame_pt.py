@@ -3,15 +3,15 @@
 A passage is right if each token of its last word is the likeliest. Masked: with all tokens of the word masked.
 """
 
+from flexqwen.evaluation import sources
 from flexqwen.evaluation.likelihood import Request, Scorer
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.tasks import Context, Item, Task
-from flexqwen.evaluation.tasks.hub import read_rows
 
 
 def load(context: Context) -> list[Item]:
-    """The passages, as `read_rows` gives them."""
-    rows, commit = read_rows("NOVA-vision-language/calame-pt", "all", "train", ("sentence", "last_word"))
+    """The passages, as `read_hub_rows` gives them."""
+    rows, commit = sources.read_hub_rows("NOVA-vision-language/calame-pt", "all", "train", ("sentence", "last_word"))
     items = []
     for number, row in enumerate(rows):
         start = row["sentence"].rstrip()
@@ -28,4 +28,4 @@ def score(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Con
     return [task.mean_result(items, greedy, **fields)]
 
 
-TASK = Task("calame_pt", 1, load, score, modes=("causal", "masked"))  # fused would name two words
+CALAME_PT = Task("calame_pt", 1, load, score, modes=("causal", "masked"))  # fused would name two words

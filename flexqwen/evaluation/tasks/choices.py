@@ -1,18 +1,20 @@
 """Tasks of choice: which of several texts does a model find likeliest? A pair of sentences is a choice between two."""
 
+import json
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
+from flexqwen.evaluation import pair_generation, sources
 from flexqwen.evaluation.likelihood import Request, Scorer
-from flexqwen.evaluation.metrics.minimal_pair_accuracy.minimal_pair_accuracy import credit
+from flexqwen.evaluation.metrics.choice_accuracy.choice_accuracy import score_choice
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.tasks import Context, Item, Task
 
-
-def make_pair(id: str, good: str, bad: str, groups: Sequence[str] = ("all",), commit: str | None = None) -> Item:
-    """An item of two sentences. Pairs made from one good sentence are one cluster."""
-    return Item(id, good, [[Request(good), Request(bad)]], groups, good, commit)
+ATTRACTORS = ("no attractor", "attractors")
+DISTANCES = ("distance 0", "distance 1-3", "distance 4+")
+LETTERS = "abcde"
 
 
 def choose(
@@ -29,13 +31,13 @@ def choose(
     groups = {group for item in items for group in item.groups}
     results = []
     for metric in ("accuracy", "accuracy_by_length")[: 1 + by_length]:
-        credits = []  # of each item: for each of its questions the point, and whether it is a tie
+        points = []  # of each item: for each of its questions the point, and whether it is a tie
         for item, questions in zip(items, scored, strict=True):
             if metric == "accuracy_by_length":
                 questions = [np.divide(*both) for both in zip(questions, map(_lengths, item.questions), strict=True)]
-            credits.append(np.array([credit(question) for question in questions]))
+            points.append(np.array([score_choice(question) for question in questions]))
         for group in [*(name for name in task.groups if name in groups), *sorted(groups - set(task.groups))]:
-            members = [pair for pair in zip(items, credits, strict=True) if group in pair[0].groups]
+            members = [pair for pair in zip(items, points, strict=True) if group in pair[0].groups]
             those, found = zip(*members, strict=True)
             fields = {"mode": mode, "metric": metric, "subset": group, "baseline_name": "chance"}
             fields["baseline"] = float(np.mean([1 / len(item.questions[0]) for item in those]))
@@ -48,3 +50,60 @@ def choose(
 def _lengths(options: Sequence[Request]) -> list[int]:
     """Bytes of the scored part of each option, without the space before it."""
     return [len(option.text[option.start : option.end].removeprefix(" ").encode()) for option in options]
+
+
+def make_pair(id: str, good: str, bad: str, groups: Sequence[str] = ("all",), commit: str | None = None) -> Item:
+    """An item of two sentences. Pairs made from one good sentence are one cluster."""
+    return Item(id, good, [[Request(good), Request(bad)]], groups, good, commit)
+
+
+def load_minimal_pairs(context: Context) -> list[Item]:
+    """Agreement in Portuguese: real sentences, and the same with one word's number, person or gender changed.
+
+    The pairs of `pair_generation`, in groups by phenomenon, by attractors and by distance.
+    """
+    items = []
+    for pair in pair_generation.load():
+        distance = DISTANCES[(pair.distance > 0) + (pair.distance > 3)]
+        groups = "all", pair.phenomenon, ATTRACTORS[pair.attractors > 0], distance
+        items.append(make_pair(pair.id, pair.good, pair.bad, groups))
+    return items
+
+
+def load_wsc_pt(context: Context) -> list[Item]:
+    """Winograd schemas in Portuguese (Melo, Imaizumi and Cozman, 2019): whom does the pronoun mean?
+
+    Each of the 285 is two sentences in which the pronoun is replaced by the right and by the wrong antecedent; the
+    corrected versions are used, as PoETa v2 does.
+    """
+    schemas = json.loads(sources.read("wsc_pt/portuguese_wsc.json"))
+    names = ("manually_fixed_correct_sentence", "manually_fixed_incorrect_sentence")
+    return [make_pair(f"{number}", *(schema[name] for name in names)) for number, schema in enumerate(schemas)]
+
+
+def load_multiblimp_por(context: Context) -> list[Item]:
+    """MultiBLiMP's Portuguese pairs (Jumelet, Weissweiler and Bisazza, 2025), from the Hub."""
+    rows, commit = sources.read_hub_rows("jumelet/multiblimp", "por", "train", ("sen", "wrong_sen"))
+    return [
+        make_pair(f"{number}", row["sen"], row["wrong_sen"], ("all", row.get("phenomenon") or "all"), commit)
+        for number, row in enumerate(rows)
+    ]
+
+
+def load_arc_pt(context: Context) -> list[Item]:
+    """ARC-Challenge in Portuguese (Okapi's translation): the 1,170 questions of the test set."""
+    items = []
+    for question in json.loads(sources.read("okapi_pt/m_arc/pt_test.json")):
+        options = [question[f"option_{letter}"] for letter in LETTERS if question.get(f"option_{letter}")]
+        right = options.pop(LETTERS.index(question["answer"].lower()))
+        prompt = f"Pergunta: {question['instruction']}\nResposta:"
+        requests = [Request(f"{prompt} {option}", len(prompt)) for option in (right, *options)]
+        items.append(Item(question["id"], f"{question['instruction']} {right}", [requests]))
+    return items
+
+
+MINIMAL_PAIR_GROUPS = ("all", *pair_generation.PHENOMENA, *ATTRACTORS, *DISTANCES)
+MINIMAL_PAIRS = Task("minimal_pairs", 2, load_minimal_pairs, choose, groups=MINIMAL_PAIR_GROUPS)
+WSC_PT = Task("wsc_pt", 1, load_wsc_pt, choose)
+MULTIBLIMP_POR = Task("multiblimp_por", 2, load_multiblimp_por, choose)
+ARC_PT = Task("arc_pt", 1, load_arc_pt, partial(choose, by_length=True))

@@ -13,21 +13,19 @@ Metrics are those of SQuAD's script with Portuguese articles: `metrics/squad_pt`
 The baseline answers with the sentence of the paragraph that has the most words of the question.
 """
 
+import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from transformers import AutoModelForQuestionAnswering
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation import finetuning
-from flexqwen.evaluation.finetuning import Settings
+from flexqwen.evaluation import finetuning, sources
 from flexqwen.evaluation.metrics.squad_pt.squad_pt import METRICS, normalize_answer, score_answers
 from flexqwen.evaluation.results import Result
 from flexqwen.evaluation.statistics import number_clusters
-from flexqwen.evaluation.tasks import Task
-from flexqwen.evaluation.tasks.data_files import data_file, read_json_file
+from flexqwen.evaluation.tasks import Context, Task
 
 NUM_TRAIN_EPOCHS = 8
 FILES = {"train": "train.json", "test": "dev.json"}
@@ -64,22 +62,14 @@ def locate(context: str, answer: str, start: int) -> tuple[int, int] | None:
     return None if nearest is None else (nearest, nearest + len(answer))
 
 
-def read(folder: Path) -> dict[str, list[Question]]:
-    """The questions of `train`, `dev` and `test`.
-
-    Raises:
-        InputError: a file is missing, or is not of SQuAD's form.
-    """
+def read() -> dict[str, list[Question]]:
+    """The questions of `train`, `dev` and `test`."""
     splits = {"train": [], "dev": [], "test": []}
     for split, name in FILES.items():
-        path = data_file(folder, name)
-        try:
-            for subject in read_json_file(path)["data"]:
-                is_dev = split == "train" and subject["title"] in DEV_SUBJECTS
-                for paragraph in subject["paragraphs"]:
-                    splits["dev" if is_dev else split] += [_question(paragraph, asked) for asked in paragraph["qas"]]
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path} is not in SQuAD's form ({error!r}); fetch the file again") from error
+        for subject in json.loads(sources.read(f"faquad/{name}"))["data"]:
+            is_dev = split == "train" and subject["title"] in DEV_SUBJECTS
+            for paragraph in subject["paragraphs"]:
+                splits["dev" if is_dev else split] += [_question(paragraph, asked) for asked in paragraph["qas"]]
     return splits
 
 
@@ -166,13 +156,13 @@ def cut_grams(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[place : place + SEEN_WORDS]) for place in range(len(words) - SEEN_WORDS + 1)}
 
 
-def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
+def run(model_folder: str, context: Context) -> list[Result]:
     """Exact match and F1, of all questions and of those on paragraphs that train does not hold; F1 decides on dev."""
-    splits = read(folder)
+    splits = read()
     known = set().union(*(cut_grams(q.context) for q in splits["train"] + splits["dev"]))
-    splits, seen = finetuning.prepare_splits(splits, lambda asked: f"{asked.context} {asked.question}", settings)
+    splits, seen = finetuning.prepare_splits(splits, lambda asked: f"{asked.context} {asked.question}", context)
     splits["train"] = [question for question in splits["train"] if question.span]
-    tokenizer = finetuning.load_tokenizer(model_folder, settings)
+    tokenizer = finetuning.load_tokenizer(model_folder, context)
     rows, windows = finetuning.encode_splits(encode, tokenizer, splits)
     for row, (number, places) in zip(rows["train"], windows["train"], strict=True):
         # A window without the answer points at its first token, as BERT's SQuAD script has it.
@@ -184,7 +174,7 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
 
     head = finetuning.Head(AutoModelForQuestionAnswering)
     outputs, details = finetuning.fine_tune(
-        "faquad", model_folder, head, tokenizer, rows, score_dev, "f1", settings, NUM_TRAIN_EPOCHS
+        "faquad", model_folder, head, tokenizer, rows, score_dev, "f1", context, NUM_TRAIN_EPOCHS
     )
     test, right = splits["test"], answers["test"]
     predicted = [extract_answers(seed, windows["test"], test) for seed in outputs]
@@ -205,9 +195,9 @@ def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
             fields["baseline"] = float(score_answers(metric, right, nearest)[part].mean())
             fields["items"] = scores.mean(0).tolist()
             results.append(
-                finetuning.seeds_result(TASK, metric, lambda _, s: s.mean(), scores[0], scores, paragraphs, **fields)
+                finetuning.seeds_result(FAQUAD, metric, lambda _, s: s.mean(), scores[0], scores, paragraphs, **fields)
             )
     return results
 
 
-TASK = Task("faquad", 2, fine_tune=run)
+FAQUAD = Task("faquad", 2, fine_tune=run)

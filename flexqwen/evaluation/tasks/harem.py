@@ -10,21 +10,18 @@ The baseline is that of CoNLL-2003 (Tjong Kim Sang & De Meulder, 2003): an entit
 is an entity in train, always of one class.
 """
 
+import json
 import re
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 from seqeval.metrics.sequence_labeling import get_entities
 
-from flexqwen.cli import InputError
-from flexqwen.evaluation import finetuning
-from flexqwen.evaluation.finetuning import Settings
+from flexqwen.evaluation import finetuning, sources
 from flexqwen.evaluation.finetuning.tagging import Tagged, tag
 from flexqwen.evaluation.metrics.entity_f1.entity_f1 import count_entities, entity_f1
 from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.tasks import Task
-from flexqwen.evaluation.tasks.data_files import data_file, read_json_file
+from flexqwen.evaluation.tasks import Context, Task
 
 NUM_TRAIN_EPOCHS = 15
 SCENARIOS = ("selective", "total")
@@ -37,47 +34,25 @@ def bio(label: str, words: int) -> list[str]:
 
 
 def label_words(document: dict) -> Tagged:
-    """A document of the files as words with B, I, O labels.
-
-    Raises:
-        ValueError: an entity overlaps another, is not whole words, or is not where its offsets say.
-    """
+    """A document of the files, whose entities are whole words, as words with B, I, O labels."""
     text = document["doc_text"]
     spans = [match.span() for match in WORD.finditer(text)]
     labels = ["O"] * len(spans)
     starts, ends = ({span[side]: number for number, span in enumerate(spans)} for side in (0, 1))
     for entity in document["entities"]:
-        start, end = entity["start_offset"], entity["end_offset"]
-        covered = text[start:end]
-        if covered != entity["text"]:
-            raise ValueError(f"entity {entity['text']!r} does not stand at {start}")
-        first = starts.get(start + len(covered) - len(covered.lstrip()))
-        last = ends.get(start + len(covered.rstrip()))
-        if first is None or last is None or set(labels[first : last + 1]) != {"O"}:
-            raise ValueError(f"entity {entity['text']!r} at {start} is not whole words, or overlaps another")
+        covered, start = entity["text"], entity["start_offset"]
+        first = starts[start + len(covered) - len(covered.lstrip())]
+        last = ends[start + len(covered.rstrip())]
         labels[first : last + 1] = bio(entity["label"], last + 1 - first)
     words = [(" " if start and text[start - 1].isspace() else "") + text[start:end] for start, end in spans]
     return Tagged(document["doc_id"], words, labels)
 
 
-def read(folder: Path, scenario: str) -> dict[str, list[Tagged]]:
-    """The documents of `train`, `dev` and `test` of a scenario.
-
-    Raises:
-        InputError: a file is missing or damaged.
-    """
-    names = {split: f"FirstHAREM-{scenario}-{split}.json" for split in ("train", "dev")}
-    splits = {}
-    for split, name in {**names, "test": f"MiniHAREM-{scenario}.json"}.items():
-        path = data_file(folder, name)
-        splits[split] = []
-        for document in read_json_file(path):
-            try:
-                splits[split].append(label_words(document))
-            except (KeyError, ValueError) as error:
-                place = document.get("doc_id", "a document without doc_id")
-                raise InputError(f"{path}, {place}: {error}; fetch the file again") from error
-    return splits
+def read(scenario: str) -> dict[str, list[Tagged]]:
+    """The documents of `train`, `dev` and `test` of a scenario."""
+    names = {split: f"FirstHAREM-{scenario}-{split}" for split in ("train", "dev")} | {"test": f"MiniHAREM-{scenario}"}
+    files = {split: json.loads(sources.read(f"harem/{name}.json")) for split, name in names.items()}
+    return {split: list(map(label_words, documents)) for split, documents in files.items()}
 
 
 def look_up_entities(train: list[Tagged], test: list[Tagged]) -> list[list[str]]:
@@ -101,9 +76,9 @@ def look_up_entities(train: list[Tagged], test: list[Tagged]) -> list[list[str]]
     return predicted
 
 
-def fine_tune_scenario(scenario: str, model_folder: str, folder: Path, settings: Settings) -> Result:
+def fine_tune_scenario(scenario: str, model_folder: str, context: Context) -> Result:
     """Entity F1; the interval draws documents."""
-    splits, seen = finetuning.prepare_splits(read(folder, scenario), lambda text: "".join(text.words), settings)
+    splits, seen = finetuning.prepare_splits(read(scenario), lambda text: "".join(text.words), context)
     labels = ["O", *sorted({label for text in splits["train"] for label in text.labels} - {"O"})]
     gold = {split: [text.labels for text in texts] for split, texts in splits.items()}
 
@@ -114,7 +89,7 @@ def fine_tune_scenario(scenario: str, model_folder: str, folder: Path, settings:
         return entity_f1(count("dev", logits))
 
     name = f"harem, {scenario}"
-    outputs, details = tag(name, model_folder, splits, labels, score_dev, "entity_f1", settings, NUM_TRAIN_EPOCHS)
+    outputs, details = tag(name, model_folder, splits, labels, score_dev, "entity_f1", context, NUM_TRAIN_EPOCHS)
     counts = np.array([count("test", logits) for logits in outputs])
     right, predicted, true = counts.sum(1).T
     details |= seen | {
@@ -129,12 +104,12 @@ def fine_tune_scenario(scenario: str, model_folder: str, folder: Path, settings:
         "subset": scenario,
         "details": details,
     }
-    return finetuning.seeds_result(TASK, "entity_f1", lambda _, drawn: entity_f1(drawn), counts[0], counts, **fields)
+    return finetuning.seeds_result(HAREM, "entity_f1", lambda _, drawn: entity_f1(drawn), counts[0], counts, **fields)
 
 
-def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
+def run(model_folder: str, context: Context) -> list[Result]:
     """Entity F1 of both scenarios."""
-    return [fine_tune_scenario(scenario, model_folder, folder, settings) for scenario in SCENARIOS]
+    return [fine_tune_scenario(scenario, model_folder, context) for scenario in SCENARIOS]
 
 
-TASK = Task("harem", 1, fine_tune=run)
+HAREM = Task("harem", 1, fine_tune=run)

@@ -6,21 +6,18 @@ SHA-256 of "hatebr-<id>"; the first go to test, the next to dev, the rest to tra
 """
 
 import hashlib
-from pathlib import Path
 
-from flexqwen.evaluation.finetuning import Settings
-from flexqwen.evaluation.finetuning.text_classification import Example, classify
+from flexqwen.evaluation.finetuning.text_classification import Example, classify, read_csv
 from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.tasks import Task
-from flexqwen.evaluation.tasks.data_files import data_file, read_csv
+from flexqwen.evaluation.tasks import Context, Task
 
 NUM_TRAIN_EPOCHS = 4
 TEST_SHARE, DEV_SHARE = 0.20, 0.16
 
 
-def read(folder: Path) -> dict[str, list[Example]]:
+def read() -> dict[str, list[Example]]:
     """The examples of `train`, `dev` and `test`, in the file's order."""
-    rows = read_csv(data_file(folder, "HateBR.csv"), "id", "comentario", label="label_final")
+    rows = read_csv("hatebr/HateBR.csv")
     examples = [Example(row["id"], (row["comentario"],), int(row["label_final"])) for row in rows]
     split_of = {}
     for label in (0, 1):
@@ -31,9 +28,9 @@ def read(folder: Path) -> dict[str, list[Example]]:
     return {split: [e for e in examples if split_of[e.id] == split] for split in ("train", "dev", "test")}
 
 
-def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
+def run(model_folder: str, context: Context) -> list[Result]:
     """Accuracy and macro F1."""
-    return classify(TASK, model_folder, read(folder), settings, NUM_TRAIN_EPOCHS)
+    return classify(HATEBR, model_folder, read(), context, NUM_TRAIN_EPOCHS)
 
 
-TASK = Task("hatebr", 1, fine_tune=run)
+HATEBR = Task("hatebr", 1, fine_tune=run)

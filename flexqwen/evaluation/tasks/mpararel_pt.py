@@ -52,4 +52,4 @@ def make_request(template: str, subject: str, name: str) -> Request:
     return Request(before + name + after, len(before), len(before) + len(name))
 
 
-TASK = Task("mpararel_pt", 2, load, choose)
+MPARAREL_PT = Task("mpararel_pt", 2, load, choose)

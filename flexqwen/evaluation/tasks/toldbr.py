@@ -5,23 +5,19 @@ verbatim in train, 10 of them with the other label, so every figure is also give
 stand in train too, which can touch only the choice of the learning rate.
 """
 
-from pathlib import Path
-
-from flexqwen.evaluation.finetuning import Settings
-from flexqwen.evaluation.finetuning.text_classification import Example, classify
+from flexqwen.evaluation.finetuning.text_classification import Example, classify, read_csv
 from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.tasks import Task
-from flexqwen.evaluation.tasks.data_files import data_file, read_csv
+from flexqwen.evaluation.tasks import Context, Task
 
 NUM_TRAIN_EPOCHS = 3
-FILES = {split: f"ptbr_{split}_1annotator.csv" for split in ("train", "validation", "test")}
+FILES = {split: f"toldbr/ptbr_{split}_1annotator.csv" for split in ("train", "validation", "test")}
 
 
-def read(folder: Path) -> dict[str, list[Example]]:
+def read() -> dict[str, list[Example]]:
     """The examples of `train`, `dev` and `test`; those of test that do not stand in train say so in their subsets."""
     splits = {}
     for split, name in FILES.items():
-        rows = enumerate(read_csv(data_file(folder, name), "text", label="toxic"))
+        rows = enumerate(read_csv(name))
         splits[split] = [Example(f"{split}-{number}", (row["text"],), int(row["toxic"])) for number, row in rows]
     seen = {example.texts for example in splits["train"]}
     leaked = sum(example.texts in seen for example in splits["test"])
@@ -30,9 +26,9 @@ def read(folder: Path) -> dict[str, list[Example]]:
     return {"train": splits["train"], "dev": splits["validation"], "test": test}
 
 
-def run(model_folder: str, folder: Path, settings: Settings) -> list[Result]:
+def run(model_folder: str, context: Context) -> list[Result]:
     """Accuracy and macro F1, of all test texts and without the leaked ones."""
-    return classify(TASK, model_folder, read(folder), settings, NUM_TRAIN_EPOCHS)
+    return classify(TOLDBR, model_folder, read(), context, NUM_TRAIN_EPOCHS)
 
 
-TASK = Task("toldbr", 1, fine_tune=run)
+TOLDBR = Task("toldbr", 1, fine_tune=run)

@@ -16,15 +16,12 @@ def bits_per_byte(nats, sizes) -> np.ndarray:
 
 
 class BitsPerByte(evaluate.Metric):
+    """predictions: negative log-likelihood of each text, in nats. references: the texts."""
+
     def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions: negative log-likelihood of each text, in nats. references: the texts.",
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("string")}
-            ),
-        )
+        nats, text = datasets.Value("float64"), datasets.Value("string")
+        features = datasets.Features({"predictions": nats, "references": text})
+        return evaluate.MetricInfo(__doc__, "", features, self.__doc__)
 
     def _compute(self, predictions, references):
         sizes = [len(text.encode()) for text in references]

@@ -22,14 +22,12 @@ def entity_f1(counts: np.ndarray) -> float:
 
 
 class EntityF1(evaluate.Metric):
+    """predictions, references: the labels of each text's words, such as B-LOCAL, I-LOCAL, O."""
+
     def _info(self):
         labels = datasets.Sequence(datasets.Value("string"))
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions, references: the labels of each text's words, such as B-LOCAL, I-LOCAL, O.",
-            features=datasets.Features({"predictions": labels, "references": labels}),
-        )
+        features = datasets.Features({"predictions": labels, "references": labels})
+        return evaluate.MetricInfo(__doc__, "", features, self.__doc__)
 
     def _compute(self, predictions, references):
         counts = count_entities(references, predictions)

@@ -43,14 +43,12 @@ def score_answers(metric: str, answers, predicted) -> np.ndarray:
 
 
 class SquadPt(evaluate.Metric):
+    """predictions: an answer to each question. references: the right answers to each."""
+
     def _info(self):
         text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions: an answer to each question. references: the right answers to each.",
-            features=datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
-        )
+        features = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
+        return evaluate.MetricInfo(__doc__, "", features, self.__doc__)
 
     def _compute(self, predictions, references):
         return {metric: float(score_answers(metric, references, predictions).mean()) for metric in METRICS}
