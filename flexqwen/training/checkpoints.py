@@ -5,6 +5,7 @@ the one before it.
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ import torch
 from flexqwen.files import file_digest, read_json, remove_path, sync, write_json
 
 FILES, SUMS, STATE = "files.json", "sums.json", "trainer_state.json"
+EMBEDDINGS = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")  # what sentence-transformers reads
+MODEL = ("config.json", "generation_config.json", "model*.safetensors*", *EMBEDDINGS)  # what loads it
 NEEDED = ("*.safetensors", "optimizer*", "scheduler.pt", "rng_state*.pth", STATE)  # to go on as if never interrupted
 
 
@@ -28,6 +31,25 @@ def step_of(checkpoint: Path) -> int:
 def last_checkpoint(folder: Path) -> Path | None:
     """The `step_...` folder of the highest step that a run can be resumed from."""
     return next((path for path in reversed(list_checkpoints(folder)) if find_defect(path) is None), None)
+
+
+def write_embedding_modules(checkpoint: Path, hidden_size: int) -> None:
+    """Makes sentence-transformers load a checkpoint bidirectionally, and take the mean of the tokens' hidden states."""
+    modules = {"": "Transformer", "1_Pooling": "Pooling"}
+    described = [
+        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{module}"}
+        for place, (path, module) in enumerate(modules.items())
+    ]
+    pooling = {"word_embedding_dimension": hidden_size, "pooling_mode_mean_tokens": True}
+    for file, content in zip(EMBEDDINGS, (described, {"config_args": {"is_causal": False}}, pooling), strict=True):
+        write_json(checkpoint / file, content)
+
+
+def link_best(folder: Path) -> None:
+    """Makes a run's folder load as its `best` does, by links; a file system that has none does without."""
+    for entry in (folder / "best").iterdir():
+        with suppress(OSError):  # it is there
+            (folder / entry.name).symlink_to(f"best/{entry.name}")
 
 
 def finish_checkpoint(unfinished: Path, checkpoint: Path, sums: dict) -> None:

@@ -18,7 +18,15 @@ from flexqwen.files import atomic_write, read_json, remove_path
 from flexqwen.remote import reason
 from flexqwen.training.arguments import Arguments, fix_training_arguments
 from flexqwen.training.callbacks import OnStart, Progress, SaveOnSignal, ignore_signals
-from flexqwen.training.checkpoints import SUMS, finish_checkpoint, last_checkpoint, list_checkpoints, step_of
+from flexqwen.training.checkpoints import (
+    SUMS,
+    finish_checkpoint,
+    last_checkpoint,
+    link_best,
+    list_checkpoints,
+    step_of,
+    write_embedding_modules,
+)
 from flexqwen.training.compat import allow_fsdp_on_cpu, refusals_named, saved_as
 from flexqwen.training.finiteness import LossCheck, check_weights, suggest_remedy
 from flexqwen.training.metrics import TrainingMetrics
@@ -177,11 +185,15 @@ class FlexQwenTrainer(transformers.Trainer):
                 self.save_model(str(folder), _internal_call=True)
                 if self.args.should_save:
                     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing to publish
+            if self.args.should_save:
+                link_best(self.folder)
         return is_best
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         with saved_as(self.model, FlexQwenForCausalLM):
             super()._save(output_dir, state_dict)
+        if "masked" in self.objective.modes:
+            write_embedding_modules(Path(output_dir or self.folder), self.model.config.hidden_size)
 
     def _save_checkpoint(self, model, trial) -> None:
         self.losses.check()

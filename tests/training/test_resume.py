@@ -106,8 +106,9 @@ def test_a_checkpoint_lists_its_files(name, whole, tmp_path):
     checkpoint = tmp_path / "step_000012"
     shutil.copytree(whole("hybrid-shift") / checkpoint.name, checkpoint)
     listed = json.loads((checkpoint / "files.json").read_text())
+    files = {file.relative_to(checkpoint).as_posix(): file for file in checkpoint.rglob("*") if file.is_file()}
     left = {"files.json", "training_args.bin"}
-    assert listed == {file.name: file_digest(file) for file in checkpoint.iterdir() if file.name not in left}
+    assert listed == {name: file_digest(file) for name, file in files.items() if name not in left}
     assert find_defect(checkpoint) is None
     if name != "files.json":  # an older list has sizes
         sizes = {file: (checkpoint / file).stat().st_size for file in listed}

@@ -21,6 +21,7 @@ ZERO_SHOT = {
     "wsc_pt": "choices",
     "mpararel_pt": "mpararel_pt",
     "arc_pt": "choices",
+    "assin2_embeddings": "assin2_embeddings",
     "multiblimp_por": "choices",
     "calame_pt": "calame_pt",
     "memorisation": "memorisation",
@@ -89,6 +90,7 @@ class Item:
         groups: subsets of the task that the item counts in.
         cluster: items of one cluster depend on each other; by default each is one by itself.
         commit: of the Hub's data set that it is from.
+        label: what people said of it.
     """
 
     id: str
@@ -97,6 +99,7 @@ class Item:
     groups: Sequence[str] = ("all",)
     cluster: str | None = None
     commit: str | None = None
+    label: float | None = None
 
 
 @dataclass(frozen=True)
