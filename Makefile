@@ -4,6 +4,7 @@
 # make test-compat             the model's and the trainer's tests with the oldest transformers that is supported
 # make space                   serves the page of space/ for the model of make demo
 # make test-space              the tests of that page, in headless Chromium, and of notebooks/
+# make test-clients            the tests with programs of others that load the models (tests/clients)
 # Each makes the virtual environment .venv first, if it is not there.
 
 PYTHON ?= python3
@@ -12,6 +13,7 @@ export CAROLINA_CORPUS FLEXQWEN_EVAL_DATA
 RUN = . $(VENV)/bin/activate &&
 CONFIG ?= configs/quickstart.yaml
 SPACE_VENV ?= .venv-space
+CLIENTS_VENV ?= .venv-clients
 COMPAT_TRANSFORMERS ?= 5.16.0
 COMPAT_VENV ?= .venv-transformers-$(COMPAT_TRANSFORMERS)
 # Not test_distributed: transformers 5.16 itself cannot load an optimizer onto the device "cpu:0" of several CPU processes.
@@ -26,7 +28,7 @@ OUTPUT ?= runs/quickstart
 endif
 CORPUS ?= sample_corpus
 
-.PHONY: demo test test-compat space test-space
+.PHONY: demo test test-compat test-clients space test-space
 
 demo: $(VENV)/installed
 ifeq ($(CORPUS),sample_corpus)
@@ -49,7 +51,8 @@ endif
 	@$(RUN) python eval.py --model $(OUTPUT)/hybrid-shift-256/best --overwrite
 
 test: $(VENV)/installed
-	@$(RUN) ruff check . && ruff format --check . && python -m pytest
+	@# Files of tests over processes of one thread each: the models are too small for several.
+	@$(RUN) ruff check . && ruff format --check . && OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-compat: $(COMPAT_VENV)/installed
 	@. $(COMPAT_VENV)/bin/activate && python -m pytest $(COMPAT_TESTS)
@@ -66,6 +69,15 @@ $(SPACE_VENV)/installed: requirements.txt space/requirements.txt tests/space/req
 	$(PYTHON) -m venv $(SPACE_VENV)
 	. $(SPACE_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -r space/requirements.txt -r tests/space/requirements.txt
+	@touch $@
+
+test-clients: $(CLIENTS_VENV)/installed
+	@. $(CLIENTS_VENV)/bin/activate && python -m pytest tests/clients
+
+$(CLIENTS_VENV)/installed: requirements.txt tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	. $(CLIENTS_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -r tests/clients/requirements.txt
 	@touch $@
 
 $(COMPAT_VENV)/installed: requirements.txt
