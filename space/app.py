@@ -142,9 +142,10 @@ def build(page: gr.Blocks, language: str, model: str, loading: Future) -> None:
                 gr.Markdown(says["about"])
                 fields[tab] = [field(name, value, texts) for name, value in first.items()]
                 boxes[tab] = [each for each in fields[tab] if isinstance(each, gr.Textbox)]
-                buttons[tab] = gr.Button(says["button"], variant="primary", elem_id=f"go-{tab}")
-                if tab == "write":
-                    stop = gr.Button(texts["stop"], elem_id="stop")
+                with gr.Row():
+                    buttons[tab] = gr.Button(says["button"], variant="primary", elem_id=f"go-{tab}")
+                    if tab == "write":
+                        stop = gr.Button(texts["stop"], elem_id="stop")
                 answers[tab] = gr.HTML(elem_id=f"answer-{tab}", elem_classes="answer")
                 gr.Examples(EXAMPLES[tab], boxes[tab], label=texts["examples"], api_visibility="private")
     gr.Markdown(texts["privacy"])

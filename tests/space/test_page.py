@@ -84,7 +84,7 @@ def address(model, browser, tmp_path_factory):
 
 @pytest.fixture
 def page(address, browser):
-    found = browser.new_page(viewport={"width": 1000, "height": 800})
+    found = browser.new_page(viewport={"width": 1000, "height": 900})
     found.set_default_timeout(PATIENCE)
     found.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
     found.errors = []
