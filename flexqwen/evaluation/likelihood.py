@@ -165,24 +165,24 @@ class Scorer:
         requests: Sequence[Request | str],
         mode: str,
         within_word: bool = False,
-        mask_groups: int | None = None,
         progress: str | None = None,
+        mask_groups: int | None = None,
     ) -> np.ndarray:
         """Log-probability of each request: float64 `(requests,)`, in nats."""
         if mode not in self.modes:
             raise InputError(f"this model is not scored in mode {mode!r}; it has: {', '.join(self.modes)}")
         requests = tuple(Request(request) if isinstance(request, str) else request for request in requests)
-        how = {"causal": [(False,)], "masked": [(True, within_word, mask_groups)]}
+        how = {"causal": [(False, False, progress)], "masked": [(True, within_word, progress, mask_groups)]}
         how["fused"] = how["causal"] + how["masked"]
-        return sum(self.run(requests, *options, progress=progress)[0] for options in how[mode])
+        return sum(self.run(requests, *options)[0] for options in how[mode])
 
     def run(
         self,
         requests: tuple[Request, ...],
         masked: bool,
         within_word: bool = False,
-        mask_groups: int | None = None,
         progress: str | None = None,
+        mask_groups: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probability of each request, and whether every token of it was the likeliest: see `run_rows`."""
         distinct = list(dict.fromkeys(requests))

@@ -329,4 +329,4 @@ def test_fine_tuned_tasks_are_run_by_name(checkpoints, built, eval_data, tmp_pat
         assert row.task == "hatebr" and row.mode == "finetuned" and 0 < row.n <= 24
         assert row.interval[0] <= row.value <= row.interval[1] and row.baseline_name
         assert row.details["seen_items"] == row.details["excluded"] == 0
-    assert made_by["made_by"]["seeds"] == 2 and "hatebr" in capsys.readouterr().out
+    assert made_by["made_by"]["measured"]["hatebr/finetuned"]["seeds"] == 2 and "hatebr" in capsys.readouterr().out

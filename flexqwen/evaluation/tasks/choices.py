@@ -26,7 +26,7 @@ def choose(
         by_length: give the accuracy of log-probabilities per byte of the options, too.
     """
     requests = [option for item in items for question in item.questions for option in question]
-    scores = iter(scorer.score(requests, mode, context.within_word, context.mask_groups, task.name))
+    scores = iter(scorer.score(requests, mode, context.within_word, task.name, context.mask_groups))
     scored = [[[next(scores) for _ in question] for question in item.questions] for item in items]
     groups = {group for item in items for group in item.groups}
     results = []
