@@ -4,6 +4,7 @@ In causal mode every class runs Qwen3's own forward pass. The other modes change
 that parameters, their names and their initialisation are Qwen3's.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -19,7 +20,13 @@ from transformers import (
     Qwen3PreTrainedModel,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import and_masks, create_bidirectional_mask, find_packed_sequence_indices, sdpa_mask
+from transformers.masking_utils import (
+    and_masks,
+    create_bidirectional_mask,
+    create_causal_mask,
+    find_packed_sequence_indices,
+    sdpa_mask,
+)
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -31,7 +38,8 @@ from transformers.modeling_outputs import (
     MaskedLMOutput,
     SequenceClassifierOutput,
 )
-from transformers.utils import can_return_tuple
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import can_return_tuple, logging
 
 try:
     from .configuration_flexqwen import FlexQwenConfig
@@ -41,6 +49,8 @@ try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
     varlen_attn = None
+
+logger = logging.get_logger(__name__)
 
 IGNORE = -100  # the label that PyTorch's cross entropy and every transformers collator leave out
 VARLEN_DEVICES = ("cuda",)  # where torch has a variable-length kernel; elsewhere "varlen" is sdpa
@@ -105,12 +115,17 @@ def check_ids(name: str, ids, vocab_size: int) -> None:
         )
 
 
-def labelled_loss(hidden_states, weight, labels, shift, num_items_in_batch=None, row_weights=None):
+def is_plain_linear(head: nn.Module) -> bool:
+    """Whether a head is its matrix and nothing more: neither adapted (PEFT) nor quantised (torchao)."""
+    return type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.bias is None
+
+
+def labelled_loss(hidden_states, head, labels, shift, num_items_in_batch=None, row_weights=None):
     """Cross entropy at the labelled positions only; logits of the other positions are never computed.
 
     Args:
         hidden_states: `(batch, sequence, hidden)`, the model's last hidden states.
-        weight: `(vocabulary, hidden)`, the head's matrix.
+        head: the module that makes logits of them; a plain linear one runs fused with the loss.
         labels: int64 `(batch, sequence)`, the token to be predicted *at* each position, -100 where there is none.
         shift: bool `(batch,)`; a row's label at position t is predicted from the output at t-1 where True, at t where
             False. A shifted row has nothing to predict position 0 from: a label there is left out, as in Qwen3.
@@ -130,8 +145,14 @@ def labelled_loss(hidden_states, weight, labels, shift, num_items_in_batch=None,
     rows, columns, sources = rows[keep], columns[keep], sources[keep]
     token_weights = torch.ones(len(rows), device=labels.device) if row_weights is None else row_weights.float()[rows]
     targets = labels[rows, columns]
-    check_ids("labels", targets, len(weight))
-    total, losses = _LabelledCrossEntropy.apply(hidden_states[rows, sources], weight, targets, token_weights)
+    if is_plain_linear(head):
+        check_ids("labels", targets, len(head.weight))
+        # Under no_grad autograd's functions are still told that a parameter wants a gradient.
+        weight = head.weight if torch.is_grad_enabled() else head.weight.detach()
+        total, losses = _LabelledCrossEntropy.apply(hidden_states[rows, sources], weight, targets, token_weights)
+    else:
+        losses = F.cross_entropy(head(hidden_states[rows, sources]).float(), targets, reduction="none")
+        total, losses = (losses * token_weights).sum(), losses.detach()
     row_losses = torch.zeros(len(labels), device=labels.device).index_add_(0, rows, losses)
     row_labels = torch.bincount(rows, minlength=len(labels))
     return total / (max(len(rows), 1) if num_items_in_batch is None else num_items_in_batch), row_losses, row_labels
@@ -244,7 +265,8 @@ class FlexQwenModel(Qwen3Model):
                 each row. By default `config.is_causal`, and where that is absent, the class's own default.
             prefix_length (int64 `(batch,)`, *optional*):
                 The first so many tokens of each row, padding not counted, also attend to each other in both
-                directions; the rest is causal (prefix language modelling, arXiv 1910.10683, section 3.2.1).
+                directions; the rest is causal (prefix language modelling, arXiv 1910.10683, section 3.2.1). `generate`
+                wants the padding of a batch on the left (`padding_side="left"`): it writes on after the last column.
             position_ids (int64 `(batch, sequence)`, *optional*):
                 Where they restart, a new document begins: in every mode, tokens attend only within their document.
 
@@ -282,6 +304,7 @@ class FlexQwenModel(Qwen3Model):
                 raise ValueError("prefix_length goes with causal attention and rows of one document each")
             cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
             end = self.checked_prefix_end(prefix_length, attention_mask, batch_size, cached, length)
+        self.warn_past_the_last_position(length, past_key_values)
         is_flexible = is_causal is not True or end is not None
         if (is_flexible or documents is not None) and not is_prepared:
             if inputs_embeds is None:
@@ -290,6 +313,14 @@ class FlexQwenModel(Qwen3Model):
                 inputs_embeds, attention_mask, past_key_values, documents, is_causal, end
             )
             kwargs.update(for_backend)
+        if not (is_flexible or isinstance(attention_mask, dict) or getattr(self.config, "is_causal", True)):
+            # transformers makes the mask that the config asks for; this call asks for another.
+            if inputs_embeds is None:
+                inputs_embeds, input_ids = self.embed_tokens(input_ids), None
+            causal = copy.copy(self.config)
+            causal.is_causal = True
+            mask = create_causal_mask(causal, inputs_embeds, attention_mask, past_key_values, position_ids)
+            attention_mask = {"full_attention": mask}
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -307,14 +338,20 @@ class FlexQwenModel(Qwen3Model):
             is_causal = getattr(self.config, "is_causal", None) if prefix_length is None else True
         return self.default_is_causal if is_causal is None else is_causal
 
+    def warn_past_the_last_position(self, length: int, past_key_values) -> None:
+        """Says once that a row is longer than the model has positions: what it computes there means little."""
+        end = length + (0 if past_key_values is None else past_key_values.get_seq_length())
+        last = self.config.max_position_embeddings
+        if not torch.compiler.is_compiling() and isinstance(end, int) and end > last:
+            logger.warning_once(f"rows of {end} tokens and more are longer than the {last} positions of this model")
+
     @staticmethod
     def checked_prefix_end(prefix_length, attention_mask, batch_size: int, cached: int, length: int):
         """The column at which each row's prefix ends, int64 `(batch,)`; None where the cache holds every prefix."""
-        if prefix_length.shape != (batch_size,) or prefix_length.is_floating_point():
-            raise ValueError(
-                f"prefix_length must be integers of shape ({batch_size},), "
-                f"got {prefix_length.dtype} of shape {tuple(prefix_length.shape)}"
-            )
+        is_tensor = isinstance(prefix_length, torch.Tensor)
+        if not is_tensor or prefix_length.shape != (batch_size,) or prefix_length.is_floating_point():
+            found = f"{prefix_length.dtype} of shape {tuple(prefix_length.shape)}" if is_tensor else prefix_length
+            raise ValueError(f"prefix_length must be a tensor of integers of shape ({batch_size},), got {found}")
         end = prefix_end(prefix_length, attention_mask)
         if not torch.compiler.is_compiling():
             if prefix_length.min() < 0 or end.max() > cached + length:
@@ -449,7 +486,7 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
             if self.config.masked_prediction == "in_place":
                 shift = shift & self.model.attention_is_causal(is_causal, prefix_length)
             result.loss, result.row_losses, result.row_labels = labelled_loss(
-                hidden_states, self.lm_head.weight, labels, shift, num_items_in_batch, row_weights
+                hidden_states, self.lm_head, labels, shift, num_items_in_batch, row_weights
             )
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -505,9 +542,39 @@ class FlexQwenForMaskedLM(FlexQwenForCausalLM):
         logits = outputs.logits
         if logits is not None:
             if self.config.masked_prediction == "next_token":
-                logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
+                logits = logits[:, (torch.arange(logits.shape[1], device=logits.device) - 1).clamp(min=0)]
             logits = logits[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         return MaskedLMOutput(outputs.loss, logits, outputs.hidden_states, outputs.attentions)
+
+    @torch.no_grad()
+    def fill(self, input_ids, attention_mask=None, left_to_right: bool = False, num_beams: int = 1):
+        """Fills all masks of each row, one after the other, each with what was filled before it in view.
+
+        Args:
+            input_ids: int64 `(batch, sequence)`.
+            left_to_right: fill the masks in their order; by default the surest first.
+            num_beams: how many fillings of a row are followed, the likeliest so far; the likeliest of all is returned.
+
+        Returns:
+            int64 `(batch, sequence)`: `input_ids` with tokens that are not special in place of the masks.
+        """
+        config, filled = self.config, input_ids.clone()
+        special = {config.mask_token_id, config.pad_token_id, config.bos_token_id, config.eos_token_id} - {None}
+        for row, ids in enumerate(input_ids):
+            beams, scores = ids[None], torch.zeros(1, device=ids.device)
+            mask = None if attention_mask is None else attention_mask[row]
+            for _ in range(int((ids == config.mask_token_id).sum())):
+                logits = self(beams, None if mask is None else mask.expand(len(beams), -1)).logits.float()
+                logits[..., list(special)] = -torch.inf
+                nats, is_masked = logits.log_softmax(-1), beams == config.mask_token_id
+                surest = nats.amax(-1).masked_fill(~is_masked, -torch.inf)
+                place = (is_masked.int() if left_to_right else surest).argmax(-1)
+                totals = scores[:, None] + nats[torch.arange(len(beams)), place]
+                scores, found = totals.flatten().topk(min(num_beams, totals.numel()))
+                beam, token = found // totals.shape[1], found % totals.shape[1]
+                beams = beams[beam].scatter(1, place[beam, None], token[:, None])
+            filled[row] = beams[scores.argmax()]
+        return filled
 
 
 class _Encoder:
@@ -586,6 +653,8 @@ class FlexQwenForQuestionAnswering(_Encoder, GenericForQuestionAnswering, Qwen3P
 # "varlen" is a name for `attn_implementation`.
 AttentionInterface.register("varlen", varlen_attention)
 AttentionMaskInterface.register("varlen", sdpa_mask)
+# Where the Trainer looks whether labels are to be shifted when it smooths them.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[FlexQwenConfig.model_type] = "FlexQwenForCausalLM"
 
 __all__ = [
     "FlexQwenForCausalLM",

@@ -23,7 +23,7 @@ from flexqwen.training.checkpoints import last_checkpoint
 from flexqwen.training.feed import load_data
 from flexqwen.training.model import build_model, load_tokenizer
 from flexqwen.training.runs import describe_run, find_state, finish_run, lock_run, run_folder, start_run
-from flexqwen.training.trainer import make_trainer
+from flexqwen.training.trainer import FlexQwenTrainer
 
 
 @command
@@ -56,14 +56,14 @@ def main(argv: list[str] | None = None) -> None:
         model = build_model(args.model, args.objective, tokenizer)
         with training.main_process_first(local=False):
             phases, held_out = load_data(args, dataset, description["digests"]["dataset"], tokenizer)
-        trainer = make_trainer(args, folder, model, tokenizer, phases, held_out)
+        trainer = FlexQwenTrainer(args, folder, model, tokenizer, phases, held_out)
 
         # Training
         found = last_checkpoint(folder) if state == "resume" and training.process_index == 0 else None
         (checkpoint,) = broadcast_object_list([found])  # all processes resume from the one that the first has found
         start = functools.partial(start_run, folder, description, trainer, checkpoint)
         with publishing(publisher, trainer):
-            if not trainer.run(checkpoint, start):
+            if not trainer.train_to_end(checkpoint, start):
                 sys.exit(130)
             finish_run(folder, trainer)
 

@@ -45,7 +45,6 @@ from flexqwen.evaluation.statistics import joint_interval
 from flexqwen.evaluation.tasks import Context, load_task
 from flexqwen.files import atomic_write, digest, file_digest, read_json, versions, write_json
 from flexqwen.tables import markdown_table
-from flexqwen.training import trainer as training_code
 from flexqwen.training.arguments import parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -391,16 +390,16 @@ def train_ours(cell: dict, recorder: Recorder, options: list[str], learning_rate
     """train.py's own `main`, with a Trainer that keeps our curve."""
     import train
 
-    made, trainer_class = [], training_code.FlexQwenTrainer
+    made, trainer_class = [], train.FlexQwenTrainer
 
     def run(max_steps: int, recorder: Recorder | None):
-        def make(**kwargs):
-            made.append(trainer_class(**kwargs))
+        def make(*args):
+            made.append(trainer_class(*args))
             made[-1].marks = Marks(recorder, made[-1].metrics.tokens_seen)
             made[-1].add_callback(made[-1].marks)
             return made[-1]
 
-        training_code.FlexQwenTrainer = make
+        train.FlexQwenTrainer = make
         given = {name: cell[name] for name in ("dataset", "dataset_config", "tokenizer", "seed")}
         given |= {"token_stores": f"{cell['documents_folder']}/tokens", "output_dir": f"{cell['scratch']}/{len(made)}"}
         given |= {"max_steps": max_steps, "learning_rate": learning_rate, "eval_documents": 1, "use_cpu": True}

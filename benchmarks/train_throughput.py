@@ -55,12 +55,13 @@ def measure(side: str, preset: str, steps: int, compile: bool) -> dict:
     """One side, in this process."""
     import torch
     import transformers
-    from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback
 
     from configuration_flexqwen import FlexQwenConfig
     from flexqwen.data.packing import best_fit, cut
+    from flexqwen.training.arguments import Arguments, TrainingArguments
     from flexqwen.training.flops import model_flops, peak_flops
-    from flexqwen.training.objectives import ObjectiveArguments, TrainingRows
+    from flexqwen.training.objectives import ObjectiveArguments
     from flexqwen.training.schedule import Phase
     from flexqwen.training.trainer import FlexQwenTrainer
     from modeling_flexqwen import FlexQwenForCausalLM
@@ -107,7 +108,7 @@ def measure(side: str, preset: str, steps: int, compile: bool) -> dict:
                     torch.cuda.synchronize()
                 self.times = [*getattr(self, "times", []), time.perf_counter()]
                 if state.global_step == WARMUP and side != "stock":
-                    trainer._waited = 0.0
+                    trainer.metrics._waited = 0.0
 
     real = 1.0
     if side == "stock":
@@ -127,14 +128,9 @@ def measure(side: str, preset: str, steps: int, compile: bool) -> dict:
         for line, row in zip(store.input_ids, packed, strict=True):
             line[: sum(len(pieces[piece]) for piece in row)] = np.concatenate([pieces[piece] for piece in row])
         real = float((store.input_ids != 0).mean())
-        trainer = FlexQwenTrainer(
-            model=model,
-            args=args,
-            train_dataset=TrainingRows([Phase(store, range(steps), batch_size)], objective, 0),
-            processing_class=_Tokenizer,
-            objective=objective,
-            held_out=None,
-        )
+        settings = Arguments(None, None, objective, args, [])
+        phases = [Phase(store, range(steps), batch_size)]
+        trainer = FlexQwenTrainer(settings, Path(folder.name), model, _Tokenizer, phases, None)
         trainer.log = lambda *_: None
     clock = Clock()
     trainer.add_callback(clock)
@@ -154,8 +150,8 @@ def measure(side: str, preset: str, steps: int, compile: bool) -> dict:
     }
     share = 1.0
     if side != "stock":
-        found["data_wait"] = trainer._waited / seconds
-        share = float(trainer._sums[:, 1].sum()) / (steps * batch_size * length)
+        found["data_wait"] = trainer.metrics._waited / seconds
+        share = float(trainer.metrics.sums[:, 1].sum()) / (steps * batch_size * length)
     if peak := peak_flops():
         found["mfu"] = model_flops(model.config, tokens, tokens * share, length) / seconds / peak
     return found

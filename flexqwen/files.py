@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -30,8 +31,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         replace_path(partial, path)
-    except BaseException:
+    except BaseException as error:
         remove_path(partial)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(path)
+        elif number := re.search(r"\(os error (\d+)\)", str(error)):  # as the libraries in Rust say it
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         raise
 
 
@@ -63,16 +68,28 @@ def replace_path(partial: Path, path: Path) -> None:
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
-def is_empty(folder: Path) -> bool:
-    """Whether it is a folder and holds nothing."""
-    return folder.is_dir() and not any(folder.iterdir())
+def is_made(output: Path, found: Any, made_by: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `output` is there, made by `made_by`, rather than to be made or replaced.
+
+    `found` is what `output` says of how it was made, a dict if this project made it; what else it says decides nothing.
+    Raises `InputError` where `output` holds anything else that may not be replaced.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return False
+    if not isinstance(found, dict):
+        raise InputError(f"{output} holds something that this does not make; name another, or remove it yourself")
+    found = {"format": 1} | found  # the first files do not name their format
+    if all(found.get(name) == value for name, value in made_by.items()):
+        print(f"{output}: already there, made from the same; reused")
+        return True
+    if not overwrite:
+        raise InputError(f"{output} was made otherwise; name another, remove it, or give --overwrite")
+    return False
 
 
 def remove_path(path: Path) -> None:
@@ -97,25 +114,29 @@ def sync(*paths: Path) -> None:
             os.close(descriptor)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8 text, whole or not at all."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented UTF-8 JSON, whole or not at all.
 
-    Raises:
-        InputError: it holds NaN or an infinite number, which JSON cannot hold.
+    Raises `InputError` where it holds NaN or an infinite number, which JSON cannot hold.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
     except ValueError as error:
         raise InputError(f"{path} is not written: a number in it is NaN or infinite ({error})") from error
-    with atomic_write(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def read_json(path: str | Path) -> Any:
     """Reads JSON; None where there is no such file or it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -134,8 +155,6 @@ def versions(*packages: str) -> dict[str, str]:
     """Versions of flexqwen, Python and the named packages; a package that is not installed is left out."""
     found = {"flexqwen": __version__, "python": platform.python_version()}
     for package in packages:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found

@@ -1,6 +1,5 @@
 """Independent tasks over processes, results in the order of the tasks."""
 
-import _thread
 import multiprocessing
 import os
 import signal
@@ -10,7 +9,6 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from typing import Any
 
 from tqdm import tqdm
@@ -32,18 +30,18 @@ class Pool:
     def __enter__(self) -> "Pool":
         if self.workers > 1:
             context = multiprocessing.get_context("spawn")
-            theirs, self._going = context.Pipe(duplex=False)
-            self._executor = ProcessPoolExecutor(
-                self.workers, mp_context=context, initializer=_watch_parent, initargs=(theirs,)
-            )
+            try:
+                self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_obey_parent)
+            except OSError as error:
+                raise InputError(f"no worker processes ({error}; is /dev/shm there?); try --workers 1") from error
         return self
 
     def __exit__(self, _, error: BaseException | None, __) -> None:
         if self._executor:
             if error and not isinstance(error, Exception):
-                self._going.close()
+                for worker in multiprocessing.active_children():
+                    os.kill(worker.pid, signal.SIGUSR1)  # see _stop; SIGTERM must end a worker, as of a broken pool
             self._executor.shutdown(cancel_futures=True)
-            self._going.close()
 
     def map(
         self, function: Callable, tasks: Sequence[tuple], what: str, costs: Sequence[float] | None = None
@@ -60,7 +58,7 @@ class Pool:
                     results[i] = function(*tasks[i])
                     bar.update()
                 return [results[i] for i in range(len(tasks))]
-            with interrupts_held():
+            with delay_interrupts():
                 futures = {i: self._executor.submit(_run, function, *tasks[i]) for i in order}
             for future in futures.values():
                 future.add_done_callback(lambda _: bar.update())
@@ -71,16 +69,15 @@ class Pool:
                     raise futures[min(failed)].exception()
                 return [futures[i].result() for i in range(len(tasks))]
             except BrokenProcessPool as error:
-                raise InputError(
-                    f"{what}: a worker process was killed (out of memory?); try fewer --workers"
-                ) from error
+                what_died = f"{what}: a worker process was killed (out of memory?)"
+                raise InputError(f"{what_died}; try fewer --workers") from error
             finally:
                 for future in futures.values():
                     future.cancel()
 
 
 @contextmanager
-def interrupts_held() -> Iterator[None]:
+def delay_interrupts() -> Iterator[None]:
     """Ctrl-C waits until the end of the block, and the processes that start in it never get it."""
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield
@@ -125,14 +122,13 @@ def end_with_parent() -> None:
     threading.Thread(target=end, daemon=True).start()
 
 
-def _watch_parent(going: Connection) -> None:
+def _obey_parent() -> None:
     end_with_parent()
+    signal.signal(signal.SIGUSR1, _stop)
 
-    def stop() -> None:
-        global _stopped
-        going.poll(None)  # until the parent closes its end
-        _stopped = True
-        if _running:
-            _thread.interrupt_main()
 
-    threading.Thread(target=stop, daemon=True).start()
+def _stop(*_) -> None:
+    global _stopped
+    _stopped = True
+    if _running:
+        raise KeyboardInterrupt

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, describe_os_error
 from flexqwen.data import card, documents, ngrams, splits
 from flexqwen.data.corpus import MIN_TOKENS, Corpus, open_corpus
 from flexqwen.data.documents import Documents, keep_only, open_documents, read_stored_texts, store_shards
@@ -31,29 +31,21 @@ from flexqwen.data.parquet import write_splits
 from flexqwen.data.passages import LIMIT, Passages, hash_passages
 from flexqwen.data.scores import measure_agreement, score_documents
 from flexqwen.data.texts import read_manifest
-from flexqwen.files import digest, is_empty, remove_leftovers, remove_path, replace_path, versions, write_json
-from flexqwen.parallel import Pool, interrupts_held
+from flexqwen.files import digest, is_made, remove_leftovers, remove_path, replace_path, versions, write_json
+from flexqwen.parallel import Pool, delay_interrupts
 
 NAME = "carolina_originality"
-FORMAT = 1
-"""Of the dataset: raise it where the same inputs give other Parquet files, in whichever module; not for the card."""
+FORMAT = 1  # of the dataset: raise it where the same inputs give other Parquet files, in whichever module
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a build depends on besides the corpus. These make its bytes; the numbers of workers and of bytes do not.
+    """What a build depends on besides the corpus. These make its bytes; the numbers of workers and of bytes do not."""
 
-    Attributes:
-        seed: of every random choice.
-        documents: use only so many, a random sample over all shards; None for all.
-        measure: the originality that makes the splits, "header" (the corpus's own) or "ngram" (recomputed).
-        skip_bad_shards: leave out and list what cannot be trusted, instead of stopping there.
-    """
-
-    seed: int = 0
-    documents: int | None = None
-    measure: str = "header"
-    skip_bad_shards: bool = False
+    seed: int = 0  # of every random choice
+    documents: int | None = None  # use only so many, a random sample over all shards
+    measure: str = "header"  # the originality that makes the splits: the corpus's own, or "ngram", recomputed
+    skip_bad_shards: bool = False  # leave out and list what cannot be trusted, instead of stopping there
 
 
 def build(
@@ -66,9 +58,7 @@ def build(
         memory: GiB that scoring may take, all processes together.
         overwrite: replace an `output` that has other inputs; if it has the same inputs, write only its card anew.
 
-    Raises:
-        InputError: the corpus is not fit for it, `output` has other inputs and `overwrite` is not set, or `output`
-            holds anything that no build made.
+    Raises `InputError` where the corpus is not fit for it, or `output` may not be replaced (see `is_made`).
     """
     output = Path(output)
     if not output.name:
@@ -90,24 +80,25 @@ def build(
     )
     try:
         with lock_work_folder(output) as work:
-            if is_built(output, inputs, overwrite):
-                if overwrite:
-                    card.write_card(output)
-                print(f"{output}: already built from this, reused")
-            else:
-                make_dataset(corpus, work, inputs, parameters, workers, int(memory * (1 << 30)))
+            manifest = read_manifest(output)
+            found = manifest if manifest.get("dataset") == NAME else None
+            if not is_made(output, found, {"inputs": inputs}, overwrite):
+                with Pool(workers) as pool:
+                    make_dataset(corpus, work, inputs, parameters, pool, int(memory * (1 << 30)))
                 replace_path(work / inputs / "dataset", output)
                 print(f"{output}: built")
+            elif overwrite:
+                card.write_card(output)
             remove_path(work)
     except OSError as error:  # a full disk, above all
-        what = f"{error.filename or output}: cannot be written ({error.strerror or error})"
-        raise InputError(f"{what}; make room and run the same again, finished shards are kept") from error
+        error.filename = error.filename or str(output)
+        raise InputError(f"{describe_os_error(error)}, and run the same again; finished shards are kept") from error
     return read_manifest(output)
 
 
 @contextmanager
 def lock_work_folder(output: Path) -> Iterator[Path]:
-    """Yields the path of the work folder, which no other build uses meanwhile."""
+    """Yields the path of the work folder, which no other build uses meanwhile; an error tells what is kept there."""
     work = output.with_name(output.name + ".partial")
     work.parent.mkdir(parents=True, exist_ok=True)
     lock_file = output.with_name(output.name + ".lock.partial")
@@ -119,43 +110,21 @@ def lock_work_folder(output: Path) -> Iterator[Path]:
         remove_leftovers(output)
         try:
             yield work
+        except InputError as error:
+            if not any(work.glob("documents/*.json")):
+                raise
+            raise InputError(f"{error}; finished shards are kept in {work} for the next build") from error
         finally:
             remove_path(lock_file)
 
 
-def is_built(output: Path, inputs: str, overwrite: bool) -> bool:
-    """Whether `output` is the dataset of these inputs, rather than a folder to make or replace.
-
-    Raises:
-        InputError: it may not be replaced.
-    """
-    if not output.exists() or is_empty(output):
-        return False
-    manifest = read_manifest(output)
-    if manifest.get("dataset") != NAME:
-        raise InputError(f"{output}: was not built by this; name another --output, or remove it yourself")
-    if manifest.get("inputs") != inputs and not overwrite:
-        raise InputError(f"{output}: was built from other inputs; remove it or give --overwrite")
-    return manifest.get("inputs") == inputs
-
-
-def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters, workers: int, memory: int) -> None:
+def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters, pool: Pool, memory: int) -> None:
     """Makes `<work>/<inputs>/dataset`; `memory` in bytes."""
-    keep_only(work, {"documents", inputs})
-    with interrupts_held():  # what these load may swallow an interrupt
+    with delay_interrupts():  # what these load may swallow an interrupt
         importlib.import_module("matplotlib.figure")
         importlib.import_module("scipy.stats")
         pa.array(np.empty(0))  # pyarrow loads pandas, where there is one
-    try:
-        with Pool(workers) as pool:
-            _make_dataset(corpus, work, inputs, parameters, pool, memory)
-    except InputError as error:
-        if not any(work.glob("documents/*.json")):
-            raise
-        raise InputError(f"{error}; finished shards are kept in {work} for the next build") from error
-
-
-def _make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters, pool: Pool, memory: int) -> None:
+    keep_only(work, {"documents", inputs})
     folder = work / inputs
     (folder / "grams").mkdir(parents=True, exist_ok=True)
     remove_path(folder / "dataset")
@@ -237,11 +206,7 @@ def describe_splits(scored: Documents, chosen: splits.Splits, bytes_: dict[str, 
 
 
 def check_splits(scored: Documents, chosen: splits.Splits, shares: dict[str, float], measure: str) -> dict[str, dict]:
-    """What must hold of the splits, with the figures; `shares` are those of `write_splits`.
-
-    Raises:
-        InputError: it does not.
-    """
+    """What holds of the splits, with the figures; `InputError` if it does not. `shares` are those of `write_splits`."""
     checks = splits.check(chosen, scored.tokens, scored.score(measure), scored.typology)
     for split, share in shares.items():
         name = f"{split}: largest share of a document's 13-grams that held-out documents hold"

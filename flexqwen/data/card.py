@@ -21,8 +21,8 @@ from flexqwen.data.documents import encode_column, header_originality
 from flexqwen.data.ngrams import mean_known
 from flexqwen.data.splits import MIN_GAP, PAIRS, TOLERANCE
 from flexqwen.data.texts import read_manifest
-from flexqwen.drawing import save_figure
-from flexqwen.files import atomic_write
+from flexqwen.drawing import save_figure, to_words
+from flexqwen.files import write_text
 from flexqwen.tables import format_cell, markdown_table
 
 TEXTS = yaml.safe_load(Path(__file__).with_name("card.yaml").read_text(encoding="utf-8"))
@@ -39,9 +39,8 @@ def write_card(folder: Path) -> None:
         ("originality_by_taxonomy", draw_taxonomies(index)),
         ("length_gold_and_matched", draw_lengths({name: part["tokens"].to_numpy() for name, part in pairs.items()})),
     ):
-        save_figure(figure, folder / "figures" / f"{name}.png", dpi=110, metadata={"Software": None})
-    with atomic_write(folder / "README.md") as aside:
-        aside.write_text(_fill_card(folder, manifest, index, pairs), encoding="utf-8")
+        save_figure(figure, folder / "figures" / f"{name}.png", dpi=110)
+    write_text(folder / "README.md", _fill_card(folder, manifest, index, pairs))
 
 
 def read_index(folder: Path) -> pa.Table:
@@ -52,8 +51,7 @@ def read_index(folder: Path) -> pa.Table:
 
 
 def count_by_taxonomy(index: pa.Table) -> Iterator[tuple]:
-    """For each taxonomy, the largest first: name, documents, those of at least 21 tokens, tokens, means of both
-    measures."""
+    """For each taxonomy, the largest first: name, documents, those of 21 tokens or more, tokens, both means."""
     (codes, names), tokens = encode_column(index, "taxonomy"), index["tokens"].to_numpy()
     measures = header_originality(index), index["ngram_originality"].to_numpy()
     for code in np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable"):
@@ -108,10 +106,11 @@ def _fill_card(folder: Path, manifest: dict[str, Any], index: pa.Table, pairs: d
         "taxonomies": count_by_taxonomy(index),
         "typologies": _divide_by_typology(index, pairs),
         "licences": sorted((-n, name) for n, name in zip(np.bincount(codes).tolist(), names, strict=False) if n),
+        **{"min_tokens": MIN_TOKENS, "min_gap": MIN_GAP, "tolerance": TOLERANCE},
+        **{"number": format_cell, "table": _tabulate},
     }
-    limits = {"min_tokens": MIN_TOKENS, "min_gap": MIN_GAP, "tolerance": TOLERANCE}
     template = Template(CARD, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
-    return template.render(manifest | found | limits, number=format_cell, table=_tabulate)
+    return template.render(manifest | found)
 
 
 # Figures. Colours: original blue, control orange, everywhere.
@@ -119,15 +118,14 @@ def _fill_card(folder: Path, manifest: dict[str, Any], index: pa.Table, pairs: d
 _BLUE, _ORANGE = "#2a6f97", "#e07a1f"
 
 
+# A legend between title and frame, where no data can be under it.
+_ABOVE = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 2, "frameon": False}
+
+
 def _new_figure(**options):
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # here, not above: no worker of a build needs it
 
     return Figure(**options)
-
-
-def _put_legend_above(axis) -> None:
-    """A legend between title and frame, where no data can be under it."""
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
 
 
 def draw_agreement(index: pa.Table):
@@ -143,7 +141,7 @@ def draw_agreement(index: pa.Table):
     axes.plot([0, 100], [0, 100], color="black", linewidth=0.8, linestyle="--", label="equal")
     axes.set(xlabel="originality stated in the header (%)", ylabel="recomputed: 7-grams held by no other (%)")
     axes.set_title(f"{both.sum():,} documents of at least {MIN_TOKENS} tokens", pad=28)
-    _put_legend_above(axes)
+    axes.legend(**_ABOVE)
     return figure
 
 
@@ -171,9 +169,12 @@ def draw_lengths(lengths: dict[str, np.ndarray]):
     for axis, (one, other) in zip(figure.subplots(1, 2), PAIRS, strict=True):
         longest = max((int(lengths[name].max()) for name in (one, other) if len(lengths[name])), default=MIN_TOKENS)
         bins = np.unique(np.geomspace(MIN_TOKENS, max(longest + 1, 2 * MIN_TOKENS), 40).round())
-        axis.hist(lengths[one], bins=bins, color=_BLUE, alpha=0.55, label=one)
-        axis.hist(lengths[other], bins=bins, histtype="step", color=_ORANGE, linewidth=1.6, label=other)
+        axis.hist(lengths[one], bins=bins, color=_BLUE, alpha=0.55, label=to_words(one))
+        axis.hist(lengths[other], bins=bins, histtype="step", color=_ORANGE, linewidth=1.6, label=to_words(other))
         axis.set(xscale="log", xlabel="tokens", ylabel="documents")
+        ticks = [tick for power in range(1, 8) for tick in (10**power, 3 * 10**power) if bins[0] <= tick <= bins[-1]]
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.minorticks_off()  # whose labels would overlap
         axis.spines[["top", "right"]].set_visible(False)
-        _put_legend_above(axis)
+        axis.legend(**_ABOVE)
     return figure

@@ -27,11 +27,8 @@ from flexqwen.cli import InputError
 NAMESPACE = "{http://www.tei-c.org/ns/1.0}"
 CHECKSUMS = "checksum.sha256"
 GENERATED = "GENERATED.txt"
-MIN_TOKENS = 21
-"""The corpus's originality is defined from 21 tokens on; shorter documents carry a 0 that means nothing."""
-
-MAX_DOCUMENT_BYTES = 256 << 20
-"""Largest XML of one document: a gzip bomb must not fill the memory."""
+MIN_TOKENS = 21  # the corpus's originality is defined from here on; shorter documents carry a 0 that means nothing
+MAX_DOCUMENT_BYTES = 256 << 20  # largest XML of one document: a gzip bomb must not fill the memory
 
 # What may stand before the root element. There is no DOCTYPE in it, so no entity can be declared.
 _PROLOG = re.compile(rb"(?:\xef\xbb\xbf)?(?>\s+|<\?.*?\?>|<!--.*?-->)*+<teiCorpus[\s>]", re.DOTALL)
@@ -44,61 +41,42 @@ class ShardError(InputError):
 
 
 class Document(NamedTuple):
-    """One text of the corpus.
+    """One text of the corpus. Typology, language, licence and source are empty where its header names none."""
 
-    Attributes:
-        id: the corpus's own identifier, such as `WIK000001101b`.
-        text: paragraphs joined by newlines; inside a paragraph, each run of white space is one space.
-        taxonomy: the folder of the shard, such as `wikis`.
-        typology: source typology, such as `TWEET_VIR_W`; empty where the header names none, as are the next three.
-        language: `pt` or `pt-BR`.
-        license: address (or, failing that, name) of the licence under which the document is published.
-        source: address of the source medium.
-        tokens: length in white-space-separated tokens, from the header.
-        originality: the header's own measure, 0-100; None only where it was not asked for (see `read_shard`).
-    """
-
-    id: str
-    text: str
-    taxonomy: str
-    typology: str
-    language: str
-    license: str
-    source: str
-    tokens: int
-    originality: int | None
+    id: str  # the corpus's own identifier, such as `WIK000001101b`
+    text: str  # paragraphs joined by newlines; inside a paragraph, each run of white space is one space
+    taxonomy: str  # the folder of the shard, such as `wikis`
+    typology: str  # source typology, such as `TWEET_VIR_W`
+    language: str  # `pt` or `pt-BR`
+    license: str  # address (or, failing that, name) of the licence under which the document is published
+    source: str  # address of the source medium
+    tokens: int  # length in white-space-separated tokens, from the header
+    originality: int | None  # the header's own measure, 0-100; None only where it was not asked for (see `read_shard`)
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A shard that is present: its `name` relative to the corpus folder, its path, and its published digest."""
+    """A shard that is present."""
 
-    name: str
+    name: str  # relative to the corpus folder
     path: Path
-    sha256: str
+    sha256: str  # as it is published
+    size: int  # bytes of the file
 
     @property
     def taxonomy(self) -> str:
         return self.name.split("/")[0]
 
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self.path.stat().st_size
-
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A corpus folder: its shards in order, the names that are listed but absent, and files that are no part of it.
-
-    `generated` says that the texts are made up: whatever is published of them must say so.
-    """
+    """A corpus folder."""
 
     folder: Path
-    shards: list[Shard]
-    absent: list[str]
-    strays: list[str]
-    generated: bool
+    shards: list[Shard]  # in the order of their names
+    absent: list[str]  # names of shards that are listed and not here
+    strays: list[str]  # files that are no part of a corpus
+    generated: bool  # the texts are made up: whatever is published of them must say so
 
 
 def open_corpus(folder: str | Path) -> Corpus:
@@ -118,9 +96,7 @@ def open_corpus(folder: str | Path) -> Corpus:
     present = {name for name in found if name.endswith(".xml.gz")}
     lists = sorted(name for name in found if name.count("/") == 1 and name.endswith("/" + CHECKSUMS))
     if not present and not lists:
-        raise InputError(
-            f"{folder}: no <taxonomy>/**/*.xml.gz here; give the folder that holds Corpus Carolina's corpus/"
-        )
+        raise InputError(f"{folder}: no <taxonomy>/**/*.xml.gz; give the folder that holds Corpus Carolina's corpus/")
     digests: dict[str, str] = {}
     for name in lists:
         digests |= _read_checksums(found[name], name.removesuffix(CHECKSUMS))
@@ -130,7 +106,7 @@ def open_corpus(folder: str | Path) -> Corpus:
         raise InputError(f"{folder / name}: cannot be verified, {what}; download the checksum file beside the shards")
     if not present:
         raise InputError(f"{folder}: {len(digests)} shards are listed and none is here; download some (.xml.gz)")
-    shards = [Shard(name, found[name], digests[name]) for name in sorted(present)]
+    shards = [Shard(name, found[name], digests[name], found[name].stat().st_size) for name in sorted(present)]
     strays = sorted(found.keys() - present - set(lists) - {"schema.rng", GENERATED})
     return Corpus(folder, shards, sorted(digests.keys() - present), strays, GENERATED in found)
 
@@ -211,10 +187,9 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
         raise _bad(shard, f"is not well-formed XML at line {line}, after {number} documents ({message})") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         with open(shard.path, "rb") as file:
-            is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
-        if is_pointer:
-            remedy = "fetch the shards themselves with 'git lfs pull' or 'hf download'"
-            raise _bad(shard, "is a git-LFS pointer, not the shard itself", remedy) from error
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                remedy = "fetch the shards themselves with 'git lfs pull' or 'hf download'"
+                raise _bad(shard, "is a git-LFS pointer, not the shard itself", remedy) from error
         place = f"after {stream.bytes if stream else 0:,} bytes of XML, {number} documents"
         raise _bad(shard, f"is a damaged gzip file {place} ({error})") from error
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from flexqwen.files import atomic_write, digest, read_json, remove_path, write_j
 from flexqwen.parallel import Pool
 from flexqwen.subsampling import subsample
 
-FORMAT = 1
-"""Of what is read of a shard: raise it where the same shard gives another file, and every shard is read again."""
+FORMAT = 1  # of what is read of a shard: raise it where the same shard gives another file, and all are read again
 
 STORED = pa.schema([(n, pa.int32() if n in ("tokens", "originality") else pa.string()) for n in Document._fields])
 _REPEATED = ("taxonomy", "typology", "language", "license", "source")
@@ -28,41 +27,25 @@ _BATCH_CHARACTERS = 1 << 23  # of text in one batch of an Arrow file
 
 @dataclass
 class Documents:
-    """The documents in use, by number, and where their text stands.
+    """The documents in use, by number, and where their text stands."""
 
-    Attributes:
-        table: their columns, without text and without n-gram originality.
-        files: an Arrow file for each shard.
-        shard, row: file and row of each document (int64).
-        ngram: recomputed originality, 0-100, NaN for a document without a 7-gram, or not yet scored (float64).
-    """
+    table: pa.Table  # their columns, without text and without n-gram originality
+    files: list[Path]  # an Arrow file for each shard
+    shard: np.ndarray  # which of the files a document is in (int64)
+    row: np.ndarray  # its row there (int64)
+    ngram: np.ndarray = field(init=False)  # recomputed originality, 0-100, NaN for one without a 7-gram (float64)
 
-    table: pa.Table
-    files: list[Path]
-    shard: np.ndarray
-    row: np.ndarray
-    ngram: np.ndarray
+    def __post_init__(self):
+        self.tokens, self.header = self.table["tokens"].to_numpy(), header_originality(self.table)
+        codes, names = encode_column(self.table, "typology")
+        self.typology = np.where(codes == names.index(""), -1, codes) if "" in names else codes  # -1 for none named
 
     def __len__(self) -> int:
         return len(self.table)
 
-    @property
-    def tokens(self) -> np.ndarray:
-        return self.table["tokens"].to_numpy()
-
-    @property
-    def header(self) -> np.ndarray:
-        return header_originality(self.table)
-
     def score(self, measure: str) -> np.ndarray:
         """Originality as the measure "header" or "ngram" has it."""
         return self.header if measure == "header" else self.ngram
-
-    @property
-    def typology(self) -> np.ndarray:
-        """Codes of the source typologies, -1 where the header names none."""
-        codes, names = encode_column(self.table, "typology")
-        return np.where(codes == names.index(""), -1, codes) if "" in names else codes
 
     def group_by_shard(self, numbers: np.ndarray) -> list[tuple[Path, np.ndarray]]:
         """The files, each with its rows among the documents of these numbers (ascending)."""
@@ -92,7 +75,7 @@ def store_shards(
     keys = [digest([FORMAT, shard.name, shard.sha256, shard.size, need_originality])[:16] for shard in shards]
     keep_only(folder, set(keys))
     files = [folder / f"{key}.arrow" for key in keys]
-    tasks = [(shard, file, need_originality, skip_bad) for shard, file in zip(shards, files, strict=True)]
+    tasks = [(*pair, need_originality, skip_bad) for pair in zip(shards, files, strict=True)]
     return files, pool.map(store_shard, tasks, "Reading shards", [shard.size for shard in shards])
 
 
@@ -126,7 +109,7 @@ def store_shard(shard: Shard, file: Path, need_originality: bool, skip_bad: bool
 def _write_documents(file: Path, documents: Iterator[Document]) -> int:
     """Writes an Arrow file; returns the number of documents."""
     written = 0
-    with atomic_write(file) as aside, pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, STORED) as out:
+    with atomic_write(file) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, STORED) as out:
         for batch in cut_batches(documents, _BATCH_CHARACTERS, lambda document: len(document.text)):
             columns = zip(zip(*batch, strict=True), STORED.types, strict=True)
             out.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema=STORED))
@@ -152,7 +135,7 @@ def open_documents(files: list[Path], limit: int | None, seed: int) -> tuple[Doc
     keep = np.array(subsample(once, limit, seed), np.int64)
     dropped = Counter({"duplicate id": len(table) - len(once), "beyond --documents": len(once) - len(keep)})
     table = table.combine_chunks() if len(keep) == len(table) else table.take(pa.array(keep))
-    return Documents(table, files, shard[keep], row[keep], np.full(len(keep), np.nan)), +dropped
+    return Documents(table, files, shard[keep], row[keep]), +dropped
 
 
 def read_rows(file: Path, rows: np.ndarray, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -12,8 +12,9 @@ from flexqwen.cli import InputError
 from flexqwen.data.card import count_by_taxonomy, list_splits, read_index
 from flexqwen.data.corpus import MIN_TOKENS, Shard, open_corpus, read_shard
 from flexqwen.data.ngrams import NGRAM, cut_batches, hash_ngrams, hash_words
-from flexqwen.data.texts import read_file, read_manifest
+from flexqwen.data.texts import REMEDY, read_file, read_manifest
 from flexqwen.parallel import Pool
+from flexqwen.remote import explain_failure
 from flexqwen.tables import plain_table
 
 _BATCH_CHARACTERS = 1 << 23
@@ -25,8 +26,9 @@ def describe_folder(folder: Path, pool: Pool) -> str:
     if not _is_dataset(folder):
         return describe_corpus(folder, pool)
     header = ("taxonomy", "documents", f">= {MIN_TOKENS} tokens", "tokens", "originality", "n-gram")
-    table = plain_table([header, *sorted(count_by_taxonomy(read_index(folder)))])
-    return f"{describe_dataset(read_manifest(folder))}\n{table}"
+    with explain_failure(f"{folder} is damaged", REMEDY):
+        table = plain_table([header, *sorted(count_by_taxonomy(read_index(folder)))])
+        return f"{describe_dataset(read_manifest(folder))}\n{table}"
 
 
 def _is_dataset(folder: Path) -> bool:
@@ -36,10 +38,9 @@ def _is_dataset(folder: Path) -> bool:
 def describe_dataset(manifest: dict[str, Any]) -> str:
     """What a build read, left out and chose, and how the two measures agree."""
     shards, documents, agreement = manifest["shards"], manifest["documents"], manifest["agreement"]
-    lines = [
-        f"{len(shards['used']):,} shards used, {len(shards['absent']):,} listed but absent, "
-        f"{len(shards['bad']):,} bad; {documents['kept']:,} documents kept of {documents['read']:,}"
-    ]
+    used, absent, bad = (f"{len(shards[name]):,}" for name in ("used", "absent", "bad"))
+    kept = f"{documents['kept']:,} documents kept of {documents['read']:,}"
+    lines = [f"{used} shards used, {absent} listed but absent, {bad} bad; {kept}"]
     lines += _warn(manifest.get("generated"), manifest["stray_files"])
     lines += [f"bad shard {name}: {why}" for name, why in shards["bad"].items()]
     lines += [f"dropped {count:,}: {reason}" for reason, count in documents["dropped"].items()]
@@ -71,16 +72,12 @@ def describe_corpus(folder: Path, pool: Pool) -> str:
     for name, count in [*sorted(counts.items()), ("all", sum(counts.values(), Counter()))]:
         mean = count["originality"] / count["long"] if count["long"] else None
         rows.append((name, *(count[column] for column in ("shards", "absent", "documents", "long", "tokens")), mean))
-    return "\n".join(
-        [
-            f"{corpus.folder}: {len(corpus.shards):,} shards, {len(corpus.absent):,} listed but absent",
-            *_warn(corpus.generated, corpus.strays),
-            *(error for _, _, error in found if error),
-            *(f"would be dropped, {count:,}: {reason}" for reason, count in sorted(dropped.items())),
-            plain_table(rows),
-            f"originality: mean of what the headers state, over documents of {MIN_TOKENS} tokens or more",
-        ]
-    )
+    lines = [f"{corpus.folder}: {len(corpus.shards):,} shards, {len(corpus.absent):,} listed but absent"]
+    lines += _warn(corpus.generated, corpus.strays)
+    lines += [error for _, _, error in found if error]
+    lines += [f"would be dropped, {count:,}: {reason}" for reason, count in sorted(dropped.items())]
+    lines += [plain_table(rows), f"originality: mean of what headers state, for {MIN_TOKENS} tokens or more"]
+    return "\n".join(lines)
 
 
 def _warn(generated: bool, strays: list[str]) -> Iterator[str]:
@@ -113,7 +110,7 @@ def describe_document(folder: Path, identifier: str, pool: Pool) -> str:
     is_dataset = _is_dataset(folder)
     files = (file for file in (folder / "data").glob("*/*.parquet") if file.parent.name != "index")
     sources = sorted(files) if is_dataset else open_corpus(folder).shards
-    text = find_text(sources, identifier, pool)
+    text = find_text(sources, identifier)
     if text is None:
         raise InputError(f"{folder}: no document has the id {identifier!r}, or its text is not there")
     hashes, _ = hash_ngrams(*hash_words([text]))
@@ -148,18 +145,12 @@ def read_source(source: Shard | Path) -> Iterator[tuple[str, str]]:
         yield from read_file(source)
 
 
-def find_text(sources: list[Shard] | list[Path], identifier: str, pool: Pool) -> str | None:
+def find_text(sources: list[Shard] | list[Path], identifier: str) -> str | None:
     """The text of a document, where one of the sources has it."""
     shard = re.sub(r"\d+", "", identifier) + ".xml.gz"  # an identifier holds the name of its shard: look there first
-    for part in ([s for s in sources if isinstance(s, Shard) and s.path.name == shard], sources):
-        for text in pool.map(find_text_in, [(source, identifier) for source in part], "Looking for it"):
-            if text is not None:
-                return text
-    return None
-
-
-def find_text_in(source: Shard | Path, identifier: str) -> str | None:
-    return next((text for found, text in read_source(source) if found == identifier), None)
+    ordered = sorted(sources, key=lambda source: not (isinstance(source, Shard) and source.path.name == shard))
+    texts = (text for source in ordered for found, text in read_source(source) if found == identifier)
+    return next(texts, None)
 
 
 def find_copies(source: Shard | Path, identifier: str, grams: np.ndarray) -> dict[str, set[int]]:

@@ -146,17 +146,12 @@ def count_unique(runs: Sequence[tuple[Path, int]], low: int, high: int, among: S
     counts = []
     for chosen in among:
         own = slice(None) if chosen.all() else chosen[numbers]
-        documents = numbers[own]
-        alone = ~_held_by_several(hashes[own], documents)
+        documents, held = numbers[own], hashes[own]
+        starts = np.flatnonzero(np.diff(held, prepend=~held[:1]))  # of the records of one hash
+        is_alone = np.minimum.reduceat(documents, starts) == np.maximum.reduceat(documents, starts)
+        alone = np.repeat(is_alone, np.diff(starts, append=len(documents)))
         counts.append(np.bincount(documents[alone], minlength=len(chosen)).astype(np.uint32))
     return np.stack(counts)
-
-
-def _held_by_several(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """For records sorted by hash: whether several documents hold the hash (bool)."""
-    starts = np.flatnonzero(np.diff(hashes, prepend=~hashes[:1]))
-    several = np.minimum.reduceat(documents, starts) != np.maximum.reduceat(documents, starts)
-    return np.repeat(several, np.diff(starts, append=len(hashes)))
 
 
 def cut_ranges(records: int, memory: int, workers: int) -> list[tuple[int, int]]:

@@ -14,8 +14,7 @@ from flexqwen.data.passages import Passages
 from flexqwen.data.splits import Splits
 from flexqwen.parallel import Pool
 
-SCHEMA = STORED.append(pa.field("ngram_originality", pa.float64()))
-"""Columns of every config; `index` has no text."""
+SCHEMA = STORED.append(pa.field("ngram_originality", pa.float64()))  # of every config; `index` has no text
 
 _FILE_BYTES = 128 << 20  # of text in one Parquet file, about
 _INDEX_ROW_GROUP = 100_000
@@ -37,10 +36,9 @@ def write_splits(
         pieces = max(1, round(int(length[numbers].sum()) / _FILE_BYTES))
         for number, piece in enumerate(np.array_split(numbers, pieces)):
             path = folder / "data" / config / f"{split}-{number:05}-of-{pieces:05}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            places = (documents.files, documents.shard[piece], documents.row[piece])
+            places = documents.files, documents.shard[piece], documents.row[piece]
             heldout = None if config == "heldout" else heldout_file
-            tasks.append((path, *places, length[piece], documents.ngram[piece], heldout))
+            tasks.append((path, places, length[piece], documents.ngram[piece], heldout))
             costs.append(int(length[piece].sum()))
             names.append(name)
     bytes_: Counter[str] = Counter()
@@ -49,29 +47,23 @@ def write_splits(
         bytes_[name] += size
         if share is not None:
             shares[name] = max(share, shares.get(name, 0.0))
-    (folder / "data" / "index").mkdir()
     bytes_["index/train"] = write_index(folder / "data" / "index" / "train-00000-of-00001.parquet", documents)
     return bytes_, shares
 
 
 def write_rows(
-    path: Path,
-    files: list[Path],
-    shard: np.ndarray,
-    row: np.ndarray,
-    length: np.ndarray,
-    ngram: np.ndarray,
-    heldout_file: Path | None,
+    path: Path, places: tuple, length: np.ndarray, ngram: np.ndarray, heldout_file: Path | None
 ) -> tuple[int, float | None]:
-    """Writes a Parquet file of the documents at (shard, row), in that order, `length` bytes of text each.
+    """Writes a Parquet file of the documents at `places`: files, shards and rows as `gather_rows` takes them.
 
-    Returns the bytes of the columns, and the largest share of a document's 13-grams that is in `heldout_file` (None
-    without one). The share is of the text as it is written, so that it also tells of a wrong row.
+    `length` is the bytes of each text. Returns the bytes of the columns, and the largest share of a document's 13-grams
+    that is in `heldout_file` (None without one), in the text as it is written, so that it also tells of a wrong row.
     """
+    files, shard, row = places
     heldout = Passages(np.load(heldout_file)) if heldout_file else None
     shares = [0.0]
     ends = np.flatnonzero(np.diff(np.cumsum(length) // _ROW_GROUP_BYTES)) + 1
-    edges = np.unique([0, *ends, *range(0, len(shard), _ROW_GROUP), len(shard)])
+    edges = np.unique([0, *ends, *range(0, len(row), _ROW_GROUP), len(row)])
 
     def read_groups() -> Iterator[pa.Table]:
         for start, end in pairwise(edges):
@@ -93,6 +85,7 @@ def write_index(path: Path, documents: Documents) -> int:
 
 def _write_groups(path: Path, schema: pa.Schema, groups: Iterable[pa.Table], ngram: np.ndarray) -> int:
     """Writes row groups with their n-gram originality, null where it is NaN; returns the bytes of the columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     size = done = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as out:
         for group in groups:

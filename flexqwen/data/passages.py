@@ -13,9 +13,7 @@ from flexqwen.data.ngrams import cut_batches, hash_ngrams, hash_words, mean_know
 from flexqwen.data.texts import count_texts, dataset_digest, read_texts
 
 NGRAM = 13
-LIMIT = 0.5
-"""A training document with this share or more of its 13-grams in the held-out documents is left out."""
-
+LIMIT = 0.5  # a training document with this share or more of its 13-grams in the held-out documents is left out
 _FILTER_BITS = 24
 _BATCH_CHARACTERS = 1 << 20
 
@@ -55,13 +53,9 @@ class Passages:
 
 
 def find_seen_shares(texts: Sequence[str], dataset: str | Path, progress: bool = True) -> np.ndarray:
-    """Share of each text's 13-grams that stand in the training splits of a built dataset.
+    """Share of each text's 13-grams that stand in the training splits of a built dataset, which has to be there.
 
-    Returns:
-        float64 `(texts,)`; NaN for texts of under 13 words, of which this cannot be said.
-
-    Raises:
-        InputError: there is no dataset.
+    Returns float64 `(texts,)`; NaN for texts of under 13 words, of which this cannot be said.
     """
     dataset_digest(dataset)
     wanted = Passages(np.unique(hash_passages(texts)[0]))

@@ -45,7 +45,7 @@ def store_grams(file: Path, rows: np.ndarray, path: Path) -> np.ndarray:
             ngrams.write_run(path.with_name(f"{path.name}-{number}"), grams, owner + np.uint32(done))
             totals.append(np.bincount(owner, minlength=len(texts)))
             done += len(texts)
-        with atomic_write(totals_file) as aside, open(aside, "wb") as out:
+        with atomic_write(totals_file) as partial, open(partial, "wb") as out:
             np.save(out, np.concatenate(totals))
     return np.load(totals_file)
 

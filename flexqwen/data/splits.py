@@ -12,24 +12,16 @@ from numpy import ndarray
 from flexqwen.cli import InputError
 from flexqwen.data.corpus import MIN_TOKENS
 
+# Sizes are those of the whole corpus, of so many documents; a partial corpus gets its share of them.
 CORPUS_DOCUMENTS = 2_100_000
-"""Documents of the whole corpus, for which the sizes below are meant; a partial corpus gets its share of them."""
-
 GOLD, TOKENIZER = 500_000, 324_000
-HELDOUT, HELDOUT_SHARE = 2_500, 0.03
-"""Documents of each of the held-out splits: so many, or this share of the documents where that is less."""
+HELDOUT, HELDOUT_SHARE = 2_500, 0.03  # each held-out split: so many, or this share of the documents where that is less
+SPARE = 1.1  # pairs proposed for each that is asked for: decontamination leaves some out
 
-TOLERANCE = 0.02
-"""A control is as long as its partner within this share, and never more than this share or one token off."""
-
+TOLERANCE = 0.02  # a control differs in length from its partner by at most this share or one token
+MIN_GAP = 10  # points of originality, at least, by which a document exceeds its control
+# How far the two sides may differ: Kolmogorov-Smirnov distance of their lengths, and share of their tokens.
 KS_LIMIT, TOKENS_LIMIT = 0.01, 0.005
-"""How far the two sides may differ: Kolmogorov-Smirnov distance of their lengths, and share of their tokens."""
-
-SPARE = 1.1
-"""Pairs proposed for each that is asked for: decontamination leaves some out."""
-
-MIN_GAP = 10
-"""Points of originality, at least, by which a document exceeds its control."""
 
 PAIRS = (("gold", "matched"), ("gold_typology", "matched_typology"))
 TRAINING = (*PAIRS[0], *PAIRS[1], "tokenizer")
@@ -55,14 +47,12 @@ class Splits:
 
 
 def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int) -> Splits:
-    """Chooses the splits, before decontamination (see `decontaminate`).
+    """Chooses the splits. Training configs hold some more than is asked for; `decontaminate` cuts them to size.
 
     Args:
         tokens: length of each document, in tokens (int).
         originality: 0-100, NaN where it is not defined (float).
         typology: code of each document's source typology, -1 where the header names none (int).
-
-    Training configs hold some more than is asked for; `decontaminate` cuts them to size.
     """
     documents = len(tokens)
     order = np.random.default_rng([seed, 1]).permutation(documents)  # place of each document in a random order
@@ -76,10 +66,8 @@ def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int)
     pairs = match(eligible, tokens, originality, order)
     held_pairs = min(held, len(pairs) // 10)
     if held_pairs == 0:
-        raise InputError(
-            f"only {len(pairs)} pairs of documents of {MIN_TOKENS} tokens or more have one length and a different "
-            f"originality, among {documents} documents; give more shards or more --documents"
-        )
+        what = f"pairs of documents of {MIN_TOKENS} tokens or more have one length and a different originality"
+        raise InputError(f"only {len(pairs)} {what}, of {documents} documents; give more shards or more --documents")
     # A random part of the pairs is held out, so that it is like the part that trains.
     pairs = pairs[: round(SPARE * (size["gold"] + 2 * held_pairs))]
     chosen = np.random.default_rng([seed, 3]).permutation(len(pairs))
@@ -186,8 +174,8 @@ def decontaminate(splits: Splits, contaminated: ndarray, tokens: ndarray, seed: 
             cut = _balance(cut.T, tokens).T
         reasons = []
         if rows.shape[1] < wanted[name]:
-            pairs = f"pairs of one length, {MIN_GAP} points or more apart"
-            reasons.append(f"no more {pairs if partner else 'documents'}")
+            what = f"pairs of one length, {MIN_GAP} points or more apart" if partner else "documents"
+            reasons.append(f"no more {what}")
         if dropped := rows.shape[1] - clean.shape[1]:
             reasons.append(f"{dropped:,} left out for what they share with held-out documents")
         why = f" ({'; '.join(reasons)})" if cut.shape[1] < wanted[name] else ""
@@ -211,19 +199,19 @@ def check(splits: Splits, tokens: ndarray, originality: ndarray, typology: ndarr
         a, b = training[one], training[other]
         add(f"documents in both {one} and {other}", len(np.intersect1d(a, b)), 0)
         allowed = np.maximum(1, np.floor(TOLERANCE * tokens[a]))
-        off = int((np.abs(tokens[a] - tokens[b]) > allowed).sum())
-        add(f"{one}: pairs that differ in length by more than 2 % and one token", off, 0)
+        off = np.abs(tokens[a] - tokens[b]) > allowed
+        add(f"{one}: pairs that differ in length by more than 2 % and one token", off.sum(), 0)
         if len(a):
             distance = np.abs(_ahead(tokens[a], tokens[b])[1]).max() / len(a)
-            limit = max(KS_LIMIT, 1 / len(a))
-            add(f"{one}: Kolmogorov-Smirnov distance of the lengths to its control", distance, limit)
-            share = abs(int(tokens[a].sum()) - int(tokens[b].sum())) / int(tokens[b].sum())
+            name = f"{one}: Kolmogorov-Smirnov distance of the lengths to its control"
+            add(name, distance, max(KS_LIMIT, 1 / len(a)))
+            share = abs((tokens[a] - tokens[b]).sum()) / tokens[b].sum()
             add(f"{one}: difference in tokens to its control, as a share", share, TOKENS_LIMIT)
             gap = (originality[a] - originality[b]).min()
             add(f"{one}: smallest gap in originality to a control", gap, MIN_GAP, "at_least")
     a, b = training["gold_typology"], training["matched_typology"]
-    same = (typology[a] == typology[b]) & (typology[a] >= 0)
-    add("gold_typology: pairs of different typology", int((~same).sum()), 0)
+    is_other = (typology[a] != typology[b]) | (typology[a] < 0)
+    add("gold_typology: pairs of different typology", is_other.sum(), 0)
     others = np.concatenate([training[name] for pair in PAIRS for name in pair])
     add("documents in both tokenizer and another training split", len(np.intersect1d(training["tokenizer"], others)), 0)
     everything = np.concatenate([others, training["tokenizer"]])

@@ -7,14 +7,13 @@ from typing import Any
 
 from flexqwen.cli import InputError
 from flexqwen.files import file_digest, read_json
+from flexqwen.remote import explain_failure
+
+REMEDY = "copy it again, or build the dataset again"
 
 
 def dataset_digest(folder: str | Path) -> str:
-    """SHA-256 of the dataset's `manifest.json`, which names every input and every parameter of the build.
-
-    Raises:
-        InputError: the folder holds no manifest.
-    """
+    """SHA-256 of the dataset's `manifest.json`, which names all that it was built from; `InputError` without one."""
     manifest = Path(folder) / "manifest.json"
     if not manifest.is_file():
         raise InputError(f"no dataset in {folder}: {manifest} is missing; make it with carolina_originality.py build")
@@ -33,16 +32,13 @@ def summarize(folder: str | Path, config: str) -> dict[str, Any] | None:
     None where the dataset is not at hand.
     """
     manifest = read_manifest(folder)
-    split = manifest.get("splits", {}).get(f"{config}/train")
-    return split and {"generated": manifest["generated"], **{name: split[name] for name in ("documents", "tokens")}}
+    with explain_failure(f"{Path(folder) / 'manifest.json'} is damaged", REMEDY):
+        split = manifest.get("splits", {}).get(f"{config}/train")
+        return split and {"generated": manifest["generated"], **{name: split[name] for name in ("documents", "tokens")}}
 
 
 def parquet_files(folder: str | Path, config: str, split: str) -> list[Path]:
-    """The Parquet files of one split, in order.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The Parquet files of one split, in order; `InputError` where there is none."""
     files = sorted((Path(folder) / "data" / config).glob(f"{split}-*.parquet"))
     if not files:
         known = (f"{path.parent.name}/{path.name.split('-')[0]}" for path in Path(folder).glob("data/*/*.parquet"))
@@ -54,17 +50,15 @@ def count_texts(folder: str | Path, config: str, split: str) -> int:
     """Number of documents of a split."""
     import pyarrow.parquet as pq  # here, not above: a machine that trains from a token store may lack it
 
-    return sum(pq.read_metadata(file).num_rows for file in parquet_files(folder, config, split))
+    with explain_failure(f"{config}/{split} in {folder} is damaged", REMEDY):
+        return sum(pq.read_metadata(file).num_rows for file in parquet_files(folder, config, split))
 
 
 def check_whole(folder: str | Path, config: str, split: str) -> None:
-    """Compares a split with the manifest: a copy may have been cut, or be what an earlier download left.
-
-    Raises:
-        InputError: it lacks documents.
-    """
+    """Raises `InputError` where a split lacks documents of the manifest: a copy that was cut, or an old download."""
     found = count_texts(folder, config, split)
-    wanted = read_manifest(folder).get("splits", {}).get(f"{config}/{split}", {}).get("documents", found)
+    with explain_failure(f"{Path(folder) / 'manifest.json'} is damaged", REMEDY):
+        wanted = read_manifest(folder).get("splits", {}).get(f"{config}/{split}", {}).get("documents", found)
     if found != wanted:
         what = f"{config}/{split} in {folder} has {found:,} of the {wanted:,} documents of its manifest"
         raise InputError(f"{what}; copy it again, or run again where the Hub can be reached")
@@ -79,5 +73,9 @@ def read_file(file: Path) -> Iterator[tuple[str, str]]:
     """`(id, text)` of each document of a Parquet file."""
     import pyarrow.parquet as pq
 
-    for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=4096):
-        yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)
+    with explain_failure(f"{file} is damaged", REMEDY):
+        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=4096):
+            for document, text in zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True):
+                if not (isinstance(document, str) and isinstance(text, str)):
+                    raise ValueError("a document has no id or no text")
+                yield document, text

@@ -13,29 +13,29 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from flexqwen.cli import ArgumentParser, InputError, command
+from flexqwen.cli import ArgumentParser, InputError, command, path
 from flexqwen.data.texts import count_texts, dataset_digest, read_texts
-from flexqwen.files import atomic_write, is_empty, read_json, versions, write_json
+from flexqwen.files import atomic_write, is_made, read_json, versions, write_json
 from flexqwen.remote import explain_failure
 
 PAD, BOS, EOS, MASK = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
 MADE_BY = "made_by.json"
-FORMAT = 1  # of the tokenizer; raise it where the same texts and size give another one
+FORMAT = 2  # of the tokenizer; raise it where the same texts and size give another one
 QWEN3_ROLES = {"pad": "<|fim_pad|>", "bos": "<|im_start|>", "eos": "<|endoftext|>", "mask": "<|fim_middle|>"}
 
 # Words with their leading space, numbers digit by digit (so that a model can learn what a digit is worth), runs of
-# punctuation, and line breaks by themselves. Apostrophes and hyphens split words: "d'água", "disse-lhe".
-WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# punctuation, and line breaks by themselves. Apostrophes and hyphens split words: "d'água", "disse-lhe". llama.cpp has
+# this pattern built in; the one before took combining accents for letters.
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+OLD_WORDS = WORDS.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+")  # of tokenizers with format 1
 
 
 def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True) -> PreTrainedTokenizerFast:
     """Trains byte-level BPE on the dataset's `tokenizer` split. Lossless: any text decodes to itself.
 
     Encoding puts BOS in front. The mask token takes the space before it, as a word does, so that what it stands for
-    is a word with its space. Same texts, same tokenizer.
-
-    Raises:
-        InputError: a vocabulary with no room for the 256 bytes, or more than the texts give merges for.
+    is a word with its space. Same texts, same tokenizer. Raises `InputError` for a vocabulary with no room for the 256
+    bytes, or more than the texts give merges for.
     """
     minimum = 256 + len(SPECIAL_TOKENS)
     if vocab_size < minimum:
@@ -59,7 +59,8 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
         remedy = "lower vocab_size or build the dataset from more documents"
         raise InputError(f"{what}, vocab_size asks for {vocab_size}; {remedy}")
     _begin_with(tokenizer, BOS, EOS)
-    special = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS}
+    # What scores sentences as BERT's takes what stands first for CLS: unset, it would score BOS.
+    special = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "cls_token": BOS}
     special["mask_token"] = AddedToken(MASK, lstrip=True, special=True)
     options = {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
@@ -68,8 +69,7 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
 def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> PreTrainedTokenizerFast:
     """A checkpoint's tokenizer, same ids, with four of its special tokens as pad, BOS, EOS and mask.
 
-    Raises:
-        InputError: it cannot be loaded, or lacks one of the tokens.
+    Raises `InputError` where it cannot be loaded, or lacks one of the tokens.
     """
     with explain_failure(f"no tokenizer can be loaded from {checkpoint}", "name a Qwen3 checkpoint"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
@@ -94,25 +94,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", default="carolina_originality", help="a folder made by carolina_originality.py")
     parser.add_argument("--adapt", metavar="CHECKPOINT", help="adapt a Qwen3 checkpoint's tokenizer; none is trained")
     parser.add_argument("--vocab_size", type=int, default=8192, help="size of the vocabulary, special tokens included")
-    parser.add_argument("--output", default="runs/tokenizer", help="folder to write")
+    parser.add_argument("--output", type=path, default=Path("runs/tokenizer"), help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer made from something else")
     args = parser.parse_args(argv)
-    made_by = {"format": FORMAT}
     if args.adapt:
-        made_by |= {"adapted_from": args.adapt, **QWEN3_ROLES}
+        made_by = {"format": FORMAT, "adapted_from": args.adapt, **QWEN3_ROLES}
     else:
-        made_by |= {"dataset_digest": dataset_digest(args.dataset), "vocab_size": args.vocab_size}
-    output = Path(args.output)
-    if found := read_json(output / MADE_BY):
-        if isinstance(found, dict) and made_by == {name: found.get(name, 1) for name in made_by}:
-            print(f"tokenizer: {output} is already there, made from the same things and settings; reused")
-            return
-        if not args.overwrite:
-            raise InputError(f"{output} holds a tokenizer made otherwise; pass --overwrite or another --output")
-    elif output.exists() and not is_empty(output):
-        raise InputError(f"{output} exists and is not a tokenizer made by this command; pass another --output")
+        made_by = {"format": FORMAT, "dataset_digest": dataset_digest(args.dataset), "vocab_size": args.vocab_size}
+    if is_made(args.output, read_json(args.output / MADE_BY), made_by, args.overwrite):
+        return
     tokenizer = adapt_tokenizer(args.adapt) if args.adapt else train_tokenizer(args.dataset, args.vocab_size)
-    with atomic_write(output) as folder:
-        tokenizer.save_pretrained(folder)
-        write_json(folder / MADE_BY, made_by | {"versions": versions("tokenizers")})
-    print(f"tokenizer: {output} ({len(tokenizer)} tokens)")
+    with atomic_write(args.output) as partial:
+        tokenizer.save_pretrained(partial)
+        write_json(partial / MADE_BY, made_by | {"versions": versions("tokenizers")})
+    print(f"tokenizer: {args.output} ({len(tokenizer)} tokens)")

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from flexqwen import subsampling
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, suggest_name
 from flexqwen.data import passages
 from flexqwen.data.texts import dataset_digest
 from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.likelihood import MODES
 from flexqwen.evaluation.results import RESULTS, Result, read_results, write_results
-from flexqwen.evaluation.tasks import HUB, NAMES, Context, Item, Task, load_task
+from flexqwen.evaluation.tasks import NAMES, OPTIONAL, Context, Item, Task, load_task
 from flexqwen.files import digest, read_json, remove_path, versions
 from flexqwen.loading import check_unchanged, digest_checkpoint
 
@@ -38,8 +38,9 @@ class Options(Context):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.modes and (unknown := set(self.modes.split(",")) - set(MODES)):
-            raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(MODES)}")
+        if unknown := [mode for mode in (self.modes or MODES[0]).split(",") if mode not in MODES]:
+            nearest = suggest_name(unknown[0], MODES)
+            raise InputError(f"unknown mode {unknown[0]!r}{nearest}; there are: {', '.join(MODES)}")
 
     @property
     def names(self) -> Sequence[str]:
@@ -162,7 +163,7 @@ def load_items(tasks: list[Task], options: Options, notes: list[str]) -> dict[Ta
         try:
             items[task] = [] if task.fine_tune else task.load_items(options)
         except InputError as error:
-            if task.name not in HUB or options.tasks != "all":
+            if task.name not in OPTIONAL or options.tasks != "all":
                 raise
             notes.append(f"{task.name} left out: {error}")
     if not options.has_dataset:

@@ -4,18 +4,18 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flexqwen.cli import InputError
-from flexqwen.files import file_digest, read_json, remove_path, replace_path
+from flexqwen.files import file_digest, read_json, remove_leftovers, remove_path, replace_path
 from flexqwen.hub.repository import Repository
 from flexqwen.remote import explain_failure
-from flexqwen.training.checkpoints import find_defect, last_checkpoint
+from flexqwen.training.checkpoints import find_defect, last_checkpoint, link_best
 from flexqwen.training.runs import differences
 
 CODE = "configuration_flexqwen.py"  # what tells our repositories from others
-RECORDS = ("run.json", "config.yaml", "metrics.jsonl", "loss.png")
+RECORDS = ("run.json", "config.yaml", "metrics.jsonl", "loss.png", "loss.pdf")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LAST = "finished.json"
 
@@ -102,25 +102,33 @@ def restore(repository: Repository, run: Path, description: dict, state: str, if
         else:  # the checkpoint after what goes with it, so that after a kill all of it is fetched again
             for entry in sorted((fetched / run.name).iterdir(), key=lambda e: (e.name == LAST, e.name == last)):
                 replace_path(entry, run / entry.name)
+    if (run / "best").is_dir():
+        link_best(run)
     say(f"{run.name} was fetched from {repository.url}, {'finished' if is_finished else f'with {last}'}")
     return True
 
 
-def aside(path: Path) -> Path:
-    """The folder beside a path where this process keeps what comes from the Hub or goes there."""
-    return path.with_name(f"{path.name}.hub.{os.getpid()}.partial")
+@contextmanager
+def stage(path: Path) -> Iterator[Path]:
+    """A folder beside a path for what comes from the Hub or goes there; removed in the end, as is one left behind."""
+    place = path.with_name(f"{path.name}.hub")
+    staged = place.with_name(f"{place.name}.{os.getpid()}.partial")
+    with suppress(OSError):  # they are in nobody's way
+        remove_leftovers(place)
+    try:
+        yield staged
+    finally:
+        remove_path(staged)
 
 
 @contextmanager
 def fetch_beside(path: Path, repository: Repository, patterns: list[str]) -> Iterator[Path]:
     """A folder beside a path with files of the repository, removed in the end."""
     what = f"{repository.url} holds files that could not be fetched to {path.parent}"
-    try:
+    with stage(path) as fetched:
         with explain_failure(what, "run the same command again, or leave --push_to_hub out"):
-            repository.fetch(patterns, aside(path))
-        yield aside(path)
-    finally:
-        remove_path(aside(path))
+            repository.fetch(patterns, fetched)
+        yield fetched
 
 
 def say(text: str) -> None:

@@ -5,9 +5,8 @@ python -m flexqwen study status configs/study-cpu.yaml
 python -m flexqwen study report configs/study-cpu.yaml [--check]
 """
 
-import os
-
 from flexqwen.cli import ArgumentParser, InputError, command
+from flexqwen.remote import explain_failure
 from flexqwen.study import grid, report, runner
 
 
@@ -15,17 +14,16 @@ from flexqwen.study import grid, report, runner
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m flexqwen study", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, parser_class=ArgumentParser)
-    texts = {
+    parsers = {}
+    for name, text in {
         "run": "make the cells that are not made yet",
         "status": "show which cells are finished, and how far the others are",
         "report": "write results/<study>/README.md, its figures, and its table in docs/studies.md",
-    }
-    parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in texts.items()}
-    for each in parsers.values():
-        each.add_argument("config", help="such as configs/study-cpu.yaml")
+    }.items():
+        parsers[name] = commands.add_parser(name, help=text, description=text)
+        parsers[name].add_argument("config", help="such as configs/study-cpu.yaml")
     parsers["run"].add_argument("--workers", type=int, default=1, help="cells at a time, which share the cores")
     parsers["run"].add_argument("--seeds", type=int, nargs="+", help="only these, so that machines share a study")
-    parsers["run"].add_argument("--nice", type=int, default=0, help="how far to lower the priority, up to 19")
     parsers["report"].add_argument("--check", action="store_true", help="write nothing; fail if what is there differs")
     args = parser.parse_args(argv)
     study = grid.read(args.config)
@@ -34,13 +32,14 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--workers is {args.workers}; it must be at least 1")
         if unknown := set(args.seeds or []) - set(study.seeds):
             raise InputError(f"--seeds has {unknown.pop()}; {args.config} has {', '.join(map(str, study.seeds))}")
-        os.nice(max(0, args.nice))
         runner.run(study, args.workers, args.seeds)
-    elif args.command == "status":
-        print(runner.format_status(study))
-    elif args.check:
-        report.check(study)
-        print(f"{study.results / 'README.md'} is what its result files give")
-    else:
-        for path in report.write(study):
-            print(path)
+        return
+    with explain_failure(f"a file in {study.results} is damaged", "remove it; study run makes it again"):
+        if args.command == "status":
+            print(runner.format_status(study))
+        elif args.check:
+            report.check(study)
+            print(f"{study.results / 'README.md'} is what its result files give")
+        else:
+            for path in report.write(study):
+                print(path)

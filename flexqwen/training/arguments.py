@@ -12,6 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from flexqwen.cli import InputError, normalize_option, suggest_name
+from flexqwen.remote import reason
 from flexqwen.training.objectives import ObjectiveArguments
 from flexqwen.training.schedule import parse_phases
 
@@ -85,6 +86,7 @@ class TrainingArguments(transformers.TrainingArguments):
 
 
 GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, TrainingArguments)
+LONGEST = 2**18  # characters of a config
 DEFAULTS = {option.name: option.default for group in GROUPS for option in dataclasses.fields(group)}
 
 
@@ -116,16 +118,12 @@ def parse(argv: list[str]) -> Arguments:
     Raises:
         InputError: no such file, not a mapping, an unknown key, a value of the wrong type.
     """
-    parser = _Parser(
-        GROUPS,
-        prog="train.py",
-        usage="train.py <config.yaml> [--name value ...]",
-        description="Trains a FlexQwen. The config is a YAML file of the options below.",
-        allow_abbrev=False,
-    )
+    usage = "train.py <config.yaml> [--name value ...]"
     if not argv:
-        raise InputError("no config is given; usage: train.py <config.yaml> [--name value ...], see configs/")
-    given, options = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+        raise InputError(f"no config is given; usage: {usage}, see configs/")
+    what = "Trains a FlexQwen. The config is a YAML file of the options below."
+    parser = _Parser(GROUPS, prog="train.py", usage=usage, description=what, allow_abbrev=False)
+    given, options = (None, argv) if argv[0].startswith("-") else (argv[0], argv[1:])
     options = [normalize_option(word) for word in options]
     known = {action.dest for action in parser._actions} - {"help"}
     from_file = _options_from_yaml(given, known) if given else []
@@ -133,22 +131,28 @@ def parse(argv: list[str]) -> Arguments:
         parser.parse_known_args(from_file)
     except InputError as error:
         raise InputError(f"config {given}: {error}") from None
+    words = [*from_file, *options]
     try:
-        *groups, unknown = parser.parse_args_into_dataclasses(
-            [*from_file, *options], return_remaining_strings=True, look_for_args_file=False
-        )
+        *groups, unknown = parser.parse_args_into_dataclasses(words, True, look_for_args_file=False)
     except ValueError as error:  # the Trainer's own checks
-        raise InputError(" ".join(str(error).split())) from None
+        no_gpu = "bf16 needs a CUDA GPU; set use_cpu to true to train on the CPU, or bf16 to false"
+        raise InputError(no_gpu if "support bf16" in str(error) else reason(error)) from None
     if unknown:
         name = unknown[0].partition("=")[0]  # what comes after may be a token
         raise InputError(f"unknown option {name}{suggest_name(name.lstrip('-'), known)} (see train.py --help)")
-    words = [option.partition("=")[0] for option in (*from_file, *options)]
-    given = [parser._option_string_actions[word].dest for word in words if word in parser._option_string_actions]
-    return Arguments(*groups, given=list(dict.fromkeys(given)))
+    actions = (parser._option_string_actions.get(word.partition("=")[0]) for word in words)
+    return Arguments(*groups, given=list(dict.fromkeys(action.dest for action in actions if action)))
 
 
 class _OneKeyLoader(yaml.SafeLoader):
-    """SafeLoader, but a key that stands twice in a mapping is an error instead of the last one winning."""
+    """SafeLoader, but a key that stands twice in a mapping is an error instead of the last one winning, and so is an
+    alias: a few of them make a value without end.
+    """
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "it has an alias (*)", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         names = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -163,23 +167,28 @@ def read_yaml(path: str | Path) -> dict:
     """Reads a YAML file that is a mapping.
 
     Raises:
-        InputError: it cannot be read, is not valid YAML, has a key twice, or is no mapping.
+        InputError: it cannot be read, is not valid YAML, has a key twice or an alias, is no mapping, or is too long.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _OneKeyLoader)
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise InputError(f"config {path} has more than {LONGEST:,} characters, which no config has")
+        content = yaml.load(text, _OneKeyLoader)
     except OSError as error:
         raise InputError(f"config {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"config {path} has values within values beyond all measure") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"config {path} is not valid YAML: {reason(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"config {path} must be a mapping of names to values")
     return content
 
 
 def _options_from_yaml(path: str, known: set[str]) -> list[str]:
-    content = read_yaml(path)
     options = []
-    for name, value in content.items():
+    for name, value in read_yaml(path).items():
         if name not in known:
             raise InputError(f"config {path}: unknown key {name!r}{suggest_name(str(name), known)}")
         if value is None:
@@ -191,10 +200,9 @@ def _options_from_yaml(path: str, known: set[str]) -> list[str]:
 
 def as_dict(arguments: Arguments) -> dict:
     """All settings as one flat JSON-serialisable mapping, as they would stand in a config file."""
-    flat = {}
-    for group in (arguments.model, arguments.data, arguments.objective):
-        flat.update(dataclasses.asdict(group))
-    return {**flat, **arguments.training.to_dict()}
+    model, data, objective = map(dataclasses.asdict, (arguments.model, arguments.data, arguments.objective))
+    training = arguments.training.to_dict() | {"report_to": arguments.training.report_to or "none"}
+    return {**model, **data, **objective, **training}
 
 
 def check(arguments: Arguments) -> None:

@@ -66,14 +66,13 @@ class SaveOnSignal(TrainerCallback):
 
 
 class OnStart(TrainerCallback):
-    """Calls functions once the Trainer has made all that can fail, and before it writes anything."""
+    """Calls a function once the Trainer has made all that can fail, and before it writes anything."""
 
-    def __init__(self, *functions: Callable[[], None]):
-        self.functions = functions
+    def __init__(self, function: Callable[[], None]):
+        self.function = function
 
     def on_train_begin(self, args, state, control, **kwargs):
-        for function in self.functions:
-            function()
+        self.function()
 
 
 def ignore_signals(worker: int) -> None:

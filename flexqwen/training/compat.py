@@ -4,6 +4,9 @@ import contextlib
 
 from accelerate import DistributedType, PartialState
 
+from flexqwen.cli import InputError
+from flexqwen.remote import reason
+
 
 def allow_fsdp_on_cpu() -> None:
     """Lets FSDP2 run on several CPU processes over gloo.
@@ -15,14 +18,24 @@ def allow_fsdp_on_cpu() -> None:
 
 
 @contextlib.contextmanager
+def refusals_named(what: str):
+    """What the Trainer, accelerate or torch refuse in the block becomes an `InputError`: `what` cannot be made."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, ImportError, RuntimeError, ZeroDivisionError) as error:
+        raise InputError(f"{what} cannot be made: {reason(error)}") from error
+
+
+@contextlib.contextmanager
 def saved_as(model, cls: type):
-    """Within it the model is of class `cls`.
+    """Within it the model is of class `cls`, and its config asks for a cache.
 
     FSDP2 (torch 2.11 to 2.13, `fully_shard`) gives a model a class made on the fly, and `save_pretrained` would save
-    that class's name and the source files of torch with it.
+    that class's name and the source files of torch with it. The Trainer sets `use_cache` of the config to False.
     """
     wrapped, model.__class__ = model.__class__, cls
+    use_cache, model.config.use_cache = model.config.use_cache, True
     try:
         yield
     finally:
-        model.__class__ = wrapped
+        model.__class__, model.config.use_cache = wrapped, use_cache

@@ -10,37 +10,38 @@ from flexqwen.training.checkpoints import last_checkpoint
 
 
 class LossCheck:
-    """Losses of batches that were not looked at yet. On a GPU, looking at each would make the host wait for it."""
+    """Losses of batches that were not looked at yet. On a GPU, looking at each would make the host wait for it.
 
-    def __init__(self):
+    Args:
+        rows, batches, args: `TrainingRows`, `StepBatches` and settings of the run.
+    """
+
+    def __init__(self, rows, batches, args):
+        self.rows, self.batches, self.args = rows, batches, args
         self._unchecked: list[tuple[int, int, torch.Tensor]] = []  # step, batch of the step, its loss
 
     def add(self, step: int, batch: int, loss: torch.Tensor) -> None:
         """Keeps the loss of a process's batch."""
         self._unchecked.append((step, batch, loss))
 
-    def check(self, rows, batches, args) -> None:
+    def check(self) -> None:
         """Looks at the losses that were added.
-
-        Args:
-            rows: the `TrainingRows`; batches: the `StepBatches` of the run.
 
         Raises:
             InputError: one is not a number; it names the step, the documents of the batch and the last good checkpoint.
         """
         unchecked, self._unchecked = self._unchecked, []
-        finite = torch.stack([loss for _, _, loss in unchecked]).isfinite().tolist() if unchecked else []
+        finite = torch.stack([loss for *_, loss in unchecked]).isfinite().tolist() if unchecked else []
         if all(finite):
             return
         step, batch, _ = unchecked[finite.index(False)]
+        rows, batches, args = self.rows, self.batches, self.args
         number = step * batches.batches_per_step + batch * args.world_size + args.process_index
         items = next(itertools.islice(batches, number, None))
         documents = [name for item in items for name in rows.place(item)[0].rows.documents(rows.row_number(item))]
         shown = ", ".join(documents[:8]) + (f" and {len(documents) - 8} more" if len(documents) > 8 else "")
-        raise InputError(
-            f"the loss of step {step + 1} is not a number; its batch has documents {shown}; "
-            f"{suggest_remedy(args.output_dir)}, and run again"
-        )
+        what = f"the loss of step {step + 1} is not a number; its batch has documents {shown}"
+        raise InputError(f"{what}; {suggest_remedy(args.output_dir)}, and run again")
 
 
 def check_weights(model, step: int, folder: str) -> None:
@@ -50,9 +51,8 @@ def check_weights(model, step: int, folder: str) -> None:
     """
     parameters = (getattr(parameter, "to_local", lambda p=parameter: p)() for parameter in model.parameters())
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-        raise InputError(
-            f"the weights after step {step} are not numbers, though the loss was; {suggest_remedy(folder)}"
-        )
+        what = f"the weights after step {step} are not numbers, though the loss was"
+        raise InputError(f"{what}; {suggest_remedy(folder)}")
 
 
 def suggest_remedy(folder: str) -> str:

@@ -1,12 +1,24 @@
 """What is summed up between two logs of a training run, and the figures that are made of it."""
 
+import contextlib
+import json
 import time
+from pathlib import Path
 
 import torch
 
 from flexqwen.evaluation.heldout import MODES
 from flexqwen.training.flops import model_flops, peak_flops
 from flexqwen.training.schedule import Phase
+
+
+def read_log(run: Path) -> list[dict]:
+    """The entries of a run's `metrics.jsonl`, in order; not a line that is being written, or never was to its end."""
+    entries = []
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 class TrainingMetrics:
@@ -33,13 +45,19 @@ class TrainingMetrics:
         rows = torch.stack([row_losses.to(dtype), row_labels.to(dtype), row_tokens.to(dtype)], dim=-1)
         self.sums = self.sums + torch.stack([is_causal, ~is_causal]).to(dtype) @ rows
 
-    def add_wait(self, seconds: float) -> None:
-        """Adds time that was spent waiting for data."""
-        self._waited += seconds
+    @contextlib.contextmanager
+    def waiting(self):
+        """Counts the time of the block as spent waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
 
-    def leave_out(self, seconds: float) -> None:
-        """Leaves time out that was not training, but evaluation or saving."""
-        self._since += seconds
+    @contextlib.contextmanager
+    def left_out(self):
+        """Leaves out the time of the block, which is not training, but evaluation or saving."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
 
     def reduce(self, accelerator) -> tuple[list[list[float]], float]:
         """The sums by mode, and the summed loss of all batches, over all processes."""
@@ -74,7 +92,7 @@ class TrainingMetrics:
             if count:
                 found[f"loss_{mode}"], found[f"labels_{mode}"] = nats / count, int(count)
                 if mode == "masked":
-                    found["mask_rate"] = count / real
+                    found["masked_share"] = count / real
         if (peak := peak_flops()) and step > self._timed_step:
             phase = next(phase for phase in self.phases if step <= phase.steps.stop)
             share = labels / max(1, self.tokens_seen(step) - self.tokens_seen(self.step))

@@ -1,6 +1,7 @@
 """Makes the model of a run: new, or from a checkpoint of FlexQwen or Qwen3."""
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from configuration_flexqwen import AUTO_MAP, FlexQwenConfig
 from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.files import atomic_write
+from flexqwen.remote import explain_failure
 from flexqwen.training.arguments import ModelArguments
+from flexqwen.training.compat import refusals_named
 from flexqwen.training.objectives import ObjectiveArguments
 from modeling_flexqwen import FlexQwenForCausalLM
 
@@ -47,7 +50,11 @@ def check_vocabulary(checkpoint: str, tokenizer_folder: str) -> None:
         own = cached_file(checkpoint, "tokenizer.json")
     except OSError:  # it has none of this kind: nothing to compare with
         return
-    one, other = (Tokenizer.from_file(str(path)).get_vocab() for path in (own, f"{tokenizer_folder}/tokenizer.json"))
+    vocabularies = []
+    for path in (own, f"{tokenizer_folder}/tokenizer.json"):
+        with explain_failure(f"{path} is damaged", "bring it back"):
+            vocabularies.append(Tokenizer.from_file(str(path)).get_vocab())
+    one, other = vocabularies
     if one != other:
         raise InputError(
             f"{tokenizer_folder} does not have the vocabulary of {checkpoint}; pass --tokenizer {checkpoint}, or what "
@@ -63,42 +70,39 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer)
     """
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
     ids["masked_prediction"] = objective.masked_prediction
-    if model.model_name_or_path:
-        check_vocabulary(model.model_name_or_path, tokenizer.name_or_path)
-        config = loading.load(FlexQwenConfig, model.model_name_or_path)
+    if checkpoint := model.model_name_or_path:
+        check_vocabulary(checkpoint, tokenizer.name_or_path)
+        config = loading.load(FlexQwenConfig, checkpoint)
         if config.vocab_size < len(tokenizer):
-            raise InputError(
-                f"{model.model_name_or_path} has a vocabulary of {config.vocab_size}, the tokenizer one of "
-                f"{len(tokenizer)}; use the checkpoint's own tokenizer"
-            )
-        if config.max_position_embeddings < tokenizer.model_max_length:
-            raise InputError(
-                f"{model.model_name_or_path} has {config.max_position_embeddings} positions and sequence_length is "
-                f"{tokenizer.model_max_length}; lower sequence_length"
-            )
+            what = f"{checkpoint} has a vocabulary of {config.vocab_size}, the tokenizer one of {len(tokenizer)}"
+            raise InputError(f"{what}; use the checkpoint's own tokenizer")
+        if config.max_position_embeddings < (length := tokenizer.model_max_length):
+            what = f"{checkpoint} has {config.max_position_embeddings} positions and sequence_length is {length}"
+            raise InputError(f"{what}; lower sequence_length")
         return loading.load_model(
             FlexQwenForCausalLM,
-            model.model_name_or_path,
+            checkpoint,
             attn_implementation=model.attn_implementation,
             dtype=torch.float32,  # not the checkpoint's: AdamW's small steps would round away in bfloat16
             auto_map=dict(AUTO_MAP),  # nor the code that it names: what is trained here may be published
             **ids,
         )
     if model.num_key_value_heads < 1 or model.num_attention_heads % model.num_key_value_heads:
-        raise InputError(
-            f"num_attention_heads ({model.num_attention_heads}) must be a multiple of num_key_value_heads "
-            f"({model.num_key_value_heads})"
-        )
-    shape = dataclasses.asdict(model) | {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": tokenizer.model_max_length,
-    }
+        heads, groups = model.num_attention_heads, model.num_key_value_heads
+        raise InputError(f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({groups})")
+    shape = dataclasses.asdict(model) | ids | {"vocab_size": len(tokenizer)}
+    shape["max_position_embeddings"] = tokenizer.model_max_length
+    shape["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
     del shape["model_name_or_path"]
-    rope = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
-    try:
-        return FlexQwenForCausalLM(FlexQwenConfig(**shape, rope_parameters=rope, **ids))
-    except (ValueError, ImportError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"the model cannot be made: {' '.join(str(error).split())}") from error
+    with refusals_named("the model"):
+        if model.num_hidden_layers > loading.MOST_LAYERS:
+            raise ValueError(f"num_hidden_layers is {model.num_hidden_layers:,}")
+        config = FlexQwenConfig(**shape)
+        with torch.device("meta"):  # which takes no memory
+            weights = FlexQwenForCausalLM(config).num_parameters()
+        if 4 * weights > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+            raise ValueError(f"it has {weights:,} weights of 4 bytes, and this machine {memory >> 30} GiB")
+        return FlexQwenForCausalLM(config)
 
 
 def save_code(folder: Path) -> None:
@@ -109,5 +113,5 @@ def save_code(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for module in (configuration_flexqwen, modeling_flexqwen):
-        with atomic_write(folder / Path(module.__file__).name) as aside:
-            shutil.copyfile(module.__file__, aside)
+        with atomic_write(folder / Path(module.__file__).name) as partial:
+            shutil.copyfile(module.__file__, partial)

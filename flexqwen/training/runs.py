@@ -27,10 +27,21 @@ import yaml
 from flexqwen.cli import InputError, redact
 from flexqwen.data.packing import open_token_store
 from flexqwen.data.texts import dataset_digest, summarize
-from flexqwen.files import atomic_write, digest, file_digest, remove_leftovers, remove_path, versions, write_json
+from flexqwen.files import (
+    digest,
+    file_digest,
+    read_json,
+    remove_leftovers,
+    remove_path,
+    versions,
+    write_json,
+    write_text,
+)
+from flexqwen.remote import explain_failure
 from flexqwen.training.arguments import DEFAULTS, Arguments, TrainingArguments, as_dict
 from flexqwen.training.checkpoints import find_defect, last_checkpoint, list_checkpoints, step_of
-from flexqwen.training.curves import draw_loss_curves
+from flexqwen.training.loss_figure import draw_loss
+from flexqwen.training.metrics import read_log
 from flexqwen.training.model import save_code
 
 # Settings that say where and how a run happens, not what comes out of it.
@@ -55,13 +66,14 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
     Raises:
         InputError: neither the dataset nor its token store is there.
     """
-    data = args.data
+    data, training = args.data, args.training
     tokenizer = Path(data.tokenizer) / "tokenizer.json"
     if not tokenizer.is_file():
         raise InputError(f"no tokenizer in {data.tokenizer}; make it with python -m flexqwen tokenizer")
     digests = {"tokenizer": file_digest(tokenizer)}
     if data.token_store:
-        store = open_token_store(data.token_store, data.dataset_config, digests["tokenizer"], data.sequence_length)
+        wanted = {"dataset_config": data.dataset_config, "tokenizer_digest": digests["tokenizer"]}
+        store = open_token_store(data.token_store, sequence_length=data.sequence_length, **wanted)
         digests["dataset"] = store.info["dataset_digest"]
     else:
         digests["dataset"] = dataset_digest(dataset)
@@ -71,13 +83,13 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
     return {
         "settings": as_dict(args),
         "given": args.given,
-        "rows_per_step": rows_per_step(args),
+        "rows_per_step": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
         "digests": digests,
         "versions": versions("torch", "transformers", "accelerate", "tokenizers", "numpy"),
         "command": redact(["train.py", *argv]),
         "data": summarize(dataset, data.dataset_config),
         "dataset_is_of_the_hub": dataset != data.dataset,  # the name alone does not tell it from a folder
-        "hardware": describe_hardware(args.training.world_size),
+        "hardware": describe_hardware(training.world_size),
     }
 
 
@@ -100,9 +112,8 @@ def lock_run(folder: Path) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _open_locked(path)
     except BlockingIOError:
-        raise InputError(
-            f"another process is training in {folder}; wait for it, or pass another --output_dir"
-        ) from None
+        remedy = "wait for it, or pass another --output_dir"
+        raise InputError(f"another process is training in {folder}; {remedy}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be made ({error.strerror}); pass another --output_dir") from None
     try:
@@ -130,12 +141,6 @@ def _open_locked(path: Path) -> int:
         os.close(descriptor)
 
 
-def rows_per_step(arguments: Arguments) -> int:
-    """Rows of one optimiser step, over all processes and accumulated batches."""
-    training = arguments.training
-    return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-
-
 def find_state(folder: Path, description: dict, training: TrainingArguments) -> str:
     """What is to be done with a run's folder. Changes nothing.
 
@@ -146,35 +151,34 @@ def find_state(folder: Path, description: dict, training: TrainingArguments) -> 
         InputError: the folder holds a run made with other settings or data, and neither `overwrite` nor
             `resume_changed` is set; the message names what differs. Or it cannot resume from any of its checkpoints.
     """
-    file = folder / "run.json"
     if not folder.exists() or not any(folder.iterdir()):
         return "new"
-    if not file.is_file():
+    if not (folder / "run.json").is_file():
         raise InputError(f"{folder} is not empty and holds no run; pass another --output_dir")
     is_finished, checkpoints = (folder / "finished.json").is_file(), list_checkpoints(folder)
     if not is_finished and not checkpoints:
         return "new"  # nothing is lost
-    changes = differences(json.loads(file.read_text(encoding="utf-8")), description)
+    with explain_failure(f"{folder / 'run.json'} is damaged", "bring it back, or pass another --output_dir"):
+        changes = differences(read_json(folder / "run.json"), description)
     if not changes and is_finished:
         return "finished"
     can_resume = last_checkpoint(folder) is not None
     if training.overwrite and (changes or not can_resume):
         return "new"
-    if checkpoints and not can_resume and (training.resume_changed or not changes):
+    if changes and not training.resume_changed:
+        raise InputError(
+            f"{folder} holds a run with other settings ({'; '.join(changes)}); pass --overwrite to replace it, "
+            "--resume_changed to resume from its last checkpoint with the new ones, or another --output_dir"
+        )
+    if not can_resume:
         defects = [f"{checkpoint.name}: {find_defect(checkpoint)}" for checkpoint in checkpoints]
         raise InputError(
             f"{folder} cannot resume from any of its checkpoints ({'; '.join(defects)}); bring back what is missing, "
             "or pass --overwrite to begin anew"
         )
-    if not changes:
-        return "resume"
-    if training.resume_changed and can_resume:
+    if changes:
         print(f"run: {folder} resumes with other settings ({'; '.join(changes)})")
-        return "resume"
-    raise InputError(
-        f"{folder} holds a run with other settings ({'; '.join(changes)}); pass --overwrite to replace it, "
-        "--resume_changed to resume from its last checkpoint with the new ones, or another --output_dir"
-    )
+    return "resume"
 
 
 def start_run(folder: Path, description: dict, trainer, checkpoint: Path | None) -> None:
@@ -203,9 +207,10 @@ def finish_run(folder: Path, trainer) -> None:
     """Draws the curves of a run that came to its last step, marks it as finished and says where all is."""
     if trainer.args.process_index:
         return
-    draw_loss_curves(folder)
-    state = trainer.state
-    write_json(folder / "finished.json", {"step": state.global_step, "best_loss": state.best_metric})
+    with explain_failure(f"{folder / 'metrics.jsonl'} is damaged", "remove its wrong lines"):
+        draw_loss(folder)
+    end = {"step": trainer.state.global_step, "best_loss": trainer.state.best_metric}
+    write_json(folder / "finished.json", end)
     print(f"checkpoint: {folder / 'best'}\nlogs:       {folder / 'logs'}, {folder / 'metrics.jsonl'}")
     print(f"figure:     {folder / 'loss.png'}")
 
@@ -223,28 +228,20 @@ def clean_up(folder: Path, last: Path) -> None:
             remove_path(later)
     for left in (*folder.glob("checkpoint-*"), *folder.glob("*.partial")):
         remove_path(left)
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    evaluated = [json.loads(line) for line in lines if _step_of(line) < float("inf") and "eval_loss" in line]
-    if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step_of(last):
-        remove_path(folder / "best")  # of a step that is to be made again, perhaps with other settings
-    with atomic_write(folder / "metrics.jsonl") as aside:
-        aside.write_text("".join(line for line in lines if _step_of(line) <= step_of(last)), encoding="utf-8")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except ValueError:  # the process was killed while it wrote the line
-        return float("inf")
+    with explain_failure(f"{folder / 'metrics.jsonl'} is damaged", "remove its wrong lines"):
+        entries = read_log(folder)
+        evaluated = [entry for entry in entries if "eval_loss" in entry]
+        if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step_of(last):
+            remove_path(folder / "best")  # of a step that is to be made again, perhaps with other settings
+        kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step_of(last)]
+    write_text(folder / "metrics.jsonl", "".join(kept))
 
 
 def write_description(folder: Path, description: dict) -> None:
     """Writes `run.json` and `config.yaml`."""
     write_json(folder / "run.json", description)
-    given = [name for name in description["given"] if not name.endswith("_token")]
-    settings = {name: description["settings"][name] for name in given}
-    with atomic_write(folder / "config.yaml") as aside:
-        aside.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    given = {name: description["settings"][name] for name in description["given"] if not name.endswith("_token")}
+    write_text(folder / "config.yaml", yaml.safe_dump(given, sort_keys=False))
 
 
 def differences(old: dict, new: dict) -> list[str]:

@@ -51,20 +51,6 @@ class PhaseSettings:
     sequence_length: int
     batch_fraction: float = 1.0
 
-    def rows_per_batch(self, sequence_length: int, train_batch_size: int) -> int:
-        """Rows of one device's batch, where the run's own `sequence_length` and batch size give one of fraction 1.
-
-        Raises:
-            InputError: it is not a whole number.
-        """
-        rows = train_batch_size * sequence_length * self.batch_fraction / self.sequence_length
-        if rows < 1 or rows != int(rows):
-            raise InputError(
-                f"phases: {train_batch_size} rows of {sequence_length} tokens times batch_fraction "
-                f"{self.batch_fraction} make {rows:g} rows of {self.sequence_length}; it must be a whole number"
-            )
-        return int(rows)
-
 
 def parse_phases(given: list[str] | None, sequence_length: int) -> list[PhaseSettings]:
     """Reads `phases`, a JSON object each; one phase of the run's own length where there are none.
@@ -101,12 +87,18 @@ def plan_phases(
         rows: packed rows by their length.
         train_batch_size: rows of one device's batch in the last phase.
         batches: processes times accumulated batches of a step.
+
+    Raises:
+        InputError: the rows of a device's batch are not a whole number.
     """
-    length, start, phases = settings[-1].sequence_length, 0, []
+    tokens, start, phases = train_batch_size * settings[-1].sequence_length, 0, []
     for phase in settings:
-        end = round(phase.until * max_steps)
-        size = batches * phase.rows_per_batch(length, train_batch_size)
-        phases.append(Phase(rows[phase.sequence_length], range(start, end), size))
+        count, end = tokens * phase.batch_fraction / phase.sequence_length, round(phase.until * max_steps)
+        if count < 1 or count != int(count):
+            what = f"{tokens} tokens of a batch times batch_fraction {phase.batch_fraction}"
+            remedy = "it must be a whole number"
+            raise InputError(f"phases: {what} make {count:g} rows of {phase.sequence_length}; {remedy}")
+        phases.append(Phase(rows[phase.sequence_length], range(start, end), batches * int(count)))
         start = end
     return phases
 

@@ -241,7 +241,7 @@ def test_a_compiled_model_sees_what_it_should(implementation, mode, monkeypatch)
     monkeypatch.undo()  # FlexAttention compiled as well
     torch._dynamo.reset()
     inputs = {"is_causal": False} if mode == "bidirectional" else {"prefix_length": torch.tensor([PREFIX])}
-    compiled = torch.compile(make_model(FlexQwenModel, implementation))
+    compiled = torch.compile(make_model(FlexQwenModel, implementation, num_hidden_layers=1))
     seen = visible_from_outputs(compiled, make_ids(1), use_cache=False, **inputs)
     place = torch.arange(LENGTH)
     assert torch.equal(seen, (place <= place[:, None]) | (place < (LENGTH if mode == "bidirectional" else PREFIX)))
@@ -278,6 +278,48 @@ def test_the_calls_mode_wins_over_the_configs_and_the_configs_over_the_classes()
     assert torch.equal(masked_lm(ids).logits, masked_lm(ids, is_causal=False).logits)
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("layout", ["plain", "left padded", "right padded", "packed", "cached"])
+def test_a_causal_call_is_causal_though_the_config_says_otherwise(implementation, layout):
+    causal, ids = make_model(implementation=implementation), make_ids()
+    bidirectional = make_model(implementation=implementation, is_causal=False)
+    inputs = {"is_causal": True, "use_cache": layout == "cached"}
+    if layout.endswith("padded"):
+        mask = torch.ones_like(ids)
+        mask[1, :4] = 0
+        inputs["attention_mask"] = mask if layout == "left padded" else mask.flip(-1)
+    if layout == "packed":
+        inputs["position_ids"] = packed_positions(len(ids))[0]
+    found = []
+    for model in (causal, bidirectional):
+        output = model(ids, **inputs)
+        if layout == "cached":
+            output = model(ids[:, :3], past_key_values=output.past_key_values, is_causal=True)
+        found.append(output.logits)
+    assert torch.equal(*found)
+
+
+def test_the_config_takes_a_mode_where_it_is_loaded(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    assert not hasattr(FlexQwenConfig.from_pretrained(tmp_path, is_causal=None), "is_causal")
+    assert FlexQwenConfig.from_pretrained(tmp_path, is_causal=False).is_causal is False
+    loaded, ids = FlexQwenModel.from_pretrained(tmp_path, is_causal=False), make_ids()
+    expected = FlexQwenModel.from_pretrained(tmp_path)(ids, is_causal=False)[0]
+    assert torch.equal(loaded(ids)[0], expected)
+    loaded.save_pretrained(tmp_path / "bidirectional")
+    assert torch.equal(FlexQwenModel.from_pretrained(tmp_path / "bidirectional")(ids)[0], expected)
+
+
+def test_rows_past_the_last_position_are_said_once(monkeypatch):
+    said = []
+    monkeypatch.setattr("modeling_flexqwen.logger.warning_once", said.append)
+    model, ids = make_model(max_position_embeddings=LENGTH), make_ids()
+    cache = model(ids, use_cache=True).past_key_values
+    assert not said
+    model(ids[:, :1], past_key_values=cache)
+    assert said == [f"rows of {LENGTH + 1} tokens and more are longer than the {LENGTH} positions of this model"]
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -288,7 +330,8 @@ def test_the_calls_mode_wins_over_the_configs_and_the_configs_over_the_classes()
         ({"prefix_length": torch.tensor([3, LENGTH + 1])}, r"\[3, 13\] must lie between 0 and the row's 12"),
         ({"prefix_length": torch.tensor([3, -1])}, "must lie between"),
         ({"prefix_length": torch.tensor(3)}, r"shape \(2,\), got torch.int64 of shape \(\)"),
-        ({"prefix_length": torch.tensor([3.0, 2.0])}, "must be integers"),
+        ({"prefix_length": torch.tensor([3.0, 2.0])}, "must be a tensor of integers"),
+        ({"prefix_length": 3}, r"must be a tensor of integers of shape \(2,\), got 3"),
         ({"prefix_length": torch.tensor([3, 3]), "position_ids": packed_positions(2)[0]}, "one document each"),
         ({"prefix_length": torch.tensor([3, 3]), "is_causal": False}, "goes with causal attention"),
         ({"input_ids": torch.full((2, LENGTH), VOCABULARY)}, "between 0 and 63"),

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3ForCausalLM, StaticCache
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3ForTokenClassification,
+    Qwen3Model,
+    StaticCache,
+)
 
 from flexqwen.cli import InputError
 from flexqwen.hub.export import export
@@ -14,7 +24,7 @@ from modeling_flexqwen import (
     FlexQwenForTokenClassification,
     FlexQwenModel,
 )
-from tests.helpers.tiny import LENGTH, PAD, make_ids, make_model, make_qwen3
+from tests.helpers.tiny import LENGTH, MASK, PAD, make_ids, make_model, make_qwen3
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
@@ -210,6 +220,35 @@ def test_qwen3_folders_load_as_they_are_and_exports_are_qwen3(tmp_path, tied, dt
         export(tmp_path, tmp_path / "other")
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_bidirectional_export_is_an_encoder_that_stock_transformers_run(tmp_path, tied, implementation):
+    model, ids = make_model(tie_word_embeddings=tied, use_cache=False), make_ids()
+    model.save_pretrained(tmp_path / "flexqwen")
+    export(tmp_path / "flexqwen", tmp_path / "encoder", "bidirectional")
+    config = AutoConfig.from_pretrained(tmp_path / "encoder")
+    assert type(config) is Qwen3Config and config.architectures == ["Qwen3Model"] and config.use_cache
+    assert config.is_causal is False and config.use_bidirectional_attention is True
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    options = {"attn_implementation": implementation}
+    flexqwen = FlexQwenModel.from_pretrained(tmp_path / "flexqwen", is_causal=False, **options).eval()
+    stock = AutoModel.from_pretrained(tmp_path / "encoder", **options).eval()
+    assert type(stock) is Qwen3Model
+    for inputs in ({}, {"attention_mask": mask}, {"attention_mask": mask.flip(-1)}):
+        expected = flexqwen(ids, **inputs)[0]
+        assert torch.equal(stock(ids, **inputs)[0], expected)
+        assert not torch.equal(flexqwen(ids, is_causal=True, **inputs)[0], expected)
+    tagger = Qwen3ForTokenClassification.from_pretrained(
+        tmp_path / "encoder", attn_implementation=implementation
+    ).eval()
+    ours = FlexQwenForTokenClassification.from_pretrained(
+        tmp_path / "encoder", attn_implementation=implementation
+    ).eval()
+    ours.score.load_state_dict(tagger.score.state_dict())
+    assert torch.equal(ours(ids).logits, tagger(ids).logits)
+
+
 def test_sharded_checkpoints_reload(tmp_path):
     model, ids = make_model(), make_ids()
     model.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -231,3 +270,40 @@ def test_masked_lm_keeps_the_logits_that_are_asked_for(masked_prediction):
     assert torch.equal(model(ids, logits_to_keep=places).logits, whole[:, places])
     model.config.return_dict = False
     assert torch.equal(model(ids)[0], whole)
+
+
+@pytest.mark.parametrize("masked_prediction", ["next_token", "in_place"])
+@pytest.mark.parametrize("left_to_right", [True, False])
+def test_masks_are_filled_as_by_brute_force(masked_prediction, left_to_right):
+    model, ids = make_model(FlexQwenForMaskedLM, masked_prediction=masked_prediction), make_ids(batch=2, length=8)
+    ids[:, [2, 5]], ids[0, 6] = MASK, MASK
+    mask = torch.ones_like(ids)
+    ids[1, 6:], mask[1, 6:] = PAD, 0
+    filled = model.fill(ids, mask, left_to_right=left_to_right)
+    kept = ids != MASK
+    assert torch.equal(filled[kept], ids[kept]) and (filled[~kept] > MASK).all()
+    for row in range(2):
+        expected = ids[row : row + 1, : int(mask[row].sum())].clone()
+        while len(places := (expected[0] == MASK).nonzero()[:, 0]):
+            chances = model(expected).logits[0].index_fill(-1, torch.arange(MASK + 1), -torch.inf).softmax(-1)[places]
+            at = 0 if left_to_right else chances.amax(-1).argmax()
+            expected[0, places[at]] = chances[at].argmax()
+        assert torch.equal(filled[row : row + 1, : expected.shape[1]], expected)
+
+
+def test_beams_that_hold_every_filling_find_the_likeliest():
+    model, greedy = make_model(FlexQwenForMaskedLM, vocab_size=9), []
+    for seed in (16, 17):
+        ids = make_ids(batch=1, length=6, seed=seed) % 5 + 4
+        ids[0, [2, 4]] = MASK
+        scores = {}
+        first = model(ids).logits[0, 2, 4:].log_softmax(-1)
+        for one in range(4, 9):
+            half = ids.clone()
+            half[0, 2] = one
+            second = model(half).logits[0, 4, 4:].log_softmax(-1)
+            scores |= {(one, two): first[one - 4] + second[two - 4] for two in range(4, 9)}
+        likeliest = max(scores, key=scores.get)
+        assert tuple(model.fill(ids, left_to_right=True, num_beams=25)[0, [2, 4]].tolist()) == likeliest
+        greedy.append(tuple(model.fill(ids, left_to_right=True)[0, [2, 4]].tolist()) == likeliest)
+    assert greedy == [True, False]

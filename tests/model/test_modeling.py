@@ -130,9 +130,39 @@ def test_next_token_prediction_of_masks_leaves_out_a_label_with_nothing_before_i
     torch.testing.assert_close(model(ids, labels=labels).loss, expected)
 
 
+class Adapted(torch.nn.Linear):
+    """A head that is more than its matrix, as with LoRA."""
+
+    def forward(self, hidden):
+        return super().forward(hidden) + 3 * hidden.sum(-1, keepdim=True) * torch.linspace(-1, 1, VOCABULARY)
+
+
+@pytest.mark.parametrize("masked_prediction", ["next_token", "in_place"])
+def test_a_head_that_is_more_than_its_matrix_is_called_for_the_loss(masked_prediction):
+    model, ids = make_model(FlexQwenForMaskedLM, masked_prediction=masked_prediction), make_ids()
+    labels = torch.full_like(ids, -100)
+    labels[:, 3], labels[0, 7] = ids[:, 3], ids[0, 7]
+    plain = model(ids, labels=labels)
+    model.lm_head.__class__ = Adapted
+    adapted = model(ids, labels=labels)
+    expected = torch.nn.functional.cross_entropy(adapted.logits.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(adapted.loss, expected)
+    assert (adapted.loss - plain.loss).abs() > 0.1
+    adapted.loss.backward()
+    assert model.lm_head.weight.grad.any()
+
+
 def test_the_loss_is_differentiated_once():
     model, ids = make_model().train(), make_ids()
     loss = model(ids, labels=ids).loss
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="differentiated once"):
         loss.backward()
+
+
+def test_evaluation_makes_no_gradient(monkeypatch):
+    model, ids = make_model(), make_ids()
+    wanted = model(ids, labels=ids).row_losses
+    monkeypatch.setattr(torch, "zeros_like", lambda *_: pytest.fail("the head's gradient is made"))
+    with torch.no_grad():
+        assert torch.equal(model(ids, labels=ids).row_losses, wanted)

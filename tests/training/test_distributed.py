@@ -11,7 +11,7 @@ from modeling_flexqwen import FlexQwenForCausalLM
 from tests.helpers.runs import ROOT, logged, options, run, same_weights
 from tests.helpers.tiny import make_ids
 
-CURVE = ("loss", "loss_causal", "loss_masked", "grad_norm", "eval_loss", "mask_rate", "learning_rate", "tokens_seen")
+CURVE = ("loss", "loss_causal", "loss_masked", "grad_norm", "eval_loss", "masked_share", "learning_rate", "tokens_seen")
 
 
 def torchrun(arguments):

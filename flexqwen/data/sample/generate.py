@@ -10,6 +10,7 @@ as in the real corpus. `GENERATED.txt` beside the taxonomies says that the texts
 import gzip
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -23,33 +24,30 @@ from flexqwen.cli import InputError
 from flexqwen.data.corpus import CHECKSUMS, GENERATED, MIN_TOKENS
 from flexqwen.data.ngrams import NGRAM
 from flexqwen.data.sample.grammar import Writer
-from flexqwen.files import atomic_write, is_empty, read_json, write_json
+from flexqwen.files import atomic_write, is_made, read_json, write_json
 
-FORMAT = 1
-"""Of the sample: raise it where the same number of documents and seed give other bytes."""
-
+FORMAT = 1  # of the sample: raise it where the same number of documents and seed give other bytes
 STAMP = "sample.json"
 
 
-class Genre(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Genre:
     """Texts of one kind: their genre in `grammar.yaml`, where they stand, and how long and how many they are."""
 
     writer: str
-    shards: tuple[str, ...]
+    shards: list[str]
     language: str
     typology: str
     domain: str
     share: float  # of the documents
-    words: tuple[int, int]  # shortest and longest; the logarithm of the length is uniform between them
+    words: list[int]  # shortest and longest; the logarithm of the length is uniform between them
     sentences: int  # in a paragraph
     source: str
     license: str
 
 
-GENRES = tuple(
-    Genre(**{name: tuple(value) if isinstance(value, list) else value for name, value in genre.items()})
-    for genre in yaml.safe_load(Path(__file__).with_name("genres.yaml").read_text(encoding="utf-8"))
-)
+_FOLDER = Path(__file__).parent
+GENRES = [Genre(**genre) for genre in yaml.safe_load((_FOLDER / "genres.yaml").read_text(encoding="utf-8"))]
 
 
 class SampleDocument(NamedTuple):
@@ -134,30 +132,15 @@ def _write(genre: Genre, stock: list[list[str]], random: Random) -> str:
 
 
 def make_sample(folder: Path, documents: int, seed: int, overwrite: bool = False) -> None:
-    """Writes a sample corpus, unless the same one is there.
-
-    Raises:
-        InputError: the folder holds something else, or another sample corpus and `overwrite` is not set.
-    """
+    """Writes a sample corpus, unless the same one is there (see `is_made`)."""
     if documents < 1:
         raise InputError(f"--documents {documents}: give 1 or more")
     made = {"documents": documents, "seed": seed, "format": FORMAT}
-    if folder.exists() and not is_empty(folder):
-        found = read_json(folder / STAMP)
-        if not (isinstance(found, dict) and {"documents", "seed"} <= found.keys()):
-            raise InputError(f"{folder}: holds no sample corpus; name another folder, or remove it yourself")
-        if made == {name: found.get(name, 1) for name in made}:
-            print(f"{folder}: already there, reused")
-            return
-        if not overwrite:
-            raise InputError(f"{folder}: is a sample corpus made otherwise; remove it, or give --overwrite")
-    try:
-        with atomic_write(folder) as aside:
-            aside.mkdir()
-            write_sample(aside, documents, seed)
-            write_json(aside / STAMP, made)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    if is_made(folder, read_json(folder / STAMP), made, overwrite):
+        return
+    with atomic_write(folder) as partial:
+        write_sample(partial, documents, seed)
+        write_json(partial / STAMP, made)
     print(f"{folder}: a sample corpus of {documents:,} documents")
 
 
@@ -180,6 +163,6 @@ def write_sample(folder: Path, documents: int = 3000, seed: int = 0) -> None:
 
 def shard_xml(documents: list[SampleDocument]) -> str:
     """The TEI of a shard."""
-    source = Path(__file__).with_name("shard.xml").read_text(encoding="utf-8")
+    source = (_FOLDER / "shard.xml").read_text(encoding="utf-8")
     template = Template(source, trim_blocks=True, keep_trailing_newline=True)
     return template.render(documents=documents, typologies=dict.fromkeys(g.typology for g in GENRES), escape=escape)

@@ -14,7 +14,7 @@ from flexqwen.evaluation.likelihood import MODES, Request, Scorer
 from flexqwen.evaluation.results import Result, mean_result
 from flexqwen.subsampling import subsample
 
-HUB = ("multiblimp_por", "calame_pt")  # their data live on the Hub only
+OPTIONAL = ("multiblimp_por", "calame_pt", "memorisation")  # of the Hub alone, or of a model in its run's folder
 ZERO_SHOT = {
     "bits_per_byte": "bits_per_byte",
     "bits_per_byte_ud": "bits_per_byte",
@@ -22,9 +22,11 @@ ZERO_SHOT = {
     "wsc_pt": "choices",
     "mpararel_pt": "mpararel_pt",
     "arc_pt": "choices",
+    "assin2_embeddings": "assin2_embeddings",
     "multiblimp_por": "choices",
     "calame_pt": "calame_pt",
     "ud_probe": "ud_probe",
+    "memorisation": "memorisation",
 }
 FINE_TUNED = ("assin2", "harem", "bosque_pos", "hatebr", "toldbr", "faquad")
 NAMES = (*ZERO_SHOT, *FINE_TUNED)
@@ -45,6 +47,7 @@ class Context:
         num_train_epochs: None for the task's own number.
         max_length: tokens of an input of a fine-tuned task, special tokens included; no more than the model takes.
         trust_remote_code: run the code that a checkpoint brings along, if it is no FlexQwen.
+        model: the checkpoint, or its name on the Hub.
 
     Raises:
         InputError: a value that cannot be.
@@ -63,6 +66,7 @@ class Context:
     per_device_train_batch_size: int = 16
     max_length: int = 256
     trust_remote_code: bool = False
+    model: str = ""
 
     def __post_init__(self):
         for name, minimum in {"documents": 1, "limit": 1, "seeds": 1, "max_length": 32, "mask_groups": 2}.items():
@@ -91,6 +95,7 @@ class Item:
         cluster: items of one cluster depend on each other; by default each is one by itself.
         commit: of the Hub's data set that it is from.
         seen: the share of its 13-grams that stand in the training splits, where that is known.
+        label: what people said of it.
     """
 
     id: str
@@ -100,6 +105,7 @@ class Item:
     cluster: str | None = None
     commit: str | None = None
     seen: float = math.nan
+    label: float | None = None
 
 
 @dataclass(frozen=True)

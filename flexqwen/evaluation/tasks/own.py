@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, suggest_name
 from flexqwen.evaluation import sources
 from flexqwen.evaluation.heldout import MODES
 from flexqwen.evaluation.tasks import NAMES, Item, Task
@@ -42,7 +42,7 @@ def make_task(name: str) -> Task:
         label, rows = Path(name).name, _read_lines(Path(name))
     else:
         own = f"or name a .jsonl file, text:<file> or {HUB_DATA}"
-        raise InputError(f"unknown task {name!r}; there are: {', '.join(NAMES)}; {own}")
+        raise InputError(f"unknown task {name!r}{suggest_name(name, NAMES)}; there are: {', '.join(NAMES)}; {own}")
     items, kept = {}, []
     for number, (place, row) in enumerate(rows, 1):
         try:
