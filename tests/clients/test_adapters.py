@@ -1,4 +1,4 @@
-"""PEFT and TRL: adapters are part of the loss, and packed rows keep their documents apart."""
+"""PEFT and TRL: adapters are part of the loss, saved and merged; SFT on packed rows and DPO learn."""
 
 import pytest
 import torch
