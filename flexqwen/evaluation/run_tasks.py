@@ -107,6 +107,8 @@ def evaluate(options: Options) -> list[Result]:
 def measure(options: Options, scorer: Scorer, modes: list[str], made_by: dict) -> tuple[list[Result], list[str]]:
     """All results, and notes on what was left out; those of each finished task are kept in `unfinished` meanwhile."""
     notes, items, results = [], {}, []
+    if scorer.model.device.type == "cuda":
+        notes.append("on a GPU, factors of float32 matrix products are rounded to TF32")
     for task in map(load_task, sorted(options.names, key=FINE_TUNED.__contains__)):
         try:
             items[task] = [] if task.fine_tune else task.load_items(options)
