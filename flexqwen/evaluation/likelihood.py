@@ -346,5 +346,7 @@ def load(path: str, batch_tokens: int | None = None, trust_remote_code: bool = F
     auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
     tokenizer = loading.load(AutoTokenizer, path, trust_remote_code)
     loading.check_tokenizer(tokenizer, config, path)
+    if torch.cuda.is_available():  # in TF32, of which GPUs have far more arithmetic; results say so
+        torch.set_float32_matmul_precision("high")
     model = loading.load_model(auto, path, trust_remote_code=trust_remote_code)
     return Scorer(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, kind, batch_tokens)

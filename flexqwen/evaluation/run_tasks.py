@@ -93,6 +93,8 @@ def evaluate(options: Options) -> list[Result]:
     if there := [task.name for task in dict.fromkeys(task for task, _ in wanted) if task not in waiting]:
         print(f"evaluation: {options.folder} has {', '.join(there)}, of the same checkpoint and settings; reused")
     notes, unfinished = [], options.folder / "unfinished"
+    if scorer.model.device.type == "cuda":
+        notes.append("on a GPU, factors of float32 matrix products are rounded to TF32")
     scorer.folder = unfinished / digest(model)[:16]
     for task, items in load_items(list(waiting), options, notes).items():
         for mode in waiting[task]:

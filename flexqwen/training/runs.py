@@ -89,14 +89,14 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
         "command": redact(["train.py", *argv]),
         "data": summarize(dataset, data.dataset_config),
         "dataset_is_of_the_hub": dataset != data.dataset,  # the name alone does not tell it from a folder
-        "hardware": describe_hardware(training.world_size),
+        "hardware": describe_hardware(training),
     }
 
 
-def describe_hardware(processes: int) -> str:
+def describe_hardware(training: TrainingArguments) -> str:
     """What this machine trains on, for `run.json`."""
-    if torch.cuda.is_available():
-        return f"{processes} × {torch.cuda.get_device_name()}"
+    if training.device.type == "cuda":
+        return f"{training.world_size} × {torch.cuda.get_device_name()}"
     return f"CPU, {os.cpu_count()} cores ({platform.machine()})"
 
 
@@ -196,9 +196,10 @@ def start_run(folder: Path, description: dict, trainer, checkpoint: Path | None)
         clean_up(folder, checkpoint)
     write_description(folder, description)
     last, passes = trainer.train_dataset.phases[-1], trainer.metrics.passes(training.max_steps)
+    steps = f"{training.max_steps:,} steps of up to {last.tokens_per_step:,} tokens"
     print(
-        f"run: {folder}, {parameters:,} parameters, {training.max_steps:,} steps of up to {last.tokens_per_step:,} "
-        f"tokens, {passes:.2f} passes over {last.rows.info['documents']:,} documents"
+        f"run: {folder}, on {description['hardware']}, {parameters:,} parameters, {steps}, "
+        f"{passes:.2f} passes over {last.rows.info['documents']:,} documents"
         + (f", resuming from {checkpoint.name}" if checkpoint else "")
     )
 
