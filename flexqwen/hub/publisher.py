@@ -16,6 +16,7 @@ Branches other than main have no tags. Checkpoints stay there when `save_total_l
 published but what a run resumes from.
 """
 
+import argparse
 import fnmatch
 import os
 import re
@@ -39,6 +40,7 @@ from flexqwen.hub import model_card
 from flexqwen.hub.export import export
 from flexqwen.hub.repository import Repository
 from flexqwen.hub.restore import LAST, RECORDS, TOKENIZER, Refused, compare, restore, restore_tokenizer, say, stage
+from flexqwen.hub.space import publish_space
 from flexqwen.remote import reason
 from flexqwen.training.arguments import Arguments
 from flexqwen.training.checkpoints import MODEL, list_checkpoints
@@ -354,8 +356,11 @@ def find_results(run: Path, more: list[Path]) -> list[Path]:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m flexqwen publish", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=path, help="a run's folder, made by train.py")
+    parser.add_argument("run", type=path, nargs="?", help="a run's folder, made by train.py; none: only --space")
     parser.add_argument("--repo", required=True, help="<user or organisation>/<name> of the model repository")
+    parser.add_argument(
+        "--space", help="<user or organisation>/<name> of a Space: a page on which people try the model"
+    )
     parser.add_argument("--results", type=path, nargs="+", default=[], help="folders made by eval.py, besides eval-…")
     parser.add_argument("--revision", help="branch to write to; main by default")
     parser.add_argument("--root", action="store_true", help="make this run's best the model at the repository's root")
@@ -364,6 +369,19 @@ def main(argv: list[str] | None = None) -> None:
         flag = {"dest": "if_changed", "action": "store_const", "const": name, "default": ""}
         parser.add_argument(f"--{name}", **flag, help=f"{text}, which has other settings")
     args = parser.parse_args(argv)
+    repository = Repository(args.repo, private=args.private or None, revision=args.revision)
+    if args.run:
+        publish_run(repository, args)
+    elif not args.space:
+        raise InputError("nothing to publish; name a run's folder, made by train.py, or a --space")
+    if args.space:
+        space = Repository(args.space, kind="space", private=args.private or None)
+        publish_space(space, repository)
+        print(f"space:      {space.url}")
+
+
+def publish_run(repository: Repository, args: argparse.Namespace) -> None:
+    """Publishes a run and its results as the command line says."""
     description = read_json(args.run / "run.json")
     if not description:
         raise InputError(f"no run in {args.run}: run.json is missing; name the folder that train.py made")
@@ -374,5 +392,4 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = next((file.parent for file in sorted(args.run.glob("*/tokenizer.json"))), tokenizer)
     logging.disable_progress_bar()
     find_results(args.run, args.results)
-    repository = Repository(args.repo, private=args.private or None, revision=args.revision)
     Publisher(repository, args.run, tokenizer, args.if_changed, args.results, args.root).finish()

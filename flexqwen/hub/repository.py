@@ -12,14 +12,15 @@ from flexqwen.cli import InputError
 from flexqwen.files import remove_path
 from flexqwen.remote import REPO_ID, with_retries
 
+PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}  # of addresses
 CONTACT = 10  # seconds that the Hub has to answer the first request
 
 
 class Repository:
-    """One model or dataset repository. Every method tries again for a few seconds what may pass.
+    """One model or dataset repository, or a Space of Gradio. Every method tries again for a few seconds what may pass.
 
     Args:
-        kind: "model" or "dataset".
+        kind: one of PREFIXES.
         token: of a user; by default the one that `hf auth login` or `HF_TOKEN` left. It is never shown.
         revision: branch to write to; "main" by default.
     """
@@ -40,11 +41,12 @@ class Repository:
 
     @property
     def url(self) -> str:
-        return f"{self._api.endpoint}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo_id}"
+        return f"{self._api.endpoint}/{PREFIXES[self.kind]}{self.repo_id}"
 
     def create(self) -> None:
         """Makes the repository, and its branch, unless they are there."""
-        with_retries(lambda: self._api.create_repo(**self._place, private=self.private, exist_ok=True))
+        options = {"private": self.private, "space_sdk": "gradio" if self.kind == "space" else None}
+        with_retries(lambda: self._api.create_repo(**self._place, **options, exist_ok=True))
         if self.revision:
             with_retries(lambda: self._api.create_branch(**self._place, branch=self.revision, exist_ok=True))
 

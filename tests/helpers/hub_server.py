@@ -225,6 +225,8 @@ class Handler(BaseHTTPRequestHandler):
         self.allow(writing=True)
         kind, name = asked.get("type") or "model", f"{asked.get('organization') or 'me'}/{asked['name']}"
         url = f"{self.server.url}/{'' if kind == 'model' else kind + 's/'}{name}"
+        if kind == "space" and not asked.get("sdk"):
+            self.error(400, "a Space needs an sdk")
         with self.server.lock:
             if (kind, name) in self.server.repos:
                 self.json({"error": f"You already created this {kind} repo", "url": url}, 409)
@@ -377,7 +379,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(206, content[start : end + 1], headers)
 
 
-_API, _PAGE = r"/api/(model|dataset)s/([^/]+/[^/]+)", r"/(datasets/)?([^/]+/[^/]+)"
+_API, _PAGE = r"/api/(model|dataset|space)s/([^/]+/[^/]+)", r"/(datasets/)?([^/]+/[^/]+)"
 ROUTES: list[tuple[str, str, Callable]] = [
     ("GET", "/api/whoami-v2", Handler.who_am_i),
     ("POST", "/api/repos/create", Handler.create_repo),
