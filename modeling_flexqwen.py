@@ -613,7 +613,7 @@ class FlexQwenForMaskedLM(FlexQwenForCausalLM):
             num_beams: how many fillings of a row are followed, the likeliest so far; the likeliest of all is returned.
 
         Returns:
-            int64 `(batch, sequence)`: `input_ids` with tokens that are not special in place of the masks.
+            int64 `(batch, sequence)`: `input_ids` with tokens other than pad, BOS, EOS and the mask in place of masks.
         """
         config, filled = self.config, input_ids.clone()
         special = {config.mask_token_id, config.pad_token_id, config.bos_token_id, config.eos_token_id} - {None}

@@ -82,8 +82,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("output", help="folder to write; with --format gguf, a file")
     parser.add_argument("--mode", choices=MODES, default="causal", help="which tokens those of the export attend to")
     parser.add_argument("--format", choices=FORMATS, default="safetensors", help="safetensors: a plain Qwen3")
-    parser.add_argument("--outtype", choices=OUTTYPES, default="f16", help="of the matrices of GGUF")
+    parser.add_argument("--outtype", choices=OUTTYPES, help="of the matrices of GGUF; f16 by default")
     args = parser.parse_args(argv)
+    if args.outtype and args.format != "gguf":
+        raise InputError(f"--outtype is of GGUF; leave it out with --format {args.format}")
     logging.disable_progress_bar()
-    export(args.checkpoint, args.output, args.mode, args.format, args.outtype)
+    export(args.checkpoint, args.output, args.mode, args.format, args.outtype or "f16")
     print(f"exported: {args.output} ({args.format}, {args.mode}, no remote code)")

@@ -39,6 +39,8 @@ def write_gguf(model, tokenizer, output: Path, outtype: str, is_causal: bool) ->
         raise InputError(f"llama.cpp has no built-in pattern that splits text as this tokenizer does: {splits}")
     if splits[0] == OLD_WORDS:
         print("note: llama.cpp splits combining accents (e + U+0301) otherwise than this tokenizer", file=sys.stderr)
+    if parts["normalizer"] is not None:
+        print("note: llama.cpp does not normalize text, as this tokenizer does; give it such text", file=sys.stderr)
     with atomic_write(output) as partial:
         writer = gguf.GGUFWriter(partial, "qwen3")
         writer.add_name(output.stem)
@@ -74,7 +76,7 @@ def write_gguf(model, tokenizer, output: Path, outtype: str, is_causal: bool) ->
 def find_splits(part: dict) -> list[dict]:
     """The steps of a pre-tokenizer that split by a pattern."""
     inner = [split for each in part.get("pretokenizers", ()) for split in find_splits(each)]
-    return inner + [part] * (part["type"] == "Split")
+    return [*inner, part] if part["type"] == "Split" else inner
 
 
 def add_tokenizer(writer, types, tokenizer, parts: dict, vocab_size: int, pattern: str) -> None:

@@ -61,11 +61,12 @@ def write(folder: Path, repo_id: str, root: str) -> dict[str, Path]:
     runs = [Run(file.parent) for file in sorted(folder.glob("*/run.json"))]
     example = next((run for run in runs if run.name == root), runs[0])
     card = ModelCard.from_template(
-        metadata(runs, example, repo_id),
+        metadata(runs, example, repo_id, root),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         repo=repo_id,
         runs=runs,
         example=example,
+        is_root=example.name == root,  # not where somebody deleted that run's folder
         is_generated=any(run.is_generated for run in runs),
         format_results=format_results,
     )
@@ -80,7 +81,7 @@ def write(folder: Path, repo_id: str, root: str) -> dict[str, Path]:
     return found
 
 
-def metadata(runs: list[Run], example: Run, repo_id: str) -> ModelCardData:
+def metadata(runs: list[Run], example: Run, repo_id: str, root: str) -> ModelCardData:
     """What stands at the head of the card."""
     datasets = [run.dataset for run in runs if run.dataset]
     datasets += [] if all(run.is_generated for run in runs) else [CORPUS]
@@ -108,7 +109,7 @@ def metadata(runs: list[Run], example: Run, repo_id: str) -> ModelCardData:
         datasets=list(dict.fromkeys(datasets)) or None,
         model_name=repo_id.split("/")[1] if results else None,
         eval_results=results or None,
-        **{ROOT: example.name},
+        **{ROOT: root},
     )
 
 

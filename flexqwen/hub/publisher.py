@@ -11,8 +11,9 @@ The second finishes what the first could not upload, and adds results. A reposit
     <strategy>-<sequence_length>/   a run's folder as on disk (see runs.py), a commit each checkpoint; and, as `qwen3/`
                                     and `qwen3-bidirectional/`, `best` as a plain Qwen3 in the modes that were trained
 
-The tag `step_000500` is a revision whose root is that checkpoint, `<run>-step_000500` of a run that is not the root's.
-Checkpoints stay there when `save_total_limit` deletes them on disk. No pickle is published but what a run resumes from.
+The tag `<run>-step_000500` is a revision whose root is that checkpoint; `step_000500` is that of the run at the root.
+Branches other than main have no tags. Checkpoints stay there when `save_total_limit` deletes them on disk. No pickle is
+published but what a run resumes from.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from flexqwen.files import file_digest, read_json
 from flexqwen.hub import model_card
 from flexqwen.hub.export import export
 from flexqwen.hub.repository import Repository
-from flexqwen.hub.restore import LAST, RECORDS, TOKENIZER, compare, restore, restore_tokenizer, say, stage
+from flexqwen.hub.restore import LAST, RECORDS, TOKENIZER, Refused, compare, restore, restore_tokenizer, say, stage
 from flexqwen.hub.space import publish_space
 from flexqwen.remote import reason
 from flexqwen.training.arguments import Arguments
@@ -70,8 +71,7 @@ class Publisher(TrainerCallback):
     def __init__(self, repository: Repository, run: Path, tokenizer: Path, if_changed="", results=(), as_root=False):
         self.repository, self.run, self.tokenizer = repository, run, tokenizer
         self.if_changed, self.results = if_changed, list(results)
-        self.as_root, self.root = as_root, ""  # name of the run at the root; empty before that is looked at
-        self._tags: dict[str, str] = {}
+        self.as_root, self.root = as_root, ""  # name of the run at the root; looked at before each upload
         self.is_reached = False  # whether the repository could be looked at
         self.has_begun = False  # before that, the run's folder is still that of an earlier run
         self._failure: Exception | None = None  # the last of several in a row
@@ -109,29 +109,10 @@ class Publisher(TrainerCallback):
             there, changes = compare(self.repository, self.run, read_json(self.run / "run.json"), self.if_changed)
             self.repository.create()
             overwrite = changes and self.if_changed == "overwrite"
-            self._find_root(overwrite)
             self._replaced = {f"{self.run.name}/{file}" for file in there} if overwrite else set()
         for part, files, now in self._missing():
             with stage(self.run) as staged:
                 self._upload(part, files, now, staged)
-
-    def _find_root(self, overwrite: bool) -> None:
-        """Finds which run's `best` is at the root, and the tags of checkpoints. A run that was replaced has none."""
-        with stage(self.run) as staged:
-            self.repository.fetch([README], staged)
-            before = model_card.read_root(staged / README)
-        self.root = self.run.name if self.as_root or not before else before
-        self._tags = self.repository.list_tags()
-        for tag, commit in list(self._tags.items()):
-            leaves_root = before not in ("", self.root) and STEP.fullmatch(tag)
-            if leaves_root:
-                self.repository.tag(f"{before}-{tag}", commit)
-            if leaves_root or (overwrite and re.fullmatch(self._tag_of(STEP.pattern), tag)):
-                self.repository.delete_tag(tag)
-                del self._tags[tag]
-
-    def _tag_of(self, checkpoint: str) -> str:
-        return checkpoint if self.root == self.run.name else f"{self.run.name}-{checkpoint}"
 
     def on_train_begin(self, args=None, state=None, control=None, **kwargs):
         self.has_begun = True
@@ -171,7 +152,7 @@ class Publisher(TrainerCallback):
                 why = reason(self._failure) if self._failure else "changed while it was looked at"
         except KeyboardInterrupt:
             pass
-        if isinstance(self._failure, InputError):
+        if isinstance(self._failure, Refused):
             raise self._failure
         if missing := [part for part, _, _ in self._missing()]:
             words = [self.run, "--repo", self.repository.repo_id]
@@ -203,7 +184,7 @@ class Publisher(TrainerCallback):
         for folder in list_checkpoints(run):
             yield folder.name, list_folder(folder, f"{name}/{folder.name}")
         for folder in run.glob(BEST):
-            yield BEST, list_folder(folder, f"{name}/{BEST}") | (at_root(folder) if self.root == name else {})
+            yield BEST, list_folder(folder, f"{name}/{BEST}")
         if (run / LAST).is_file():
             strategy = read_json(run / "run.json")["settings"]["strategy"]
             for twin, (trained, _) in TWINS.items():
@@ -213,7 +194,7 @@ class Publisher(TrainerCallback):
 
     def _upload(self, part: str, files: dict[str, Path], now: dict, staged: Path) -> None:
         """Commits a part, from copies or links that training cannot change or remove meanwhile."""
-        with_card = part in (CARD, LAST)
+        name, with_card = self.run.name, part in (CARD, LAST)
         try:
             for path_in_repo, file in files.items():
                 stage_file(file, staged / path_in_repo, as_link=not with_card)
@@ -221,29 +202,53 @@ class Publisher(TrainerCallback):
             return
         if states_of(files) != now and not with_card:
             return  # a checkpoint was removed, or a `best` replaced: the next look sees what there is
-        found, deleted = {name: staged / name for name in files}, set()
+        found, deleted = {file: staged / file for file in files}, set()
+        self.repository.fetch([README], staged / "before")
+        before = model_card.read_root(staged / "before" / README)  # each time: another may have been made the root
+        self.root = name if self.as_root or not before else before
         if with_card:
             there = self.repository.list_files()  # each time: other runs may have come, or an answer been lost
             deleted = self._replaced & there
-            others = {file.split("/")[0] for file in there if file.endswith("/run.json")} - {self.run.name}
+            if self.root != name:  # the tokenizer at the root is its own run's
+                found = {file: found[file] for file in found if file not in there.intersection(TOKENIZER)}
+            elif self._replaced:
+                deleted |= self._list_models()
+            others = {file.split("/")[0] for file in there if file.endswith("/run.json")} - {name}
             if others:  # the card tells of them too
                 self.repository.fetch([f"{run}/{file}" for run in others for file in OF_OTHER_RUNS], staged)
             if (self.run / LAST).is_file():  # the card may know
-                stage_file(self.run / LAST, staged / self.run.name / LAST, as_link=False)
+                stage_file(self.run / LAST, staged / name / LAST, as_link=False)
             found |= model_card.write(staged, self.repository.repo_id, self.root)
         elif part in TWINS:
-            export(staged / self.run.name / part, staged / "exported", TWINS[part][1])
-            found = list_folder(staged / "exported", f"{self.run.name}/{part}")
-        elif part == BEST and self.root == self.run.name:
+            export(staged / name / part, staged / "exported", TWINS[part][1])
+            found = list_folder(staged / "exported", f"{name}/{part}")
+        elif part == BEST and self.root == name:
+            found |= at_root(staged / name / BEST)
             deleted = self._list_models()
-        self.repository.commit(found, f"{self.run.name}: {part}", deleted - found.keys())
-        if STEP.fullmatch(part) and (tag := self._tag_of(part)) not in self._tags:
-            model = self._code_and_tokenizer() | at_root(staged / self.run.name / part)
-            stale = self._list_models(CHECKPOINTS) - model.keys()
-            self._tags[tag] = self.repository.commit(model, f"{self.run.name}: {part}", stale, CHECKPOINTS)
-            self.repository.tag(tag, self._tags[tag])
+        self.repository.commit(found, f"{name}: {part}", deleted - found.keys())
+        if self.repository.revision in (None, "main"):
+            self._update_tags(part, staged / name / part)
         self._published[part] = now
         self._replaced = set()  # only the first commit of all, which has the card, deletes
+
+    def _update_tags(self, part: str, folder: Path) -> None:
+        """Tags a checkpoint that is new or has other content, and makes `step_…` those of the run at the root."""
+        name, is_root = self.run.name, self.root == self.run.name
+        mine = re.compile(f"({re.escape(name)}-){'?' if is_root else ''}{STEP.pattern}")
+        tags = {tag: commit for tag, commit in self.repository.list_tags().items() if mine.fullmatch(tag)}
+        wanted = {} if self._replaced else {tag: tags[tag] for tag in tags if tag.startswith(name)}
+        if STEP.fullmatch(part):
+            tag, model, place = f"{name}-{part}", at_root(folder), f"{name}/{part}/"
+            tagged = self.repository.blob_ids(model, tag) if tag in tags else {}
+            if self.repository.blob_ids([place + file for file in model]) != {place + f: tagged[f] for f in tagged}:
+                stale, files = self._list_models(CHECKPOINTS) - model.keys(), self._code_and_tokenizer() | model
+                wanted[tag] = self.repository.commit(files, f"{name}: {part}", stale, CHECKPOINTS)
+        if is_root:
+            wanted |= {tag.removeprefix(f"{name}-"): commit for tag, commit in wanted.items()}
+        for tag in sorted(tags.items() - wanted.items()):
+            self.repository.delete_tag(tag[0])
+        for tag in sorted(wanted.items() - tags.items()):
+            self.repository.tag(*tag)
 
     def _code_and_tokenizer(self) -> dict[str, Path]:
         there = [self.tokenizer / file for file in TOKENIZER if (self.tokenizer / file).is_file()]
@@ -252,7 +257,7 @@ class Publisher(TrainerCallback):
     def _list_models(self, branch: str | None = None) -> set[str]:
         """The files at the root of a branch that a model is loaded from."""
         there = self.repository.list_files(branch)
-        return {file for file in there for pattern in MODEL if fnmatch.fnmatch(file, pattern)}
+        return {file for file in there for p in MODEL if fnmatch.fnmatch(file, p) and file.count("/") == p.count("/")}
 
 
 @contextmanager
@@ -380,8 +385,11 @@ def publish_run(repository: Repository, args: argparse.Namespace) -> None:
     description = read_json(args.run / "run.json")
     if not description:
         raise InputError(f"no run in {args.run}: run.json is missing; name the folder that train.py made")
-    checkpoints = args.run.glob("*/tokenizer.json")  # each has a copy
-    tokenizer = next((file.parent for file in checkpoints), Path(description["settings"]["tokenizer"]))
+    tokenizer = Path(description["settings"]["tokenizer"])
+    file = tokenizer / "tokenizer.json"
+    if not file.is_file() or file_digest(file) != description["digests"]["tokenizer"]:
+        # Each checkpoint has a copy, which says that texts are as short as the run's sequences.
+        tokenizer = next((file.parent for file in sorted(args.run.glob("*/tokenizer.json"))), tokenizer)
     logging.disable_progress_bar()
     find_results(args.run, args.results)
     Publisher(repository, args.run, tokenizer, args.if_changed, args.results, args.root).finish()

@@ -1,6 +1,7 @@
 """A repository on the Hugging Face Hub: made, read and committed to through the official client."""
 
 import fnmatch
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -99,6 +100,11 @@ class Repository:
             )
 
         return with_retries(create_commit).oid
+
+    def blob_ids(self, paths: Iterable[str], revision: str | None = None) -> dict[str, str]:
+        """What tells whether the content of files is the same, by their paths; without those that are not there."""
+        what = {**self._place, "paths": list(paths), "revision": revision or self.revision}
+        return {file.path: file.blob_id for file in with_retries(lambda: self._api.get_paths_info(**what))}
 
     def list_tags(self) -> dict[str, str]:
         """Tags, each with the id of its commit."""

@@ -4,6 +4,7 @@ A checkpoint that lacks something would be resumed from to other weights, so it 
 the one before it.
 """
 
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -46,10 +47,20 @@ def write_embedding_modules(checkpoint: Path, hidden_size: int) -> None:
 
 
 def link_best(folder: Path) -> None:
-    """Makes a run's folder load as its `best` does, by links; a file system that has none does without."""
-    for entry in (folder / "best").iterdir():
-        with suppress(OSError):  # it is there
-            (folder / entry.name).symlink_to(f"best/{entry.name}")
+    """Makes a run's folder load as its `best` does, by links; a file system that has none does without.
+
+    What has the place of a link, as where a folder was copied with what its links led to, is removed: it would be
+    loaded though it is of an earlier `best`. So are links to what `best` no longer has.
+    """
+    targets = {folder / entry.name: f"best/{entry.name}" for entry in (folder / "best").glob("*")}
+    for link in folder.iterdir():
+        if link.is_symlink() and link not in targets and os.readlink(link).startswith("best/"):
+            link.unlink()
+    for link, target in targets.items():
+        if not link.is_symlink() or os.readlink(link) != target:
+            remove_path(link)
+            with suppress(OSError):
+                link.symlink_to(target)
 
 
 def finish_checkpoint(unfinished: Path, checkpoint: Path, sums: dict) -> None:

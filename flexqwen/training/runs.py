@@ -39,7 +39,7 @@ from flexqwen.files import (
 )
 from flexqwen.remote import explain_failure
 from flexqwen.training.arguments import DEFAULTS, Arguments, TrainingArguments, as_dict
-from flexqwen.training.checkpoints import find_defect, last_checkpoint, list_checkpoints, step_of
+from flexqwen.training.checkpoints import find_defect, last_checkpoint, link_best, list_checkpoints, step_of
 from flexqwen.training.loss_figure import draw_loss
 from flexqwen.training.metrics import read_log
 from flexqwen.training.model import save_code
@@ -235,6 +235,7 @@ def clean_up(folder: Path, last: Path) -> None:
         if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step_of(last):
             remove_path(folder / "best")  # of a step that is to be made again, perhaps with other settings
         kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step_of(last)]
+    link_best(folder)
     write_text(folder / "metrics.jsonl", "".join(kept))
 
 

@@ -1,6 +1,8 @@
 """llama.cpp: ids, logits, greedy text and predictions of masks are the checkpoint's, of a GGUF export."""
 
+import json
 import random
+import shutil
 from itertools import islice
 
 import numpy as np
@@ -92,3 +94,11 @@ def test_masks_are_predicted_where_attention_is_not_causal(files, checkpoint, to
     found = np.array(llama.scores[place - 1])  # predicted from the output one position earlier
     assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
     assert found.argmax() == expected.argmax()
+
+
+def test_what_llama_cpp_does_not_normalize_is_said(checkpoint, tmp_path, capsys):
+    folder = shutil.copytree(checkpoint, tmp_path / "adapted")
+    parts = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(parts | {"normalizer": {"type": "NFC"}}))
+    export(folder, tmp_path / "model.gguf", "causal", "gguf")
+    assert "llama.cpp does not normalize text" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -24,6 +25,7 @@ from flexqwen import loading, remote
 from flexqwen.files import file_digest, read_json, remove_path
 from flexqwen.hub import model_card
 from flexqwen.hub import publisher as publishing
+from flexqwen.hub.export import main as export_main
 from flexqwen.hub.repository import Repository
 from flexqwen.hub.restore import compare, restore, restore_tokenizer
 from flexqwen.remote import fetch_snapshot
@@ -158,7 +160,7 @@ print(json.dumps(found))
 
 def test_everything_loads_from_the_hub_alone(hub, resumed, built, place):
     repo = hub.repos["model", MODEL]
-    pinned, tag = repo.branches["main"], min(repo.tags)
+    pinned, tag = repo.branches["main"], min(tag for tag in repo.tags if tag.startswith("step_"))
     newer = dict(repo.commits[pinned])
     for file in ("model.safetensors", f"{RUN}/best/model.safetensors"):
         newer[file] = newer["README.md"]  # what comes after the pin does not load at all
@@ -307,9 +309,12 @@ def test_the_card_shows_what_the_strategy_trains(whole, tmp_path, strategy, task
     twins = {"/qwen3", "/qwen3-bidirectional"}
     assert {twin for twin in twins if f'subfolder="{folder.name}{twin}"' in text} == shown & twins
     assert ModelCard(text).data.pipeline_tag == task and not ModelCard(text).data.datasets
+    assert f"This is `{folder.name}/best`" in text
     (folder / "finished.json").unlink()
-    model_card.write(tmp_path, MODEL, folder.name)
-    assert f"{folder.name}/qwen3" not in (tmp_path / "README.md").read_text()
+    model_card.write(tmp_path, MODEL, "deleted-by-hand")
+    text = (tmp_path / "README.md").read_text()
+    assert f"{folder.name}/qwen3" not in text and "This is" not in text
+    assert model_card.read_root(tmp_path / "README.md") == "deleted-by-hand"
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_said_and_nothing_is_begun(
@@ -486,7 +491,8 @@ def test_a_run_there_with_other_settings_is_refused_or_replaced(whole, tokenizer
     (folder / "run.json").write_text(
         (whole / "run.json").read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.5')
     )
-    shutil.rmtree(folder / "step_000003")
+    for file in ("step_000003", "best", "finished.json"):
+        remove_path(folder / file)
     with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
         connect(hub.url, str(place / "home"), WRITE, patch)
         publishing.main([str(whole), "--repo", MODEL])
@@ -495,47 +501,119 @@ def test_a_run_there_with_other_settings_is_refused_or_replaced(whole, tokenizer
         assert "with other settings (learning_rate: 0.01 -> 0.5)" in capsys.readouterr().err
         before = hub.repos["model", MODEL].files
         publishing.main([str(folder), "--repo", MODEL, "--overwrite"])
-        after = hub.repos["model", MODEL].files
-    assert before.keys() - after.keys() == {path for path in before if "/step_000003/" in path} != set()
+        after, tags = hub.repos["model", MODEL].files, hub.repos["model", MODEL].tags
+    gone = {path for path in before if re.match(rf"{RUN}/(step_000003|best|qwen3.*|finished.json)(/|$)", path)}
+    assert before.keys() - after.keys() == gone | publishing.at_root(whole / "best").keys()
+    assert "model.safetensors" not in after  # the root is no model before the new run has a best
+    assert tags.keys() == {f"{run}step_0000{step}" for run in ("", f"{RUN}-") for step in ("06", "09", "12")}
     assert after[f"{RUN}/run.json"] == (folder / "run.json").read_bytes()
 
 
-def test_the_root_is_the_best_of_one_run_and_its_checkpoints_are_tags(whole, place, tmp_path):
+def test_the_root_is_the_best_of_one_run_and_checkpoints_are_tags(whole, tokenizer_folder, place, tmp_path):
     other, third = (shutil.copytree(whole, tmp_path / name) for name in ("baseline-masked-64", "biphasic-64"))
     (other / "step_000012" / "model.safetensors").replace(other / "best" / "model.safetensors")
     shutil.copy(whole / "step_000009" / "model.safetensors", other / "step_000012")
+    description = read_json(whole / "run.json")
+    description["settings"]["tokenizer"] = str(tmp_path / "gone")  # so that it is published with a checkpoint's copy
+    (other / "run.json").write_text(json.dumps(description))
     (third / "best" / "modules.json").unlink()
-
-    def tagged(tag):
-        return repo.commits[repo.tags[tag]]["model.safetensors"].content
-
+    steps = [f"step_{step:06d}" for step in (3, 6, 9, 12)]
     with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
         connect(hub.url, str(place / "home"), WRITE, patch)
         for run_folder in (whole, other):
             publishing.main([str(run_folder), "--repo", MODEL])
         repo = hub.repos["model", MODEL]
-        steps = [f"step_{step:06d}" for step in (3, 6, 9, 12)]
-        assert sorted(repo.tags) == sorted([*steps, *(f"{other.name}-{step}" for step in steps)])
-        for step in steps:
-            assert tagged(step) == (whole / step / "model.safetensors").read_bytes()
-            assert tagged(f"{other.name}-{step}") == (other / step / "model.safetensors").read_bytes()
+
+        def check_tags(runs, root):
+            expected = {f"{run.name}-{step}": run / step for run in runs for step in steps}
+            expected |= {step: root / step for step in steps}
+            tagged = {tag: repo.commits[commit]["model.safetensors"].content for tag, commit in repo.tags.items()}
+            assert tagged == {tag: (step / "model.safetensors").read_bytes() for tag, step in expected.items()}
+
+        check_tags([whole, other], whole)
         assert repo.files["model.safetensors"] == (whole / "best" / "model.safetensors").read_bytes()
         assert "modules.json" in repo.files and "optimizer.pt" not in repo.files
+        own = (tokenizer_folder / "tokenizer_config.json").read_bytes()
+        assert repo.files["tokenizer_config.json"] == own != (other / "best" / "tokenizer_config.json").read_bytes()
         before = dict(repo.tags)
+        files = dict(repo.commits[repo.branches["main"]])
+        repo.commit("main", files | {"models/a/x.safetensors": files["README.md"]}, "by hand")
         publishing.main([str(other), "--repo", MODEL, "--root"])
         publishing.main([str(whole), "--repo", MODEL])
         assert f"This is `{other.name}/best`" in repo.files["README.md"].decode()
         assert repo.files["model.safetensors"] == (other / "best" / "model.safetensors").read_bytes()
-        for step in steps:
-            assert repo.tags[f"{RUN}-{step}"] == before[step]
-            assert tagged(step) == (other / step / "model.safetensors").read_bytes()
+        check_tags([whole, other], other)
+        assert all(repo.tags[f"{RUN}-{step}"] == before[step] for step in steps)
         publishing.main([str(third), "--repo", MODEL, "--root"])
-        assert "modules.json" not in repo.files and len(repo.tags) == 12
+        assert "modules.json" not in repo.files and "models/a/x.safetensors" in repo.files
+        check_tags([whole, other, third], third)
+        shutil.copy(whole / "step_000003" / "model.safetensors", third / "step_000012")
+        before = dict(repo.tags)
+        publishing.main([str(third), "--repo", MODEL])
+        check_tags([whole, other, third], third)
+        assert {tag for tag in before if before[tag] != repo.tags[tag]} == {"step_000012", f"{third.name}-step_000012"}
+
+
+def test_a_branch_has_no_tags_and_leaves_those_of_main(whole, place, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / RUN)
+    text = (whole / "run.json").read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.5')
+    (folder / "run.json").write_text(text)
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        connect(hub.url, str(place / "home"), WRITE, patch)
+        publishing.main([str(whole), "--repo", MODEL])
+        repo = hub.repos["model", MODEL]
+        tags, main = dict(repo.tags), repo.branches["main"]
+        publishing.main([str(folder), "--repo", MODEL, "--revision", "dev", "--overwrite"])
+        publishing.main([str(folder.rename(tmp_path / "other-64")), "--repo", MODEL, "--revision", "dev", "--root"])
+    assert repo.tags == tags != {} and repo.branches["main"] == main
+    assert "This is `other-64/best`" in repo.commits[repo.branches["dev"]]["README.md"].content.decode()
+
+
+def test_a_run_in_training_does_not_take_the_root_from_another(whole, tokenizer_folder, place, tmp_path):
+    folder, other = (shutil.copytree(whole, tmp_path / name) for name in (RUN, "baseline-masked-64"))
+    (folder / "finished.json").unlink()
+    shutil.copy(whole / "step_000003" / "model.safetensors", other / "best")
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        connect(hub.url, str(place / "home"), WRITE, patch)
+        publisher = publishing.Publisher(Repository(MODEL), folder, tokenizer_folder)
+        publisher.publish()
+        publishing.main([str(other), "--repo", MODEL, "--root"])
+        shutil.copy(whole / "step_000006" / "model.safetensors", folder / "best")
+        (folder / "metrics.jsonl").touch()
+        publisher.publish()
+        files = hub.repos["model", MODEL].files
+    assert files["model.safetensors"] == (other / "best" / "model.safetensors").read_bytes()
+    assert files[f"{RUN}/best/model.safetensors"] == (folder / "best" / "model.safetensors").read_bytes()
+    assert "This is `baseline-masked-64/best`" in files["README.md"].decode()
+
+
+def test_a_failed_look_at_the_repository_is_named_with_what_is_missing(hub, client, whole, tokenizer_folder, impatient):
+    code = {file.name: file.read_bytes() for file in publishing.CODE}
+    hub.new("model", "org/looked-at", code | {f"{RUN}/run.json": (whole / "run.json").read_bytes()})
+    hub.fail("GET", f"looked-at/resolve/.*/{RUN}/run.json", 500, times=1000)
+    publisher = publishing.Publisher(Repository("org/looked-at"), whole, tokenizer_folder)
+    with pytest.raises(publishing.InputError, match=r"not on the Hub yet: card.*best.*python -m flexqwen publish"):
+        publisher.finish()
+    hub.faults.clear()
+
+
+def test_a_damaged_run_on_the_hub_is_called_that(hub, client, whole, tokenizer_folder):
+    code = {file.name: file.read_bytes() for file in publishing.CODE}
+    hub.new("model", "org/damaged-run", code | {f"{RUN}/run.json": b"[1"})
+    publisher = publishing.Publisher(Repository("org/damaged-run"), whole, tokenizer_folder)
+    with pytest.raises(publishing.InputError, match=rf"holds a {RUN}/run\.json that is damaged .*; delete the folder"):
+        publisher.finish()
+
+
+def test_an_outtype_is_of_gguf(capsys):
+    with pytest.raises(SystemExit):
+        export_main(["model", "exported", "--outtype", "f32"])
+    assert "--outtype is of GGUF" in capsys.readouterr().err
 
 
 def test_a_mistyped_folder_is_called_that():
     with pytest.raises(
-        publishing.InputError, match=r"runs/one/best does not load .* is neither a folder nor a name on"
+        publishing.InputError, match=r"runs/one/best is no folder, .* is neither a folder nor a name on"
     ):
         loading.load(AutoConfig, "runs/one/best")
 
@@ -641,7 +719,7 @@ def test_a_damaged_checkpoint_is_not_restored(hub, client, whole, tmp_path):
         assert last_checkpoint(folder) == folder / "step_000006"
     files["step_000006/optimizer.pt"] = b"PK"
     hub.new("model", "org/damaged", code | {f"{RUN}/{name}": content for name, content in files.items()})
-    with pytest.raises(publishing.InputError, match=r"optimizer\.pt has 2 bytes .* delete that folder there"):
+    with pytest.raises(publishing.InputError, match=r"optimizer\.pt is not as it was saved.* delete that folder there"):
         restore(repository, tmp_path / RUN, description, "new")
     assert not (tmp_path / RUN).exists()
 
