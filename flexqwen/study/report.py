@@ -18,7 +18,7 @@ from flexqwen.drawing import to_words
 from flexqwen.evaluation.statistics import JOINT_SAMPLES, correct_p_values
 from flexqwen.files import read_json, write_text
 from flexqwen.study.cells import ENOUGH, GPT_BERT, MODES, Estimate, Measure, Results, format_value, load
-from flexqwen.study.grid import Comparison, Study
+from flexqwen.study.grid import Comparison, Study, describe_value
 from flexqwen.study.report_figures import draw, read_source
 from flexqwen.study.runner import AMENDMENTS, OVERLAP, REGISTERED, digest_plan
 from flexqwen.study.surface import fit_law, rank_values
@@ -106,19 +106,25 @@ def sweep_table(results: Results) -> str:
 
 def planned_table(results: Results) -> str:
     """The comparisons that were planned, with Holm's correction over all of them."""
-    rows, tests = [], [results.test(plan) for plan in results.study.planned]
-    corrected = correct_p_values([p_value for _, p_value in tests])
-    for plan, (estimate, p_value), holm in zip(results.study.planned, tests, corrected, strict=True):
-        measure = results.find_measure(plan.measure)
-        shown = (
-            [f"{measure.title}, {measure.unit}", format_estimate(estimate, measure, True)] if estimate else ["–", "–"]
-        )
-        p_values = [f"{value:.4f}" for value in (p_value, holm)] if estimate and estimate.seeds > 1 else ["–", "–"]
-        verdict = "shown" if holm <= LEVEL else "not shown" if p_values[0] != "–" else "not made"
-        pair = " − ".join(f"`{value}`" for value in plan.pair)
-        rows.append([plan.name, pair, plan.mode, *shown, plan.expected, *p_values, verdict])
-    head = ["planned comparison", "first − second", "mode", "measured on", "difference [95 %]", "expected"]
-    return markdown_table([*head, "p", "p, corrected", f"at {LEVEL:.0%}"], rows, 4)
+    rows, study, tests = [], results.study, [results.test(plan) for plan in results.study.planned]
+    corrected = correct_p_values([found[2] if found else 1.0 for found in tests])
+    for plan, found, holm in zip(study.planned, tests, corrected, strict=True):
+        shown = ["–", "–", "–", plan.expected, "–", "–", "–", "not made"]
+        if found:
+            (estimate, own, p_value), measure = found, results.find_measure(plan.measure)
+            shown[:3] = (
+                f"{measure.title}, {measure.unit}",
+                *(format_estimate(x, measure, True) for x in (estimate, own)),
+            )
+            shown[4:] = str(own.seeds), "–", "–", "not finished"
+            if own.seeds == len(study.seeds) > 1:
+                is_expected = plan.bounds[0] < measure.scale * estimate.value < plan.bounds[1]
+                verdict = "not shown" if holm > LEVEL else "supported" if is_expected else "contradicted"
+                shown[5:] = f"{p_value:.4f}", f"{holm:.4f}", verdict
+        second = "".join(f", {describe_value(*other)}" for other in plan.second.items())
+        rows.append([plan.name, f"`{plan.pair[0]}` − `{plan.pair[1]}{second}`", plan.mode, *shown])
+    head = ["planned comparison", "first − second", "mode", "measured on", "difference [95 %]", "by its own seeds"]
+    return markdown_table([*head, "expected", "seeds", "p", "p, corrected", f"at {LEVEL:.0%}"], rows, 4)
 
 
 def best_table(results: Results) -> str:

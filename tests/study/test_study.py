@@ -373,6 +373,7 @@ def test_a_surface_is_a_grid(tmp_path):
 def test_a_study_is_made_in_stages_and_its_plan_is_of_its_grid(tmp_path):
     parts = [{"unique_tokens": [64, 16], "causal_fraction": ["1/2", 1]}, {"unique_tokens": 4, "causal_fraction": [1]}]
     ratio = {"measure": "bits_per_byte/test", "mode": "causal", "axis": "causal_fraction", "pair": ["1/2", 1]}
+    ratio["expected"] = "below 0"
     where = {"where": {"unique_tokens": 16, "mask_schedule": "linear"}, "minus": {"unique_tokens": 64}}
     config = {"grid": [[part] for part in parts], "seeds": [0, 1], "compare": {}, "sweep": {"over": "causal_fraction"}}
     study = grid.read(str(write_config(tmp_path, **config, planned={"more": ratio | where})))
@@ -380,6 +381,9 @@ def test_a_study_is_made_in_stages_and_its_plan_is_of_its_grid(tmp_path):
     assert {dict(cell.point)["unique_tokens"] for cell in study.cells[:8]} == {64, 16}
     sides = [(dict(side)["unique_tokens"], dict(side)["causal_fraction"]) for side in study.sides(study.planned[0])]
     assert sides == [(16, "1/2"), (16, 1), (64, "1/2"), (64, 1)]
+    with pytest.raises(InputError, match="planned more: expected is 'less'"):
+        grid.read(str(write_config(tmp_path, **config, planned={"more": ratio | where | {"expected": "less"}})))
+    ratio["where"] = {}
     with pytest.raises(InputError, match="planned more: 2 points have causal_fraction '1/2' there"):
         grid.read(str(write_config(tmp_path, **config, planned={"more": ratio})))
 

@@ -1,6 +1,7 @@
 """The report on shares of causal rows × repetitions, of cells whose answer is planted."""
 
 import itertools
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from scipy import stats
 
 from flexqwen.evaluation.statistics import correct_p_values, joint_interval, joint_p_value
 from flexqwen.files import digest
@@ -48,6 +50,23 @@ SURFACE = {
             "axis": "causal_fraction",
             "pair": ["1/2", 1],
             "where": PLACE | {"repetitions": 64},
+            "expected": "below 0",
+        },
+        "at first": {
+            "measure": "bits_per_byte/test_original",
+            "mode": "causal",
+            "axis": "causal_fraction",
+            "pair": ["1/2", 1],
+            "where": PLACE | {"repetitions": 1},
+            "expected": "below 0",
+        },
+        "even": {
+            "measure": "bits_per_byte/test_original",
+            "mode": "masked",
+            "axis": "causal_fraction",
+            "pair": ["1/2", 0],
+            "where": PLACE | {"repetitions": 1},
+            "expected": "between -0.5 and 0.5",
         },
         "once": {
             "measure": "memorisation/continuations",
@@ -55,6 +74,7 @@ SURFACE = {
             "axis": "causal_fraction",
             "pair": ["1/2", 1],
             "where": PLACE | {"repetitions": 1},
+            "expected": "below 0",
         },
         "more often": {
             "measure": "bits_per_byte/test_original",
@@ -63,6 +83,7 @@ SURFACE = {
             "pair": ["1/2", 1],
             "where": PLACE | {"repetitions": 64},
             "minus": {"repetitions": 1},
+            "expected": "below 0",
         },
     },
     "training": {
@@ -145,7 +166,9 @@ def test_what_was_planted_is_found(study):
     report.write(study)
     made = Path("results/planted/README.md").read_text()
     rows = {line.split(" | ")[0].strip("| "): line for line in made.splitlines() if line.startswith("| ")}
-    assert "| shown |" in rows["often"] and "| shown |" in rows["more often"] and "| not shown |" in rows["once"]
+    verdicts = {"often": "supported", "more often": "supported", "once": "not shown", "even": "supported"}
+    for name, verdict in (verdicts | {"at first": "contradicted"}).items():
+        assert rows[name].endswith(f"| {verdict} |")
     assert f"| {COEFFICIENT * 9 * 9000 / 9000:+.3f}"[:6] in made
     report.check(study)
     for name in ("loss.png", "sweep.png"):
@@ -162,6 +185,7 @@ def test_any_part_of_the_cells_is_reported(kept, study):
     report.write(study)
     report.check(study)
     made = Path("results/planted/README.md").read_text()
+    assert not re.search(r"\| (supported|not shown|contradicted) \|", made)
     assert f"| runs | {len(study.cells[kept])} of {len(study.cells)} finished |" in made and "not made" in made
 
 
@@ -175,6 +199,36 @@ def test_a_p_value_is_that_of_the_interval():
         assert (p_value < 0.05) == (not low <= 0 <= high) or abs(p_value - 0.05) < 0.01
     assert joint_p_value(np.ones((3, 4)), np.ones(4), range(4)) == 0
     assert joint_p_value(np.zeros((3, 4)), np.ones(4), range(4)) == 1
+
+
+def test_a_p_value_is_of_what_is_expected():
+    """Between two bounds it is Schuirmann's pair of tests; the seeds' variance may come from elsewhere."""
+    values, weights = np.full((3, 400), 0.01) + np.random.default_rng(0).normal(0, 0.1, (3, 400)), np.ones(400)
+    values -= values.mean() - 0.01
+    given = values, weights, range(400), (3 * 0.004**2, 20)
+    for bound in (-0.02, 0.02):
+        error = np.hypot(values.mean(0).std() / 20, 0.004)
+        assert 2 * stats.norm.sf(abs(0.01 - bound) / error) == pytest.approx(joint_p_value(*given, [bound]), abs=0.02)
+    assert joint_p_value(*given, [-0.02, 0.02]) == joint_p_value(*given, [0.02])
+    assert joint_p_value(*given, [0.02]) < joint_p_value(*given[:3], (3 * 0.004**2, 2), [0.02])
+    low, high = joint_interval(*given)[1:]
+    assert high - low < np.diff(joint_interval(*given[:3], (3 * 0.004**2, 2))[1:])
+
+
+def test_the_variance_of_the_seeds_is_pooled(study):
+    """Over the planned pairs that are measured so, each once: causally 2, and 1 in masked mode."""
+    for cell in study.cells:
+        write_cell(study, cell)
+    results = load(study)
+    loss, variances = results.measures[0], []
+    for line in (1, 64):
+        pair = [results.place(share, line)[0] for share in (Fraction(1, 2), 1)]
+        variances.append(results.sample(loss, [pair], "causal")[0].mean(1).var(ddof=1))
+    assert results.pool_variance(loss, "causal") == (pytest.approx(np.mean(variances)), 4)
+    assert results.pool_variance(loss, "masked")[1] == 2
+    once, more = (next(plan for plan in study.planned if plan.name == name) for name in ("at first", "more often"))
+    widths = [estimate.high - estimate.value for estimate in (results.test(once)[0], results.test(more)[0])]
+    assert widths[1] / widths[0] == pytest.approx(np.sqrt(2), rel=0.2)  # the items' part is its own
 
 
 def test_holms_correction():
