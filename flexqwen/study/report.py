@@ -146,15 +146,17 @@ def best_table(results: Results) -> str:
 def law_table(results: Results) -> str:
     """The law of overfitting for each share and mode, and what it predicts of another run."""
     rows, measure, other = [], results.main_measures[0], results.study.sweep.predict
-    others = sorted(line for line in results.sweep_axes()[1] if line > 1)
+    others = sorted(results.sweep_axes()[1])[1:]
     for value, mode in itertools.product(results.sweep_axes()[0], MODES[:2]):
         if law := fit_law(results, measure, mode, value):
-            row = [format_value(value), mode, *(f"{law.excess[n]:+.3f}" if n in law.excess else "–" for n in others)]
-            row += [f"{law.coefficient:.2e}", f"{law.miss:.0%}", f"{law.exponent:.2f}" if law.exponent else "–"]
+            row = [format_value(value), mode, *(format_estimate(law.excess.get(n), measure, True) for n in others)]
+            scaled = format_estimate(law.coefficient, replace(measure, scale=1000), True)
+            row += [scaled, f"{law.miss:.0%}", f"{law.exponent:.2f}" if law.exponent else "–"]
             size, unique = other.get("parameters"), other.get("unique_tokens")
-            row += [f"{law.predict(other['tokens'] / unique, size, unique):+.3f}"] if other else []
+            predicted = other and law.predict(other["tokens"] / unique, size, unique)
+            row += [format_estimate(predicted, measure, True)] if other else []
             rows.append(row)
-    head = ["causal:masked", "mode", *(f"excess at {n}" for n in others), "P", "largest miss", "exponent, free"]
+    head = ["causal:masked", "mode", *(f"excess at {n}" for n in others), "1,000 P", "largest miss", "exponent, free"]
     return markdown_table(head + [f"predicted: `{other.get('name')}`"] * bool(other), rows, 2)
 
 

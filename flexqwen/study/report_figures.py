@@ -202,7 +202,7 @@ def draw_sweep(results: Results) -> Figure:
         axis.set_ylabel(measure.unit)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2 if is_share else 4)
-    where = to_words(", ".join(map(str, plan.where.values())))
+    where = to_words(", ".join(describe_value(*pair) for pair in plan.where.items()))
     figure.suptitle(f"{where and f'Trained on {where}; '}95 % intervals")
     return figure
 

@@ -107,7 +107,7 @@ def plant(study: Study, cell: Cell) -> dict:
     return {"causal": causal, "masked": 2 + 0.3 * (share == 0) + 0.1 * excess}
 
 
-def write_cell(study: Study, cell: Cell, items: int = 40) -> None:
+def write_cell(study: Study, cell: Cell, items: int = 40, flat: bool = False) -> None:
     generator = np.random.default_rng(cell.seed)
     shared, losses = generator.normal(0, 0.2, items), plant(study, cell)
 
@@ -118,7 +118,7 @@ def write_cell(study: Study, cell: Cell, items: int = 40) -> None:
     figures = []
     for mode in set(study.modes(cell.point)) - {"fused"}:
         noise = generator.normal(0, 0.003) + generator.normal(0, 0.01, items)
-        figures.append(row("bits_per_byte", "test_original", mode, losses[mode] + shared + noise))
+        figures.append(row("bits_per_byte", "test_original", mode, (losses[mode] + shared + noise) * (not flat)))
         figures.append(row("minimal_pairs", "all", mode, shared + noise > 0.2 * (losses[mode] - 2.5)))
         figures.append(row("memorisation", "documents", mode, shared + noise))
         if mode == "causal":
@@ -160,16 +160,17 @@ def test_what_was_planted_is_found(study):
     assert [rank_values(results, loss, "causal", n)[0] for n in (1, 16, 64)] == [1, 1, Fraction(1, 2)]
     assert rank_values(results, loss, "masked", 1) == [Fraction(1, 2)]
     law = fit_law(results, loss, "causal", 1)
-    assert law.coefficient == pytest.approx(COEFFICIENT, rel=0.05) and law.miss < 0.5
+    assert law.coefficient.value == pytest.approx(COEFFICIENT, rel=0.05) and law.miss < 0.5
+    assert law.coefficient.low < COEFFICIENT < law.coefficient.high and law.excess.keys() == {16, 64}
     assert law.exponent == pytest.approx(1, abs=0.2)
-    assert fit_law(results, loss, "causal", Fraction(1, 2)).coefficient == pytest.approx(COEFFICIENT / 4, rel=0.1)
+    assert fit_law(results, loss, "causal", Fraction(1, 2)).coefficient.value == pytest.approx(COEFFICIENT / 4, rel=0.1)
     report.write(study)
     made = Path("results/planted/README.md").read_text()
     rows = {line.split(" | ")[0].strip("| "): line for line in made.splitlines() if line.startswith("| ")}
     verdicts = {"often": "supported", "more often": "supported", "once": "not shown", "even": "supported"}
     for name, verdict in (verdicts | {"at first": "contradicted"}).items():
         assert rows[name].endswith(f"| {verdict} |")
-    assert f"| {COEFFICIENT * 9 * 9000 / 9000:+.3f}"[:6] in made
+    assert law.predict(10, 9000, 9000).value == pytest.approx(9 * COEFFICIENT, rel=0.05) and "predicted: `big`" in made
     report.check(study)
     for name in ("loss.png", "sweep.png"):
         with Image.open(study.results / name) as image:
@@ -187,6 +188,29 @@ def test_any_part_of_the_cells_is_reported(kept, study):
     made = Path("results/planted/README.md").read_text()
     assert not re.search(r"\| (supported|not shown|contradicted) \|", made)
     assert f"| runs | {len(study.cells[kept])} of {len(study.cells)} finished |" in made and "not made" in made
+
+
+def test_the_law_begins_at_the_fewest_repetitions(study):
+    """And where nothing is in excess, it says so and divides by nothing."""
+    for cell in study.cells:
+        write_cell(study, cell)
+    results = load(study)
+    loss, whole = results.measures[0], fit_law(results, results.measures[0], "causal", 1)
+    results.cells = {cell: content for cell, content in results.cells.items() if cell.seed == 0}
+    assert fit_law(results, loss, "causal", 1).coefficient.seeds == 1
+    content = yaml.safe_load(Path("planted.yaml").read_text())
+    content["grid"][0][0]["unique_tokens"] = [TOKENS // 4, TOKENS // 16]
+    Path("planted.yaml").write_text(yaml.safe_dump({**content, "planned": {}}))
+    later = grid.read("planted.yaml")
+    for cell in later.cells:
+        write_cell(later, cell)
+    law = fit_law(load(later), loss, "causal", 1)
+    assert law.coefficient.value == pytest.approx(whole.coefficient.value, rel=0.05)
+    assert law.exponent is None and law.excess.keys() == {16, 64}
+    for cell in later.cells:
+        write_cell(later, cell, flat=True)
+    law = fit_law(load(later), loss, "causal", 1)
+    assert (law.coefficient.value, law.miss, law.exponent) == (0, 0, None)
 
 
 def test_a_p_value_is_that_of_the_interval():
@@ -241,9 +265,9 @@ def test_the_surface_is_planned_and_goes_on_on_a_gpu():
     plan = (ROOT / study.plan).read_text()
     named = [row.split(" | ")[1] for row in plan.splitlines() if row.startswith("| H")]
     assert sorted(named) == sorted(one.name for one in study.planned)
-    assert len(study.cells) == 120 and {cell.seed for cell in study.cells[:31]} == {0}
+    assert len(study.cells) == 126 and {cell.seed for cell in study.cells[:33]} == {0}
     repetitions = [{one.value(point, "repetitions") for point in one.points} for one in (study, larger)]
-    assert repetitions == [{1, 4, 16, 64}, {16, 64, 256}]
+    assert repetitions == [{1, 4, 8, 12, 16, 64}, {16, 64, 256}]
     for name in ("causal_fraction", "dataset_config", "mask_schedule"):
         assert study.values(name) == larger.values(name)
     assert {dict(point)["unique_tokens"] for point in larger.points} < set(study.values("unique_tokens"))
