@@ -260,12 +260,18 @@ def check_findings(study: Study, report: str) -> None:
 def check_plan(study: Study) -> None:
     """
     Raises:
-        InputError: the config or the plan is not as it was before the first cell, and no amendment of the plan says so.
+        InputError: the config or the plan is not as it was before the first cell, and no amendment of the plan says so;
+            or what was registered is not in the commit that it names, where git has that commit.
     """
     if study.plan is None:
         return
     if (registered := read_json(study.results / REGISTERED)) is None:
         raise InputError(f"{study.results / REGISTERED} is missing, which study run writes before the first cell")
+    if (held := digest_plan(study, registered["commit"])) not in (None, registered["digests"]):
+        wrong = next(name for name in held if held[name] != registered["digests"][name])
+        raise InputError(
+            f"{study.results / REGISTERED} has another {wrong} than commit {registered['commit'][:12]}, which it names"
+        )
     amendments = study.plan.read_text(encoding="utf-8").partition(AMENDMENTS)[2]
     for name, found in digest_plan(study).items():
         is_said = re.search(rf"^- \d{{4}}-\d\d-\d\d.*{found[:12]}", amendments, re.MULTILINE)
