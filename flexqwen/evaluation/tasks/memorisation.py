@@ -4,7 +4,8 @@
   figure is the share of a continuation's word 7-grams that stand in the training documents; the baseline is the same
   share of the documents' own next 48 tokens. A continuation of under 7 words counts as 0.
 - Documents: bits per byte of held-out documents minus those of training documents of the same lengths, each cut to one
-  row; those that are held beside the same one are a cluster. Where the two are not of one kind of text, that is in the difference, too: compare it between models.
+  row; those that are held beside the same one are a cluster. Where the two are not of one kind of text, that is in the
+  difference, too: compare it between models.
 
 The training documents are those of the run's token store, which the run.json beside the checkpoint's folder leads to.
 """
