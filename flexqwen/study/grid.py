@@ -235,6 +235,11 @@ class Study:
         """The values of an axis, in the order of the grid."""
         return list(dict.fromkeys(dict(point)[axis] for point in self.points if axis in dict(point)))
 
+    def second_values(self, comparison: Comparison) -> list:
+        """The values of a comparison's second axis, numbers falling; none where it has no such axis."""
+        found = self.values(comparison.by) if comparison.by else []
+        return sorted(found, reverse=True) if all(isinstance(value, int) for value in found) else found
+
     @property
     def axes(self) -> list[str]:
         return list(dict.fromkeys(axis for point in self.points for axis, _ in point))

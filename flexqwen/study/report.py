@@ -82,7 +82,7 @@ def main_table(results: Results) -> str:
 
 def comparison_table(results: Results, comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a comparison on every measure: each value of its second axis, and the mean."""
-    by, rows = [*(results.study.values(comparison.by) if comparison.by else []), None], []
+    by, rows = [*results.study.second_values(comparison), None], []
     for pair, measure, mode in itertools.product(comparison.pairs, results.measures, MODES):
         found = [results.compare(measure, comparison, pair, mode, value) for value in by]
         cells = [format_estimate(estimate, measure, True) for estimate in found]
