@@ -87,7 +87,12 @@ def over_seeds(
 JOINT_SAMPLES = 2000
 
 
-def joint_interval(values: np.ndarray, weights: np.ndarray, clusters: Sequence[Hashable]) -> tuple[float, float, float]:
+def joint_interval(
+    values: np.ndarray,
+    weights: np.ndarray,
+    clusters: Sequence[Hashable],
+    pooled: tuple[float, int] | None = None,
+) -> tuple[float, float, float]:
     """The mean over seeds of a mean of items, and its 95 % interval: chance of the items and of the seeds.
 
     The two are independent: a percentile bootstrap over clusters of items, drawn whole, of the mean over seeds; and
@@ -96,34 +101,50 @@ def joint_interval(values: np.ndarray, weights: np.ndarray, clusters: Sequence[H
     Args:
         values: float64 `(seeds, items)`; differences of two models are taken seed by seed and item by item.
         weights: of the items in their mean, `(items,)`.
+        pooled: variance of a seed's figure and its degrees of freedom, where more than these seeds tell it.
 
     Returns:
         The mean and the interval's bounds.
     """
     by_seed, drawn = _draw_means(values, weights, clusters)
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    seeds, value = len(by_seed), float(by_seed.mean())
-    spread = stats.t.ppf(0.975, seeds - 1) * by_seed.std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
+    value, (error, freedom) = float(by_seed.mean()), _seed_error(by_seed, pooled)
+    spread = stats.t.ppf(0.975, freedom) * error
     return value, value - math.hypot(value - low, spread), value + math.hypot(high - value, spread)
 
 
-def joint_p_value(values: np.ndarray, weights: np.ndarray, clusters: Sequence[Hashable]) -> float:
-    """One minus the level of the widest `joint_interval` that leaves out 0, with normal chance of the items.
+def joint_p_value(
+    values: np.ndarray,
+    weights: np.ndarray,
+    clusters: Sequence[Hashable],
+    pooled: tuple[float, int] | None = None,
+    bounds: Sequence[float] = (0.0,),
+) -> float:
+    """One minus the level of the widest `joint_interval` that leaves out all bounds, with normal chance of the items.
 
-    Arguments as there. Where nothing varies, 0 for a mean that is not 0.
+    Arguments as there. With two bounds it is large unless the mean is surely between them, or surely beyond one. Where
+    nothing varies, 0 for a mean that is no bound.
     """
     by_seed, drawn = _draw_means(values, weights, clusters)
-    seeds, value, spread = len(by_seed), abs(float(by_seed.mean())), float(np.nanstd(drawn))
-    error = by_seed.std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
+    value, spread = min(abs(float(by_seed.mean()) - bound) for bound in bounds), float(np.nanstd(drawn))
+    error, freedom = _seed_error(by_seed, pooled)
 
     def leaves_out(log_p: float) -> float:
         tail = math.exp(log_p) / 2
-        return value - math.hypot(stats.norm.isf(tail) * spread, stats.t.isf(tail, max(1, seeds - 1)) * error)
+        return value - math.hypot(stats.norm.isf(tail) * spread, stats.t.isf(tail, freedom) * error)
 
     if value == 0 or spread == error == 0:
         return float(value == 0)
     smallest = -50.0
     return 0.0 if leaves_out(smallest) > 0 else math.exp(optimize.brentq(leaves_out, smallest, 0.0))
+
+
+def _seed_error(by_seed: np.ndarray, pooled: tuple[float, int] | None) -> tuple[float, int]:
+    """Standard error of the mean over seeds, 0 for one alone, and its degrees of freedom."""
+    if len(by_seed) < 2:
+        return 0.0, 1
+    variance, freedom = pooled or (by_seed.var(ddof=1), len(by_seed) - 1)
+    return math.sqrt(variance / len(by_seed)), freedom
 
 
 def correct_p_values(p_values: Sequence[float]) -> list[float]:

@@ -214,6 +214,7 @@ def test_what_cannot_be_fine_tuned_is_one_clear_line(checkpoints, tmp_path):
         ({"learning_rates": (1e-3, 1e-3)}, "each once"),
         ({"learning_rates": (0.0,)}, "above 0"),
         ({"limit": 0}, "limit is 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0"),
         ({"max_length": 8}, "max_length is 8"),
         ({"num_train_epochs": 0}, "num_train_epochs is 0"),
     ],

@@ -69,7 +69,8 @@ class Context:
     model: str = ""
 
     def __post_init__(self):
-        for name, minimum in {"documents": 1, "limit": 1, "seeds": 1, "max_length": 32, "mask_groups": 2}.items():
+        least = {"documents": 1, "limit": 1, "seeds": 1, "mask_groups": 2, "max_length": 32}
+        for name, minimum in {**least, "per_device_train_batch_size": 1}.items():
             if (value := getattr(self, name)) is not None and value < minimum:
                 raise InputError(f"--{name} is {value}; it must be at least {minimum}")
         if not self.learning_rates or len(set(self.learning_rates)) < len(self.learning_rates):
