@@ -68,18 +68,30 @@ class Shard:
 
     @property
     def taxonomy(self) -> str:
-        return self.name.split("/")[0]
+        return self.name.split("/")[0] if "/" in self.name else ""
+
+    @property
+    def identity(self) -> list:
+        """What its documents depend on."""
+        return [self.name, self.sha256, self.size]
+
+    def read(self, dropped: Counter[str], need_originality: bool = True) -> Iterator["Document"]:
+        """The documents of the shard; see `read_shard`."""
+        return read_shard(self, dropped, need_originality)
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A corpus folder."""
+    """A corpus."""
 
     folder: Path
     shards: list[Shard]  # in the order of their names
     absent: list[str]  # names of shards that are listed and not here
     strays: list[str]  # files that are no part of a corpus
     generated: bool  # the texts are made up: whatever is published of them must say so
+    columns: dict[str, str] | None = (
+        None  # of a collection of other texts (see collection.py); no header states a measure
+    )
 
 
 def open_corpus(folder: str | Path) -> Corpus:
