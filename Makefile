@@ -2,6 +2,7 @@
 # make demo CORPUS=<folder>    the same from a folder of Corpus Carolina (DOCUMENTS=<n> limits how much of it is used)
 # make test                    style and tests (CAROLINA_CORPUS=<folder>: also on a real copy of the corpus)
 # make test-compat             the model's and the trainer's tests with the oldest transformers that is supported
+# make test-clients            the tests with programs of others that load the models (tests/clients)
 # Each makes the virtual environment .venv first, if it is not there.
 
 PYTHON ?= python3
@@ -9,6 +10,7 @@ VENV ?= .venv
 export CAROLINA_CORPUS FLEXQWEN_EVAL_DATA
 RUN = . $(VENV)/bin/activate &&
 CONFIG ?= configs/quickstart.yaml
+CLIENTS_VENV ?= .venv-clients
 COMPAT_TRANSFORMERS ?= 5.16.0
 COMPAT_VENV ?= .venv-transformers-$(COMPAT_TRANSFORMERS)
 # Not test_distributed: transformers 5.16 itself cannot load an optimizer onto the device "cpu:0" of several CPU processes.
@@ -23,7 +25,7 @@ OUTPUT ?= runs/quickstart
 endif
 CORPUS ?= sample_corpus
 
-.PHONY: demo test test-compat
+.PHONY: demo test test-compat test-clients
 
 demo: $(VENV)/installed
 ifeq ($(CORPUS),sample_corpus)
@@ -46,10 +48,20 @@ endif
 	@$(RUN) python eval.py --model $(OUTPUT)/hybrid-shift-256/best --overwrite
 
 test: $(VENV)/installed
-	@$(RUN) ruff check . && ruff format --check . && python -m pytest
+	@# Files of tests over processes of one thread each: the models are too small for several.
+	@$(RUN) ruff check . && ruff format --check . && OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-compat: $(COMPAT_VENV)/installed
 	@. $(COMPAT_VENV)/bin/activate && python -m pytest $(COMPAT_TESTS)
+
+test-clients: $(CLIENTS_VENV)/installed
+	@. $(CLIENTS_VENV)/bin/activate && python -m pytest tests/clients
+
+$(CLIENTS_VENV)/installed: requirements.txt tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	. $(CLIENTS_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -r tests/clients/requirements.txt
+	@touch $@
 
 $(COMPAT_VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(COMPAT_VENV)

@@ -147,7 +147,9 @@ def labelled_loss(hidden_states, head, labels, shift, num_items_in_batch=None, r
     targets = labels[rows, columns]
     if is_plain_linear(head):
         check_ids("labels", targets, len(head.weight))
-        total, losses = _LabelledCrossEntropy.apply(hidden_states[rows, sources], head.weight, targets, token_weights)
+        # Under no_grad autograd's functions are still told that a parameter wants a gradient.
+        weight = head.weight if torch.is_grad_enabled() else head.weight.detach()
+        total, losses = _LabelledCrossEntropy.apply(hidden_states[rows, sources], weight, targets, token_weights)
     else:
         losses = F.cross_entropy(head(hidden_states[rows, sources]).float(), targets, reduction="none")
         total, losses = (losses * token_weights).sum(), losses.detach()
@@ -263,7 +265,8 @@ class FlexQwenModel(Qwen3Model):
                 each row. By default `config.is_causal`, and where that is absent, the class's own default.
             prefix_length (int64 `(batch,)`, *optional*):
                 The first so many tokens of each row, padding not counted, also attend to each other in both
-                directions; the rest is causal (prefix language modelling, arXiv 1910.10683, section 3.2.1).
+                directions; the rest is causal (prefix language modelling, arXiv 1910.10683, section 3.2.1). `generate`
+                wants the padding of a batch on the left (`padding_side="left"`): it writes on after the last column.
             position_ids (int64 `(batch, sequence)`, *optional*):
                 Where they restart, a new document begins: in every mode, tokens attend only within their document.
 
@@ -345,11 +348,10 @@ class FlexQwenModel(Qwen3Model):
     @staticmethod
     def checked_prefix_end(prefix_length, attention_mask, batch_size: int, cached: int, length: int):
         """The column at which each row's prefix ends, int64 `(batch,)`; None where the cache holds every prefix."""
-        if prefix_length.shape != (batch_size,) or prefix_length.is_floating_point():
-            raise ValueError(
-                f"prefix_length must be integers of shape ({batch_size},), "
-                f"got {prefix_length.dtype} of shape {tuple(prefix_length.shape)}"
-            )
+        is_tensor = isinstance(prefix_length, torch.Tensor)
+        if not is_tensor or prefix_length.shape != (batch_size,) or prefix_length.is_floating_point():
+            found = f"{prefix_length.dtype} of shape {tuple(prefix_length.shape)}" if is_tensor else prefix_length
+            raise ValueError(f"prefix_length must be a tensor of integers of shape ({batch_size},), got {found}")
         end = prefix_end(prefix_length, attention_mask)
         if not torch.compiler.is_compiling():
             if prefix_length.min() < 0 or end.max() > cached + length:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import functools
 import re
 import sys
@@ -66,8 +67,11 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_known_args([normalize_option(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
-        wrong = re.match(r"unrecognized arguments: (--\w+)", message)
-        nearest = suggest_name(wrong[1], self._list_options()) if wrong else ""
+        nearest = ""
+        if wrong := re.match(r"unrecognized arguments: (--\w+)", message):
+            nearest = suggest_name(wrong[1], self._list_options())
+        elif wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            nearest = suggest_name(wrong[1], re.findall(r"[\w-]+", wrong[2]))
         raise InputError(f"{message}{nearest} (see {self.prog} --help)")
 
     def _list_options(self) -> list[str]:
@@ -79,14 +83,36 @@ class ArgumentParser(argparse.ArgumentParser):
         return found
 
 
+def describe_os_error(error: OSError) -> str:
+    """What the system refused, of which path, and the remedy."""
+    remedies = {
+        errno.ENOSPC: "make room there",
+        errno.EDQUOT: "make room there",
+        errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+        errno.ENOMEM: "free memory, or raise its limit (ulimit -v)",
+    }
+    where = error.filename or error.filename2
+    what = f"{where}: {error.strerror}" if where and error.strerror else " ".join(str(error).split())
+    return f"{what}; {remedies.get(error.errno, 'name another path, or mend this one')}"
+
+
 def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], None]:
-    """Decorates a `main(argv=None)`: an `InputError` becomes one line on stderr and exit status 2."""
+    """Decorates a `main(argv=None)`: an `InputError`, or what the system refuses, becomes one line on stderr and exit
+    status 2.
+    """
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> None:
         try:
             main(argv)
-        except InputError as error:
+        except (InputError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, OSError):
+                error = InputError(describe_os_error(error))
+            elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+                error = InputError("out of memory; free some, raise its limit (ulimit -v), or ask for less at a time")
+            elif isinstance(error, RuntimeError):
+                raise
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:

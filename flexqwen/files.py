@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -30,8 +31,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         replace_path(partial, path)
-    except BaseException:
+    except BaseException as error:
         remove_path(partial)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(path)
+        elif number := re.search(r"\(os error (\d+)\)", str(error)):  # as the libraries in Rust say it
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         raise
 
 
@@ -131,7 +136,7 @@ def read_json(path: str | Path) -> Any:
     """Reads JSON; None where there is no such file or it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -4,19 +4,27 @@ For `model_type: flexqwen` the Auto classes give this repository's own, not the 
 """
 
 import functools
+import math
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PreTrainedConfig, Qwen3Config
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, Qwen3Config
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
 
 import modeling_flexqwen
 from configuration_flexqwen import AUTO_MAP, FlexQwenConfig
 from flexqwen.cli import InputError
 from flexqwen.files import file_digest
-from flexqwen.remote import reason
+from flexqwen.remote import explain_failure, reason
+
+MOST_LAYERS = 1000  # a config's lists, which have an entry for each, are made before anything else is looked at
+SLACK = 2**27  # weights that a model may have beyond twice those in its files: a new head's
 
 AutoConfig.register(FlexQwenConfig.model_type, FlexQwenConfig, exist_ok=True)
 for _auto_class, _place in AUTO_MAP.items():
@@ -36,13 +44,23 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
     """
     before = set(sys.modules)
     try:
-        if trust_remote_code:
-            trust_remote_code = PreTrainedConfig.get_config_dict(path)[0].get("model_type") != FlexQwenConfig.model_type
+        given, is_alone = {}, Path(path).is_dir() and not (Path(path) / "config.json").is_file()
+        if is_alone and cls is not AutoTokenizer:
+            raise InputError(f"no checkpoint in {path}: config.json is missing")  # a default would stand in for it
+        with suppress(*[OSError] * (cls is AutoTokenizer)):  # which may be all that the Hub has there
+            given = {} if is_alone else PreTrainedConfig.get_config_dict(path)[0]
+        trust_remote_code &= given.get("model_type") != FlexQwenConfig.model_type
+        if not 0 < given.get("num_hidden_layers", 1) <= MOST_LAYERS:
+            raise InputError(f"{path}: num_hidden_layers is {given['num_hidden_layers']}, which no model has")
         return cls.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+    except InputError:
+        raise
     except Exception as error:  # damaged files and foreign code raise anything
         if not trust_remote_code and "trust_remote_code" in str(error):
             remedy = "read it first; only a command with the option --trust_remote_code can run it"
             raise InputError(f"{path} needs code of its own, which was not run; {remedy}") from error
+        if not Path(path).exists():
+            raise InputError(f"{path} is no folder, and the Hub does not give it: {reason(error)}") from error
         raise InputError(f"{path} does not load as {cls.__name__}: {reason(error)}") from error
     finally:
         if any(name.startswith("transformers_modules.") for name in set(sys.modules) - before):
@@ -61,12 +79,7 @@ def load_model(cls: type, path: str | Path, new_head: bool = False, trust_remote
     or not finite: it names the file and the first of them. With `new_head` the class's head may be missing in the
     checkpoint, and another head be there.
     """
-    for file in sorted(Path(path).glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file} is damaged: {error}") from error
+    check_shapes(cls, path, trust_remote_code, options.get("config"))
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # what its report would say is said here
     options = {"dtype": torch.float32, **options, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -86,10 +99,71 @@ def load_model(cls: type, path: str | Path, new_head: bool = False, trust_remote
         "has NaN or infinity in weights of": [n for n, w in model.named_parameters() if not w.isfinite().all()],
     }.items():
         if names:
-            file = Path(path) / "model.safetensors"
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise InputError(f"{file if file.is_file() else path} {what} {type(model).__name__}: {min(names)}{more}")
+            refuse(path, f"{what} {type(model).__name__}", names)
     return model
+
+
+def check_tokenizer(tokenizer, config, path: str | Path) -> None:
+    """
+    Raises:
+        InputError: the tokenizer has no tokens, or ids that a model of this config does not know.
+    """
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if not 0 <= largest < config.vocab_size or not tokenizer("a", add_special_tokens=False).input_ids:
+        what = f"ids up to {largest}" if largest >= 0 else "no tokens"
+        raise InputError(
+            f"the tokenizer of {path} does not fit: it has {what}, and the model a vocabulary of {config.vocab_size}"
+        )
+
+
+def check_shapes(cls: type, path: str | Path, trust_remote_code: bool = False, config=None) -> None:
+    """Compares the model that a config describes with the headers of its weights, before any memory is taken.
+
+    Raises:
+        InputError: a file of weights is damaged, or the model has other shapes, or far more weights.
+    """
+    shapes = {}
+    for file in find_weights(path):
+        try:
+            with safe_open(file, framework="pt") as weights:
+                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} is damaged: {error}") from error
+    config = config or load(getattr(cls, "config_class", None) or AutoConfig, path, trust_remote_code)
+    if not shapes or getattr(config, "quantization_config", None):  # whose weights are packed
+        return
+    with (
+        explain_failure(f"{path}: config.json describes no {cls.__name__}", "bring the right one"),
+        torch.device("meta"),
+    ):
+        is_auto = not issubclass(cls, PreTrainedModel)
+        model = cls.from_config(config, trust_remote_code=trust_remote_code) if is_auto else cls(config)
+        described = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    if wrong := [name for name, shape in described.items() if shapes.get(name, shape) != shape]:
+        refuse(path, f"has weights in other shapes than those of {cls.__name__}", wrong)
+    sizes = [sum(map(math.prod, part.values())) for part in (described, shapes)]
+    if sizes[0] > 2 * sizes[1] + SLACK:
+        what = "{:,} weights, and config.json describes a model of {:,}".format(*sizes[::-1])
+        raise InputError(f"{path} has {what}; bring the files that belong together")
+
+
+def find_weights(path: str | Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in a folder or on the Hub, from where they are fetched."""
+    if Path(path).is_dir():
+        return sorted(Path(path).glob("*.safetensors"))
+    with suppress(Exception):  # loading says what is wrong
+        if single := cached_file(path, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False):
+            return [Path(single)]
+        if index := cached_file(path, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False):
+            return sorted({Path(file) for file in get_checkpoint_shard_files(path, index)[0]})
+    return []
+
+
+def refuse(path: str | Path, what: str, names: list[str]) -> NoReturn:
+    """Raises InputError: what is wrong with the weights, and the first of these names."""
+    file = Path(path) / SAFE_WEIGHTS_NAME
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    raise InputError(f"{file if file.is_file() else path} {what}: {min(names)}{more}")
 
 
 def _is_of_a_head(name: str, model) -> bool:

@@ -30,14 +30,17 @@ class Pool:
     def __enter__(self) -> "Pool":
         if self.workers > 1:
             context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_obey_parent)
+            try:
+                self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_obey_parent)
+            except OSError as error:
+                raise InputError(f"no worker processes ({error}; is /dev/shm there?); try --workers 1") from error
         return self
 
     def __exit__(self, _, error: BaseException | None, __) -> None:
         if self._executor:
             if error and not isinstance(error, Exception):
                 for worker in multiprocessing.active_children():
-                    worker.terminate()  # that is, ask it to stop: see _stop
+                    os.kill(worker.pid, signal.SIGUSR1)  # see _stop; SIGTERM must end a worker, as of a broken pool
             self._executor.shutdown(cancel_futures=True)
 
     def map(
@@ -121,7 +124,7 @@ def end_with_parent() -> None:
 
 def _obey_parent() -> None:
     end_with_parent()
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGUSR1, _stop)
 
 
 def _stop(*_) -> None:

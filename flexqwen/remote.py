@@ -65,7 +65,10 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def explain_failure(what: str, remedy: str) -> Iterator[None]:
-    """Makes whatever goes wrong in the block, but an InputError, an InputError: `what`, why, and the remedy."""
+    """Makes whatever goes wrong in the block, but an InputError, an InputError: `what`, why, and the remedy.
+
+    So do the readers of files that anybody may have damaged: what is wrong in one shows anywhere.
+    """
     try:
         yield
     except InputError:

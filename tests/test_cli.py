@@ -17,6 +17,9 @@ from flexqwen import __main__ as verbs
         (verbs.main, ["study", "run", "x.yaml", "--worker", "2"], "did you mean '--workers'?"),
         (train.main, ["--learningrate", "1"], "did you mean 'learning_rate'?"),
         (train.main, [], "usage: train.py <config.yaml>"),
+        (carolina_originality.main, ["bild"], "did you mean 'build'?"),
+        (evaluation.main, ["--model", "x", "--tasks", "minimal_pair"], "did you mean 'minimal_pairs'?"),
+        (evaluation.main, ["--model", "x", "--modes", "casual"], "did you mean 'causal'?"),
         (verbs.main, [], "the following arguments are required: verb"),
     ],
 )

@@ -2,8 +2,10 @@
 
 import json
 import re
+import resource
 import shutil
 import sys
+import time
 
 import pytest
 import torch
@@ -85,7 +87,7 @@ def spoil(folder, marker):
 
 
 def build(checkpoint):
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, model_max_length=48, trust_remote_code=False)
+    tokenizer = loading.load(AutoTokenizer, checkpoint, model_max_length=48)
     model = ModelArguments(model_name_or_path=str(checkpoint))
     return build_model(model, ObjectiveArguments(), tokenizer)
 
@@ -236,3 +238,55 @@ def test_a_damaged_config_is_one_line(checkpoint, config, capsys):
         with pytest.raises(SystemExit):
             main(argv)
         assert str(checkpoint) in (error := capsys.readouterr().err) and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 1_000_000}, "has weights in other shapes than those of"),
+        ({"vocab_size": 10**12}, "has weights in other shapes than those of"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, which no model has"),
+        ({"num_hidden_layers": 900, "layer_types": None, "intermediate_size": 10**6}, "in other shapes"),
+    ],
+)
+@pytest.mark.parametrize("load", EVERY_WAY)
+def test_a_config_of_a_larger_model_is_refused_before_it_takes_memory(checkpoint, load, change, message):
+    change_config(checkpoint, max_position_embeddings=48, **change)
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=message):
+        load(checkpoint)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+    assert time.monotonic() - start < 20
+
+
+def test_weights_of_other_names_do_not_let_a_large_model_be_made(checkpoint):
+    edit(checkpoint, lambda weights: [weights.update({f"x.{name}": weights.pop(name)}) for name in list(weights)])
+    change_config(checkpoint, hidden_size=1_000_000)
+    with pytest.raises(InputError, match=r"has \d[\d,]+ weights, and config\.json describes a model of [\d,]+"):
+        scored(checkpoint)
+
+
+@pytest.mark.parametrize("load", EVERY_WAY)
+def test_no_default_stands_in_for_a_config_that_is_not_there(checkpoint, load):
+    (checkpoint / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize("vocabulary", ["empty", "larger"])
+@pytest.mark.parametrize("load", [scored, fine_tuned])
+def test_a_tokenizer_of_no_tokens_or_too_many_is_refused(checkpoint, load, vocabulary):
+    made = json.loads((checkpoint / "tokenizer.json").read_text())
+    if vocabulary == "empty":
+        made["model"] |= {"vocab": {}, "merges": []}
+    else:
+        made["model"]["vocab"]["São"] = 10**6
+    (checkpoint / "tokenizer.json").write_text(json.dumps(made))
+    with pytest.raises(InputError):
+        load(checkpoint)
+
+
+def test_a_new_model_larger_than_the_machine_is_refused(tokenizer):
+    for shape in ({"hidden_size": 10**6}, {"num_hidden_layers": 10**9}):
+        with pytest.raises(InputError, match="the model cannot be made"):
+            build_model(ModelArguments(**shape), ObjectiveArguments(), tokenizer)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, describe_os_error
 from flexqwen.data import card, documents, ngrams, splits
 from flexqwen.data.collection import open_collection
 from flexqwen.data.corpus import MIN_TOKENS, Corpus
@@ -103,8 +103,8 @@ def build(
                 card.write_card(output)
             remove_path(work)
     except OSError as error:  # a full disk, above all
-        what = f"{error.filename or output}: cannot be written ({error.strerror or error})"
-        raise InputError(f"{what}; make room and run the same again, finished shards are kept") from error
+        error.filename = error.filename or str(output)
+        raise InputError(f"{describe_os_error(error)}, and run the same again; finished shards are kept") from error
     return read_manifest(output)
 
 

@@ -21,7 +21,7 @@ from flexqwen.data.documents import encode_column, header_originality
 from flexqwen.data.ngrams import mean_known
 from flexqwen.data.splits import MIN_GAP, PAIRS, TOLERANCE
 from flexqwen.data.texts import read_manifest
-from flexqwen.drawing import save_figure
+from flexqwen.drawing import save_figure, to_words
 from flexqwen.files import write_text
 from flexqwen.tables import format_cell, markdown_table
 
@@ -41,7 +41,7 @@ def write_card(folder: Path) -> None:
         ("length_gold_and_matched", draw_lengths({name: part["tokens"].to_numpy() for name, part in pairs.items()})),
     ):
         if figure:
-            save_figure(figure, folder / "figures" / f"{name}.png", dpi=110, metadata={"Software": None})
+            save_figure(figure, folder / "figures" / f"{name}.png", dpi=110)
     write_text(folder / "README.md", _fill_card(folder, manifest, index, pairs))
 
 
@@ -176,9 +176,12 @@ def draw_lengths(lengths: dict[str, np.ndarray]):
     for axis, (one, other) in zip(figure.subplots(1, 2), PAIRS, strict=True):
         longest = max((int(lengths[name].max()) for name in (one, other) if len(lengths[name])), default=MIN_TOKENS)
         bins = np.unique(np.geomspace(MIN_TOKENS, max(longest + 1, 2 * MIN_TOKENS), 40).round())
-        axis.hist(lengths[one], bins=bins, color=_BLUE, alpha=0.55, label=one)
-        axis.hist(lengths[other], bins=bins, histtype="step", color=_ORANGE, linewidth=1.6, label=other)
+        axis.hist(lengths[one], bins=bins, color=_BLUE, alpha=0.55, label=to_words(one))
+        axis.hist(lengths[other], bins=bins, histtype="step", color=_ORANGE, linewidth=1.6, label=to_words(other))
         axis.set(xscale="log", xlabel="tokens", ylabel="documents")
+        ticks = [tick for power in range(1, 8) for tick in (10**power, 3 * 10**power) if bins[0] <= tick <= bins[-1]]
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.minorticks_off()  # whose labels would overlap
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(**_ABOVE)
     return figure

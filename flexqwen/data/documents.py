@@ -80,7 +80,7 @@ def store_shards(
 
 
 def keep_only(folder: Path, names: set[str]) -> None:
-    """Makes the folder if need be, and removes what is in it but for what has one of these names, endings partial."""
+    """Makes the folder if need be, and removes what is in it but for what has one of these names, endings aside."""
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():
         if path.name.split(".")[0] not in names:

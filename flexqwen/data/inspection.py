@@ -12,8 +12,9 @@ from flexqwen.cli import InputError
 from flexqwen.data.card import count_by_taxonomy, list_splits, read_index
 from flexqwen.data.corpus import MIN_TOKENS, Shard, open_corpus, read_shard
 from flexqwen.data.ngrams import NGRAM, cut_batches, hash_ngrams, hash_words
-from flexqwen.data.texts import read_file, read_manifest
+from flexqwen.data.texts import REMEDY, read_file, read_manifest
 from flexqwen.parallel import Pool
+from flexqwen.remote import explain_failure
 from flexqwen.tables import plain_table
 
 _BATCH_CHARACTERS = 1 << 23
@@ -25,8 +26,9 @@ def describe_folder(folder: Path, pool: Pool) -> str:
     if not _is_dataset(folder):
         return describe_corpus(folder, pool)
     header = ("taxonomy", "documents", f">= {MIN_TOKENS} tokens", "tokens", "originality", "n-gram")
-    table = plain_table([header, *sorted(count_by_taxonomy(read_index(folder)))])
-    return f"{describe_dataset(read_manifest(folder))}\n{table}"
+    with explain_failure(f"{folder} is damaged", REMEDY):
+        table = plain_table([header, *sorted(count_by_taxonomy(read_index(folder)))])
+        return f"{describe_dataset(read_manifest(folder))}\n{table}"
 
 
 def _is_dataset(folder: Path) -> bool:

@@ -18,9 +18,11 @@ from tqdm import tqdm
 from flexqwen.cli import InputError
 from flexqwen.data.texts import check_whole, count_texts, read_texts
 from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
+from flexqwen.remote import explain_failure
 
 IGNORE = -100  # the label of a token that is not predicted
-FORMAT = 2  # of the folder; a change makes old folders stale
+FORMAT = 3  # of the folder; a change makes old folders stale
+FILES = ("rows.bin", "pieces.npy", "documents.txt", "validation.npz")  # whose digests info.json has
 ENCODE_BATCH = 2048  # documents handed to the tokenizer's threads at once
 
 
@@ -87,18 +89,23 @@ class PackedRows:
         input_ids: `(rows, sequence_length)` memory map of uint16 or uint32.
         info: what the rows are made from, and counts (`rows`, `documents`, `tokens`, `padding`).
 
-    Raises `InputError` where the folder holds no token store, or one of another format.
+    Raises `InputError` where the folder holds no token store, one of another format, or one that is damaged.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.info = read_json(self.folder / "info.json")
         if not self.info:
-            raise InputError(f"no token store in {folder}: info.json is missing")
-        if self.info["format"] != FORMAT:
-            raise InputError(f"the token store {folder} has format {self.info['format']}, not {FORMAT}; make it again")
-        shape = (self.info["rows"], self.info["sequence_length"])
-        self.input_ids = np.memmap(self.folder / "rows.bin", dtype=self.info["dtype"], mode="r", shape=shape)
+            raise InputError(f"no token store in {folder}: info.json is missing or broken")
+        with explain_failure(f"the token store {folder} is damaged", "remove it, and it is made again"):
+            if self.info["format"] != FORMAT:
+                raise InputError(
+                    f"the token store {folder} has format {self.info['format']}, not {FORMAT}; make it again"
+                )
+            if wrong := [name for name in FILES if file_digest(self.folder / name) != self.info["files"][name]]:
+                raise ValueError(f"{wrong[0]} is not as it was written")
+            rows = np.memmap(self.folder / "rows.bin", dtype=self.info["dtype"], mode="r")
+            self.input_ids = rows.reshape(self.info["rows"], self.info["sequence_length"])
 
     def __len__(self) -> int:
         return self.info["rows"]
@@ -116,13 +123,12 @@ class PackedRows:
             return np.split(stored["tokens"][: ends[-1]], ends[:-1]), stored["bytes"][:limit]
 
 
-def open_token_store(folder: str, config: str, tokenizer_digest: str, sequence_length: int) -> PackedRows:
-    """A token store by its folder; `InputError` where it is of another config, tokenizer or length, or not there."""
+def open_token_store(folder: str | Path, **wanted) -> PackedRows:
+    """A token store by its folder; `InputError` where it is not there, or its info has other values than `wanted`."""
     store = PackedRows(folder)
-    wanted = {"dataset_config": config, "tokenizer_digest": tokenizer_digest, "sequence_length": sequence_length}
     for name, value in wanted.items():
-        if store.info[name] != value:
-            raise InputError(f"the token store {folder} has {name} {store.info[name]}, and this run needs {value}")
+        if (found := store.info.get(name)) != value:
+            raise InputError(f"the token store {folder} has {name} {found}, and this run needs {value}")
     return store
 
 
@@ -148,14 +154,12 @@ def make_token_store(
     """
     if length < 2:
         raise InputError(f"sequence_length is {length}; a row needs room for BOS and one token")
-    key = {"format": FORMAT, "dataset_digest": digest_of_dataset, "dataset_config": config}
-    key |= {"tokenizer_digest": file_digest(Path(tokenizer_folder) / "tokenizer.json"), "sequence_length": length}
-    if unique_tokens is not None:
-        key |= {"unique_tokens": unique_tokens, "seed": seed}
-    folder = Path(root) / f"{config}-{length}-{digest(key)[:12]}"
+    tokenizer_digest = file_digest(Path(tokenizer_folder) / "tokenizer.json")
+    key = describe_rows(digest_of_dataset, config, tokenizer_digest, length, unique_tokens, seed)
+    folder = find_folder(root, key)
     if (folder / "info.json").is_file():
         print(f"tokens: {folder} is already there, made from the same dataset, tokenizer and length; reused")
-        return PackedRows(folder)
+        return open_token_store(folder, **key)
     if dataset is None or not Path(dataset).exists():
         remedy = "make the dataset with carolina_originality.py build, or bring the store"
         where = "" if dataset is None else f" in {dataset}"
@@ -167,10 +171,24 @@ def make_token_store(
         dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
         info = key | _write_rows(partial, dataset, config, tokenizer, length, dtype, unique_tokens, seed)
         _write_validation(partial, dataset, tokenizer, dtype)
-        write_json(partial / "info.json", info)
+        write_json(partial / "info.json", info | {"files": {name: file_digest(partial / name) for name in FILES}})
     what = "{rows:,} rows of {sequence_length}, {tokens:,} tokens, {padding:.2%} padding".format(**info)
     print(f"tokens: {folder} ({what})")
     return PackedRows(folder)
+
+
+def describe_rows(
+    digest_of_dataset: str, config: str, tokenizer_digest: str, length: int, unique_tokens: int | None, seed: int
+) -> dict[str, Any]:
+    """What the rows of a token store are made from; arguments as `make_token_store` has them."""
+    key = {"format": FORMAT, "dataset_digest": digest_of_dataset, "dataset_config": config}
+    key |= {"tokenizer_digest": tokenizer_digest, "sequence_length": length}
+    return key if unique_tokens is None else {**key, "unique_tokens": unique_tokens, "seed": seed}
+
+
+def find_folder(root: str, key: dict[str, Any]) -> Path:
+    """The folder of the token store of these rows."""
+    return Path(root) / f"{key['dataset_config']}-{key['sequence_length']}-{digest(key)[:12]}"
 
 
 def draw_documents(lengths: Sequence[int], tokens: int, seed: int) -> np.ndarray:

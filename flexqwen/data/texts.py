@@ -7,6 +7,9 @@ from typing import Any
 
 from flexqwen.cli import InputError
 from flexqwen.files import file_digest, read_json
+from flexqwen.remote import explain_failure
+
+REMEDY = "copy it again, or build the dataset again"
 
 
 def dataset_digest(folder: str | Path) -> str:
@@ -29,8 +32,9 @@ def summarize(folder: str | Path, config: str) -> dict[str, Any] | None:
     None where the dataset is not at hand.
     """
     manifest = read_manifest(folder)
-    split = manifest.get("splits", {}).get(f"{config}/train")
-    return split and {"generated": manifest["generated"], **{name: split[name] for name in ("documents", "tokens")}}
+    with explain_failure(f"{Path(folder) / 'manifest.json'} is damaged", REMEDY):
+        split = manifest.get("splits", {}).get(f"{config}/train")
+        return split and {"generated": manifest["generated"], **{name: split[name] for name in ("documents", "tokens")}}
 
 
 def parquet_files(folder: str | Path, config: str, split: str) -> list[Path]:
@@ -46,13 +50,15 @@ def count_texts(folder: str | Path, config: str, split: str) -> int:
     """Number of documents of a split."""
     import pyarrow.parquet as pq  # here, not above: a machine that trains from a token store may lack it
 
-    return sum(pq.read_metadata(file).num_rows for file in parquet_files(folder, config, split))
+    with explain_failure(f"{config}/{split} in {folder} is damaged", REMEDY):
+        return sum(pq.read_metadata(file).num_rows for file in parquet_files(folder, config, split))
 
 
 def check_whole(folder: str | Path, config: str, split: str) -> None:
     """Raises `InputError` where a split lacks documents of the manifest: a copy that was cut, or an old download."""
     found = count_texts(folder, config, split)
-    wanted = read_manifest(folder).get("splits", {}).get(f"{config}/{split}", {}).get("documents", found)
+    with explain_failure(f"{Path(folder) / 'manifest.json'} is damaged", REMEDY):
+        wanted = read_manifest(folder).get("splits", {}).get(f"{config}/{split}", {}).get("documents", found)
     if found != wanted:
         what = f"{config}/{split} in {folder} has {found:,} of the {wanted:,} documents of its manifest"
         raise InputError(f"{what}; copy it again, or run again where the Hub can be reached")
@@ -67,5 +73,9 @@ def read_file(file: Path) -> Iterator[tuple[str, str]]:
     """`(id, text)` of each document of a Parquet file."""
     import pyarrow.parquet as pq
 
-    for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=4096):
-        yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)
+    with explain_failure(f"{file} is damaged", REMEDY):
+        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=4096):
+            for document, text in zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True):
+                if not (isinstance(document, str) and isinstance(text, str)):
+                    raise ValueError("a document has no id or no text")
+                yield document, text

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from flexqwen.drawing import COLORS, save_figure
+from flexqwen.drawing import COLORS, save_figure, to_words
 from flexqwen.evaluation.results import Result
 
 
@@ -35,7 +35,7 @@ def draw_dots(rows: list[Result], path: Path, xlabel: str | None = None) -> None
         """What tells the line from the others of the figure."""
         subset = [row.subset] * (row.subset != "all" or len(tasks) == 1)
         words = [row.task] * (len(tasks) > 1) + subset + [row.metric] * (len(metrics) > 1)
-        return f"{', '.join(words)} (n = {row.n:,})"
+        return f"{to_words(', '.join(words))} (n = {row.n:,})"
 
     labels = list(dict.fromkeys(map(label, rows)))[::-1]
     figure = Figure(figsize=(8, 1.2 + 0.45 * len(labels)))
@@ -51,9 +51,9 @@ def draw_dots(rows: list[Result], path: Path, xlabel: str | None = None) -> None
         axes.plot([], [], "o", color=COLORS[mode], label=mode)
     axes.plot([], [], color="black", label=baselines[0] if len(baselines) == 1 else "baseline")
     axes.set_yticks(range(len(labels)), labels)
-    axes.set_title(f"{tasks[0] if len(tasks) == 1 else 'tasks'}, 95 % intervals")
-    metric = metrics[0] if len(metrics) == 1 else "value (higher is better)"
-    axes.set_xlabel(xlabel or ("bits per byte (lower is better)" if metric == "bits_per_byte" else metric))
+    axes.set_title(f"{to_words(tasks[0]) if len(tasks) == 1 else 'tasks'}, 95 % intervals")
+    metric = to_words(metrics[0]) if len(metrics) == 1 else "value"
+    axes.set_xlabel(xlabel or f"{metric} ({'lower' if metrics == ['bits_per_byte'] else 'higher'} is better)")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     save_figure(figure, path)

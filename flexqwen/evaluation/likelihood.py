@@ -260,5 +260,6 @@ def load(path: str, batch_tokens: int | None = None, trust_remote_code: bool = F
         raise InputError(f"{path} is a {architecture}; scoring needs a FlexQwen, a …ForCausalLM or a …ForMaskedLM")
     auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
     tokenizer = loading.load(AutoTokenizer, path, trust_remote_code)
+    loading.check_tokenizer(tokenizer, config, path)
     model = loading.load_model(auto, path, trust_remote_code=trust_remote_code)
     return Scorer(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, kind, batch_tokens)

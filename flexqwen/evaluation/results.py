@@ -13,6 +13,7 @@ import numpy as np
 from flexqwen.cli import InputError
 from flexqwen.evaluation.statistics import mean_interval, number_clusters
 from flexqwen.files import read_json, write_json
+from flexqwen.remote import explain_failure
 from flexqwen.tables import markdown_table
 
 RESULTS, ITEMS = "results.json", "items.json"
@@ -119,12 +120,15 @@ def read_results(folder: str | Path) -> tuple[dict, list[Result]]:
     if header is None or sides is None:
         missing = RESULTS if header is None else ITEMS
         raise InputError(f"no results in {folder}: {missing} is missing or broken; make it with eval.py --model …")
-    rows = header.pop("results")
-    if len(rows) != len(sides):
-        raise InputError(f"{folder}: {RESULTS} and {ITEMS} are not of one evaluation; run eval.py --overwrite again")
-    results = [Result(**row, **side) for row, side in zip(rows, sides, strict=True)]
-    check_finite(results, f"{folder}: ")
-    return header, results
+    with explain_failure(f"the results in {folder} are damaged", "make them again with eval.py --overwrite"):
+        rows = header.pop("results")
+        if len(rows) != len(sides):
+            raise ValueError(f"{RESULTS} and {ITEMS} are not of one evaluation")
+        results = [Result(**row, **side) for row, side in zip(rows, sides, strict=True)]
+        if any(len({len(side[name]) for name in _SIDE if side[name] is not None}) > 1 for side in sides):
+            raise ValueError("a figure has other numbers of items than of their names, weights or clusters")
+        check_finite(results, f"{folder}: ")
+        return header, results
 
 
 def format_results(results: list[Result]) -> str:

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from flexqwen import subsampling
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, suggest_name
 from flexqwen.data import passages
 from flexqwen.data.texts import dataset_digest
 from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.likelihood import MODES, Scorer
 from flexqwen.evaluation.results import RESULTS, Result, read_results, write_results
-from flexqwen.evaluation.tasks import FINE_TUNED, HUB, NAMES, Context, load_task
+from flexqwen.evaluation.tasks import FINE_TUNED, NAMES, OPTIONAL, Context, load_task
 from flexqwen.files import read_json, remove_path, versions
 from flexqwen.loading import check_unchanged, digest_checkpoint
 
@@ -38,10 +38,10 @@ class Options(Context):
 
     def __post_init__(self):
         super().__post_init__()
-        if unknown := set(self.names) - set(NAMES):
-            raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(NAMES)}")
-        if self.modes and (unknown := set(self.modes.split(",")) - set(MODES)):
-            raise InputError(f"unknown mode {unknown.pop()!r}; allowed: {', '.join(MODES)}")
+        for what, given, known in (("task", self.names, NAMES), ("mode", (self.modes or MODES[0]).split(","), MODES)):
+            if unknown := [name for name in given if name not in known]:
+                nearest = suggest_name(unknown[0], known)
+                raise InputError(f"unknown {what} {unknown[0]!r}{nearest}; there are: {', '.join(known)}")
 
     @property
     def names(self) -> Sequence[str]:
@@ -111,7 +111,7 @@ def measure(options: Options, scorer: Scorer, modes: list[str], made_by: dict) -
         try:
             items[task] = [] if task.fine_tune else task.load_items(options)
         except InputError as error:
-            if task.name not in HUB or options.tasks != "all":
+            if task.name not in OPTIONAL or options.tasks != "all":
                 raise
             notes.append(f"{task.name} left out: {error}")
     if options.has_dataset:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 SAMPLES = 1000
 
@@ -87,15 +87,47 @@ def joint_interval(values: np.ndarray, weights: np.ndarray, clusters: Sequence[H
     Returns:
         The mean and the interval's bounds.
     """
-    by_seed = values @ weights / weights.sum()
+    by_seed, drawn = _draw_means(values, weights, clusters)
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    seeds, value = len(by_seed), float(by_seed.mean())
+    spread = stats.t.ppf(0.975, seeds - 1) * by_seed.std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
+    return value, value - math.hypot(value - low, spread), value + math.hypot(high - value, spread)
+
+
+def joint_p_value(values: np.ndarray, weights: np.ndarray, clusters: Sequence[Hashable]) -> float:
+    """One minus the level of the widest `joint_interval` that leaves out 0, with normal chance of the items.
+
+    Arguments as there. Where nothing varies, 0 for a mean that is not 0.
+    """
+    by_seed, drawn = _draw_means(values, weights, clusters)
+    seeds, value, spread = len(by_seed), abs(float(by_seed.mean())), float(np.nanstd(drawn))
+    error = by_seed.std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
+
+    def leaves_out(log_p: float) -> float:
+        tail = math.exp(log_p) / 2
+        return value - math.hypot(stats.norm.isf(tail) * spread, stats.t.isf(tail, max(1, seeds - 1)) * error)
+
+    if value == 0 or spread == error == 0:
+        return float(value == 0)
+    smallest = -50.0
+    return 0.0 if leaves_out(smallest) > 0 else math.exp(optimize.brentq(leaves_out, smallest, 0.0))
+
+
+def correct_p_values(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) correction for the number of tests: what is at most 0.05 is shown, at 5 % for all together."""
+    order, count, adjusted = np.argsort(p_values, kind="stable"), len(p_values), np.empty(len(p_values))
+    steps = [min(1.0, (count - rank) * p_values[place]) for rank, place in enumerate(order)]
+    adjusted[order] = np.maximum.accumulate(steps)
+    return adjusted.tolist()
+
+
+def _draw_means(values: np.ndarray, weights: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the items for each seed, and in each bootstrap sample of the clusters the mean over seeds."""
     names = np.unique(clusters, return_inverse=True)[1]
     total, sums = np.bincount(names, weights), np.bincount(names, values.mean(0) * weights)
     drawn = _drawn(len(total))
     with np.errstate(invalid="ignore"):  # a sample may hold no item of a subset
-        low, high = np.nanpercentile((drawn @ sums) / (drawn @ total), [2.5, 97.5])
-    seeds, value = len(by_seed), float(by_seed.mean())
-    spread = stats.t.ppf(0.975, seeds - 1) * by_seed.std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
-    return value, value - math.hypot(value - low, spread), value + math.hypot(high - value, spread)
+        return values @ weights / weights.sum(), (drawn @ sums) / (drawn @ total)
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,7 +11,7 @@ from flexqwen.files import file_digest
 from flexqwen.hub.repository import Repository
 from flexqwen.remote import explain_failure
 
-PATTERNS = ("README.md", "manifest.json", "figures/*.png", "data/*/*.parquet")  # nothing else is uploaded
+PATTERNS = ("README.md", "manifest.json", "figures/*", "data/*/*.parquet")  # nothing else is uploaded
 
 
 def publish(folder: Path, repository: Repository, tag: str | None = None) -> tuple[str, str, str]:
@@ -27,8 +27,9 @@ def publish(folder: Path, repository: Repository, tag: str | None = None) -> tup
         InputError: `folder` is no finished build, the repository holds something else, the tag is another build's, or
             the Hub refuses.
     """
-    files, manifest = built_files(folder), read_manifest(folder)
-    tag = tag or f"v{manifest['versions']['flexqwen']}-{manifest['inputs'][:8]}"
+    with explain_failure(f"{folder} is damaged", "build it again"):
+        files, manifest = built_files(folder), read_manifest(folder)
+        tag = tag or f"v{manifest['versions']['flexqwen']}-{manifest['inputs'][:8]}"
     unfinished, remedy = f"not all of {folder} is on {repository.url}", "the same command uploads what is missing"
     with explain_failure(unfinished, remedy), tempfile.TemporaryDirectory() as temporary:
         there, place = repository.list_files(), Path(temporary)

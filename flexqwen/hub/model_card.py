@@ -1,8 +1,6 @@
 """The model card and the evaluation results of a repository, from the records of its runs and from nothing else."""
 
-import json
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -10,12 +8,14 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 
 from flexqwen.evaluation.results import RESULTS, Result, format_results
 from flexqwen.files import read_json
+from flexqwen.training.metrics import read_log
 from flexqwen.training.objectives import ObjectiveArguments
 
 TEMPLATE = Path(__file__).with_suffix(".md")  # Jinja, as huggingface_hub's own
 CORPUS = "carolina-c4ai/corpus-carolina"
 BENCHMARKS = {"multiblimp_por": ("jumelet/multiblimp", "por")}  # task -> dataset of the Hub, and its task there
 TAGS = {"masked": "masked-language-modeling", "causal": "causal-lm"}
+ROOT = "root_run"  # in the card's metadata
 TASK_TYPES = {"fused": "text-generation", "causal": "text-generation", "masked": "fill-mask"}
 
 
@@ -38,9 +38,8 @@ class Run:
         self.is_generated = bool((self.description.get("data") or {}).get("generated"))
         self.finished, self.has_curves = read_json(folder / "finished.json"), (folder / "loss.png").is_file()
         self.last: dict[str, float] = {}
-        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # it was copied while it was being written
-                self.last.update(json.loads(line))
+        for entry in read_log(folder):
+            self.last.update(entry)
         self.evaluations: list[tuple[str, dict, list[Result]]] = []
         for file in sorted(folder.glob(f"eval-*/{RESULTS}")):
             found = read_json(file)
@@ -48,17 +47,25 @@ class Run:
             self.evaluations.append((Path(found["model"]).name, found["made_by"], rows))
 
 
-def write(folder: Path, repo_id: str) -> dict[str, Path]:
-    """Writes `README.md` and `.eval_results/*.yaml` about the runs in `folder`; returns the files by name."""
+def read_root(file: Path) -> str:
+    """Which run's `best` is at the root of a repository, by its `README.md`; empty where that says nothing."""
+    return str(ModelCard.load(file).data.get(ROOT, "")) if file.is_file() else ""
+
+
+def write(folder: Path, repo_id: str, root: str) -> dict[str, Path]:
+    """Writes `README.md` and `.eval_results/*.yaml` about the runs in `folder`; returns the files by name.
+
+    Args:
+        root: name of the run whose `best` is at the root.
+    """
     runs = [Run(file.parent) for file in sorted(folder.glob("*/run.json"))]
-    example = max(runs, key=lambda run: len(run.modes))  # the first of those that do most
+    example = next((run for run in runs if run.name == root), runs[0])
     card = ModelCard.from_template(
         metadata(runs, example, repo_id),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         repo=repo_id,
         runs=runs,
         example=example,
-        exported=next((run.name for run in runs if run.finished and "causal" in run.modes), None),
         is_generated=any(run.is_generated for run in runs),
         format_results=format_results,
     )
@@ -101,6 +108,7 @@ def metadata(runs: list[Run], example: Run, repo_id: str) -> ModelCardData:
         datasets=list(dict.fromkeys(datasets)) or None,
         model_name=repo_id.split("/")[1] if results else None,
         eval_results=results or None,
+        **{ROOT: example.name},
     )
 
 

@@ -6,14 +6,18 @@
 The second finishes what the first could not upload, and adds results. A repository holds the runs of one tokenizer:
 
     README.md, *.py, tokenizer…     card, remote code and tokenizer: the first commit of all
+    config.json, *.safetensors…     `best` of one run, which the card names: the repository is a model
     .eval_results/                  the figures that belong to datasets of the Hub
-    <strategy>-<sequence_length>/   a run's folder as on disk (see runs.py), a commit each checkpoint; and, as `qwen3/`,
-                                    `best` as a plain Qwen3
+    <strategy>-<sequence_length>/   a run's folder as on disk (see runs.py), a commit each checkpoint; and, as `qwen3/`
+                                    and `qwen3-bidirectional/`, `best` as a plain Qwen3 in the modes that were trained
 
+The tag `step_000500` is a revision whose root is that checkpoint, `<run>-step_000500` of a run that is not the root's.
 Checkpoints stay there when `save_total_limit` deletes them on disk. No pickle is published but what a run resumes from.
 """
 
+import fnmatch
 import os
+import re
 import shlex
 import shutil
 import threading
@@ -36,11 +40,16 @@ from flexqwen.hub.repository import Repository
 from flexqwen.hub.restore import LAST, RECORDS, TOKENIZER, compare, restore, restore_tokenizer, say, stage
 from flexqwen.remote import reason
 from flexqwen.training.arguments import Arguments
-from flexqwen.training.checkpoints import list_checkpoints
+from flexqwen.training.checkpoints import MODEL, list_checkpoints
+from flexqwen.training.objectives import ObjectiveArguments
 
 CODE = [Path(module.__file__) for module in (configuration_flexqwen, modeling_flexqwen)]
 OF_OTHER_RUNS = ("run.json", "metrics.jsonl", LAST, "loss.png", f"eval-*/{RESULTS}")  # what the card says
-ROOT, QWEN3 = "card, code and records", "qwen3"
+CARD, BEST, README = "card, code and records", "best", "README.md"
+CHECKPOINTS = "checkpoints"  # the branch on whose commits the tags are
+STEP = re.compile(r"step_\d+")
+# Plain Qwen3s of `best`: the mode that was trained, and the mode of the export.
+TWINS = {"qwen3": ("causal", "causal"), "qwen3-bidirectional": ("masked", "bidirectional")}
 
 
 class Publisher(TrainerCallback):
@@ -53,11 +62,14 @@ class Publisher(TrainerCallback):
         tokenizer: folder of its tokenizer.
         if_changed: "overwrite" or "resume_changed", where the repository may hold this run with other settings.
         results: folders made by eval.py, besides the `eval-…` that the run's folder holds.
+        as_root: make this run the one whose `best` is at the root; by default only where there is no other.
     """
 
-    def __init__(self, repository: Repository, run: Path, tokenizer: Path, if_changed: str = "", results=()):
+    def __init__(self, repository: Repository, run: Path, tokenizer: Path, if_changed="", results=(), as_root=False):
         self.repository, self.run, self.tokenizer = repository, run, tokenizer
         self.if_changed, self.results = if_changed, list(results)
+        self.as_root, self.root = as_root, ""  # name of the run at the root; empty before that is looked at
+        self._tags: dict[str, str] = {}
         self.is_reached = False  # whether the repository could be looked at
         self.has_begun = False  # before that, the run's folder is still that of an earlier run
         self._failure: Exception | None = None  # the last of several in a row
@@ -95,10 +107,29 @@ class Publisher(TrainerCallback):
             there, changes = compare(self.repository, self.run, read_json(self.run / "run.json"), self.if_changed)
             self.repository.create()
             overwrite = changes and self.if_changed == "overwrite"
+            self._find_root(overwrite)
             self._replaced = {f"{self.run.name}/{file}" for file in there} if overwrite else set()
         for part, files, now in self._missing():
             with stage(self.run) as staged:
                 self._upload(part, files, now, staged)
+
+    def _find_root(self, overwrite: bool) -> None:
+        """Finds which run's `best` is at the root, and the tags of checkpoints. A run that was replaced has none."""
+        with stage(self.run) as staged:
+            self.repository.fetch([README], staged)
+            before = model_card.read_root(staged / README)
+        self.root = self.run.name if self.as_root or not before else before
+        self._tags = self.repository.list_tags()
+        for tag, commit in list(self._tags.items()):
+            leaves_root = before not in ("", self.root) and STEP.fullmatch(tag)
+            if leaves_root:
+                self.repository.tag(f"{before}-{tag}", commit)
+            if leaves_root or (overwrite and re.fullmatch(self._tag_of(STEP.pattern), tag)):
+                self.repository.delete_tag(tag)
+                del self._tags[tag]
+
+    def _tag_of(self, checkpoint: str) -> str:
+        return checkpoint if self.root == self.run.name else f"{self.run.name}-{checkpoint}"
 
     def on_train_begin(self, args=None, state=None, control=None, **kwargs):
         self.has_begun = True
@@ -145,6 +176,7 @@ class Publisher(TrainerCallback):
             words += ["--revision", self.repository.revision] if self.repository.revision else []
             words += ["--private"] if self.repository.private else []
             words += [f"--{self.if_changed}"] if self.if_changed else []
+            words += ["--root"] if self.as_root else []
             words += ["--results", *self.results] if self.results else []
             raise InputError(
                 f"not on the Hub yet: {', '.join(missing)} ({why}); all of it is in {self.run}; to finish: "
@@ -161,23 +193,25 @@ class Publisher(TrainerCallback):
     def _parts(self) -> Iterator[tuple[str, dict[str, Path]]]:
         """What is to be there, in order: a name, and the files by their paths in the repository."""
         run, name = self.run, self.run.name
-        root = {file.name: file for file in CODE}
-        root |= {file: self.tokenizer / file for file in TOKENIZER if (self.tokenizer / file).is_file()}
-        root |= {f"{name}/{file}": run / file for file in RECORDS if (run / file).is_file()}
-        root |= list_folder(run / "logs", f"{name}/logs")
+        card = self._code_and_tokenizer() | {f"{name}/{file}": run / file for file in RECORDS if (run / file).is_file()}
+        card |= list_folder(run / "logs", f"{name}/logs")
         for folder in find_results(run, self.results):
-            root |= list_folder(folder, f"{name}/eval-{folder.name.removeprefix('eval-')}")
-        yield ROOT, root
-        for folder in (*list_checkpoints(run), *run.glob("best")):
+            card |= list_folder(folder, f"{name}/eval-{folder.name.removeprefix('eval-')}")
+        yield CARD, card
+        for folder in list_checkpoints(run):
             yield folder.name, list_folder(folder, f"{name}/{folder.name}")
+        for folder in run.glob(BEST):
+            yield BEST, list_folder(folder, f"{name}/{BEST}") | (at_root(folder) if self.root == name else {})
         if (run / LAST).is_file():
-            if read_json(run / "run.json")["settings"]["strategy"] != "baseline-masked":  # which is no causal model
-                yield QWEN3, list_folder(run / "best", f"{name}/{QWEN3}")
-            yield LAST, root | {f"{name}/{LAST}": run / LAST}
+            strategy = read_json(run / "run.json")["settings"]["strategy"]
+            for twin, (trained, _) in TWINS.items():
+                if trained in ObjectiveArguments(strategy=strategy).modes:
+                    yield twin, list_folder(run / BEST, f"{name}/{twin}")
+            yield LAST, card | {f"{name}/{LAST}": run / LAST}
 
     def _upload(self, part: str, files: dict[str, Path], now: dict, staged: Path) -> None:
         """Commits a part, from copies or links that training cannot change or remove meanwhile."""
-        with_card = part in (ROOT, LAST)
+        with_card = part in (CARD, LAST)
         try:
             for path_in_repo, file in files.items():
                 stage_file(file, staged / path_in_repo, as_link=not with_card)
@@ -194,13 +228,29 @@ class Publisher(TrainerCallback):
                 self.repository.fetch([f"{run}/{file}" for run in others for file in OF_OTHER_RUNS], staged)
             if (self.run / LAST).is_file():  # the card may know
                 stage_file(self.run / LAST, staged / self.run.name / LAST, as_link=False)
-            found |= model_card.write(staged, self.repository.repo_id)
-        elif part == QWEN3:
-            export(staged / self.run.name / QWEN3, staged / "exported")
-            found = list_folder(staged / "exported", f"{self.run.name}/{QWEN3}")
+            found |= model_card.write(staged, self.repository.repo_id, self.root)
+        elif part in TWINS:
+            export(staged / self.run.name / part, staged / "exported", TWINS[part][1])
+            found = list_folder(staged / "exported", f"{self.run.name}/{part}")
+        elif part == BEST and self.root == self.run.name:
+            deleted = self._list_models()
         self.repository.commit(found, f"{self.run.name}: {part}", deleted - found.keys())
+        if STEP.fullmatch(part) and (tag := self._tag_of(part)) not in self._tags:
+            model = self._code_and_tokenizer() | at_root(staged / self.run.name / part)
+            stale = self._list_models(CHECKPOINTS) - model.keys()
+            self._tags[tag] = self.repository.commit(model, f"{self.run.name}: {part}", stale, CHECKPOINTS)
+            self.repository.tag(tag, self._tags[tag])
         self._published[part] = now
         self._replaced = set()  # only the first commit of all, which has the card, deletes
+
+    def _code_and_tokenizer(self) -> dict[str, Path]:
+        there = [self.tokenizer / file for file in TOKENIZER if (self.tokenizer / file).is_file()]
+        return {file.name: file for file in (*CODE, *there)}
+
+    def _list_models(self, branch: str | None = None) -> set[str]:
+        """The files at the root of a branch that a model is loaded from."""
+        there = self.repository.list_files(branch)
+        return {file for file in there for pattern in MODEL if fnmatch.fnmatch(file, pattern)}
 
 
 @contextmanager
@@ -253,6 +303,12 @@ def list_folder(folder: Path, path_in_repo: str) -> dict[str, Path]:
     return {f"{path_in_repo}/{file.relative_to(folder).as_posix()}": file for file in files}
 
 
+def at_root(checkpoint: Path) -> dict[str, Path]:
+    """The files that a checkpoint is loaded from, by their paths in it."""
+    found = [file for pattern in MODEL for file in checkpoint.glob(pattern)]
+    return {file.relative_to(checkpoint).as_posix(): file for file in found}
+
+
 def states_of(files: dict[str, Path]) -> dict[str, tuple]:
     """What tells whether files have changed or are gone."""
     found = {}
@@ -297,6 +353,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repo", required=True, help="<user or organisation>/<name> of the model repository")
     parser.add_argument("--results", type=path, nargs="+", default=[], help="folders made by eval.py, besides eval-…")
     parser.add_argument("--revision", help="branch to write to; main by default")
+    parser.add_argument("--root", action="store_true", help="make this run's best the model at the repository's root")
     parser.add_argument("--private", action="store_true", help="make the repository private, if it is made now")
     for name, text in (("overwrite", "replace a run there"), ("resume_changed", "this run resumed from the one there")):
         flag = {"dest": "if_changed", "action": "store_const", "const": name, "default": ""}
@@ -310,4 +367,4 @@ def main(argv: list[str] | None = None) -> None:
     logging.disable_progress_bar()
     find_results(args.run, args.results)
     repository = Repository(args.repo, private=args.private or None, revision=args.revision)
-    Publisher(repository, args.run, tokenizer, args.if_changed, args.results).finish()
+    Publisher(repository, args.run, tokenizer, args.if_changed, args.results, args.root).finish()

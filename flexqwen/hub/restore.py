@@ -11,11 +11,11 @@ from flexqwen.cli import InputError
 from flexqwen.files import file_digest, read_json, remove_leftovers, remove_path, replace_path
 from flexqwen.hub.repository import Repository
 from flexqwen.remote import explain_failure
-from flexqwen.training.checkpoints import find_defect, last_checkpoint
+from flexqwen.training.checkpoints import find_defect, last_checkpoint, link_best
 from flexqwen.training.runs import differences
 
 CODE = "configuration_flexqwen.py"  # what tells our repositories from others
-RECORDS = ("run.json", "config.yaml", "metrics.jsonl", "loss.png")
+RECORDS = ("run.json", "config.yaml", "metrics.jsonl", "loss.png", "loss.pdf")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LAST = "finished.json"
 
@@ -102,6 +102,8 @@ def restore(repository: Repository, run: Path, description: dict, state: str, if
         else:  # the checkpoint after what goes with it, so that after a kill all of it is fetched again
             for entry in sorted((fetched / run.name).iterdir(), key=lambda e: (e.name == LAST, e.name == last)):
                 replace_path(entry, run / entry.name)
+    if (run / "best").is_dir():
+        link_best(run)
     say(f"{run.name} was fetched from {repository.url}, {'finished' if is_finished else f'with {last}'}")
     return True
 

@@ -4,7 +4,6 @@ A figure of several seeds is the mean of the seeds' figures. Its interval joins 
 seeds (`flexqwen.evaluation.statistics.joint_interval`). Differences are taken seed by seed and item by item.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -15,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.statistics import joint_interval
+from flexqwen.evaluation.statistics import joint_interval, joint_p_value
 from flexqwen.files import digest, read_json
-from flexqwen.study.grid import Cell, Comparison, Point, Study, replace_values
+from flexqwen.study.grid import Cell, Comparison, Planned, Point, Study, replace_values
 from flexqwen.study.runner import ITEMS, read_cell
 
 ENOUGH = 20  # effective items that a bootstrap needs to be trusted
-MODES = ("causal", "masked", "fused")
+MODES = ("causal", "masked", "fused", "finetuned")
 LOG = "log/validation"  # key of the loss in the log, where nothing else is measured
 BUDGET = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "sequence_length", "phases")
 # GPT-BERT's ratio sweep (arXiv 2410.24159): BLiMP accuracy in %, scored bidirectionally and causally.
@@ -40,6 +39,7 @@ class Measure:
     scale: float = 1.0  # with which it is shown
     digits: int = 3
     subset: str | None = None  # of the items; all of them by default
+    least: float = 0.0  # that it can be
 
 
 @dataclass(frozen=True)
@@ -94,24 +94,45 @@ class Results:
         item = self.items[measure.key]
         return np.array(item["weights"] or [1] * len(item["ids"]), dtype=np.float64)
 
-    def average(self, measure: Measure, groups: Sequence[Sequence[Point]], mode: str) -> Estimate | None:
-        """The mean over groups: of one point its figure, of two the first minus the second; None if not measured."""
+    def sample(
+        self, measure: Measure, groups: Sequence[Sequence[Point]], mode: str
+    ) -> tuple[np.ndarray, np.ndarray, list] | None:
+        """The mean over groups for each seed and item: of one point its figure, of more `difference`.
+
+        Returns:
+            float64 `(seeds, items)`, weights and clusters of the items; None if no seed has all of it.
+        """
         samples, item, weights = [], self.items[measure.key], self.weights(measure)
         for seed in self.seeds(*itertools.chain(*groups)) if groups else []:
             found = [[self.values(measure, point, seed, mode) for point in group] for group in groups]
             if any(value is None for values in found for value in values):
                 return None
-            samples.append(np.mean([functools.reduce(np.subtract, values) for values in found], axis=0))
+            samples.append(np.mean([difference(values) for values in found], axis=0))
         if measure.subset is not None:
             weights = weights * np.isin(np.arange(len(weights)), item["subsets"][measure.subset])
-        interval = samples and joint_interval(np.stack(samples), weights, item["clusters"] or item["ids"])
-        return Estimate(*interval, len(samples)) if samples else None
+        return (np.stack(samples), weights, item["clusters"] or item["ids"]) if samples else None
+
+    def average(self, measure: Measure, groups: Sequence[Sequence[Point]], mode: str) -> Estimate | None:
+        """The mean over groups, as `sample`; None if not measured."""
+        sample = self.sample(measure, groups, mode)
+        return sample and Estimate(*joint_interval(*sample), len(sample[0]))
+
+    def test(self, plan: Planned) -> tuple[Estimate | None, float]:
+        """A planned comparison, and its p value: 1 where it was not made, or with one seed only."""
+        measure, sides = self.find_measure(plan.measure), self.study.sides(plan)
+        sample = measure and self.sample(measure, [sides], plan.mode)
+        estimate = measure and self.average(measure, [sides], plan.mode)
+        return estimate, joint_p_value(*sample) if estimate and estimate.seeds > 1 else 1.0
+
+    def find_measure(self, key: str) -> Measure | None:
+        """That of items.json's key; None where no finished cell has it."""
+        return next((measure for measure in self.measures if measure.key == key), None)
 
     def mean(self, measure: Measure, points: Sequence[Point], mode: str) -> Estimate | None:
         """The figure of a point, or the mean over several; None where it is not measured."""
         estimate = self.average(measure, [(point,) for point in points], mode)
         most = math.inf if measure.lower_is_better else 1.0  # Student's t on two seeds knows no bounds
-        return estimate and replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, most))
+        return estimate and replace(estimate, low=max(estimate.low, measure.least), high=min(estimate.high, most))
 
     def compare(
         self, measure: Measure, comparison: Comparison, pair: tuple[Any, Any], mode: str, by: Any = None
@@ -141,6 +162,10 @@ class Results:
                 found.append(Measure(key, "validation loss", "nats per token", True))
             elif task.startswith("bits_per_byte"):
                 found.append(Measure(key, title, "bits per byte", True))
+            elif key == "memorisation/continuations":
+                found.append(Measure(key, "7-grams of training documents in continuations", "%", True, 100, 2))
+            elif key == "memorisation/documents":
+                found.append(Measure(key, "held-out minus training documents", "bits per byte", True, least=-math.inf))
             else:
                 found.append(Measure(key, title, "accuracy, %", False, 100, 1))
         return found
@@ -166,10 +191,8 @@ class Results:
 
     def at(self, **values) -> list[Point]:
         """The finished points that have these axes or options."""
-        found = self.points
-        for name, value in values.items():
-            found = [point for point in found if value in (dict(point).get(name), self.study.value(point, name))]
-        return found
+        finished = set(self.points)
+        return [point for point in self.study.select(**values) if point in finished]
 
     def alike(self) -> dict[Any, list[Point]]:
         """For each value of the main axis, the points that differ in it alone and are there for all values."""
@@ -186,13 +209,23 @@ class Results:
         points = self.at(**plan.where)
         over = list(dict.fromkeys(value(point, plan.over) for point in points))
         lines = list(dict.fromkeys(value(point, plan.lines) for point in points)) if plan.lines else [None]
+        lines = sorted(lines) if plan.lines == "repetitions" else lines
         return sorted(over, reverse=True) if plan.over == "causal_fraction" else over, lines
+
+    def place(self, value: Any, line: Any) -> list[Point]:
+        """The points of the sweep that lie there."""
+        plan = self.study.sweep
+        return self.at(**{**plan.where, plan.over: value} | ({plan.lines: line} if plan.lines else {}))
 
     def swept(self, measure: Measure, mode: str, value: Any, line: Any) -> Estimate | None:
         """Of one place on a line of the sweep: the mean over all points that lie there."""
-        plan = self.study.sweep
-        here = {**plan.where, plan.over: value} | ({plan.lines: line} if plan.lines else {})
-        return self.mean(measure, self.at(**here), mode)
+        return self.mean(measure, self.place(value, line), mode)
+
+
+def difference(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Of one its value; of two the first minus the second; of four the first difference minus the second one."""
+    half = len(values) // 2
+    return difference(values[:half]) - difference(values[half:]) if half else values[0]
 
 
 def load(study: Study) -> Results:
@@ -210,10 +243,14 @@ def load(study: Study) -> Results:
         budget = str([study.options(cell.point).get(name) for name in BUDGET])
         equal = {
             "study": content["made_by"]["study"],
-            "digest of items.json": content["made_by"].get("items", digest(items)),  # older cells do not name it
-            "versions of the tasks": sorted({(row["task"], row["version"]) for row in content["figures"]}),
+            **{f"version of {row['task']}": row["version"] for row in content["figures"]},
             f"tokens at {budget}": content["cost"]["tokens"],
         }
+        found = content["made_by"].get("items", digest(items))  # older cells name the whole file, or nothing
+        if found != (digest(items) if isinstance(found, str) else {key: digest(items.get(key))[:12] for key in found}):
+            raise InputError(
+                f"{study.cell_file(cell)}: it was measured on other items than {study.results / ITEMS} names"
+            )
         for name, value in equal.items():
             if value != first.setdefault(name, value):
                 raise InputError(f"{study.cell_file(cell)}: {name} is {value}, but {first[name]} in the cells before")

@@ -6,6 +6,7 @@ python -m flexqwen study report configs/study-cpu.yaml [--check]
 """
 
 from flexqwen.cli import ArgumentParser, InputError, command
+from flexqwen.remote import explain_failure
 from flexqwen.study import grid, report, runner
 
 
@@ -32,11 +33,13 @@ def main(argv: list[str] | None = None) -> None:
         if unknown := set(args.seeds or []) - set(study.seeds):
             raise InputError(f"--seeds has {unknown.pop()}; {args.config} has {', '.join(map(str, study.seeds))}")
         runner.run(study, args.workers, args.seeds)
-    elif args.command == "status":
-        print(runner.format_status(study))
-    elif args.check:
-        report.check(study)
-        print(f"{study.results / 'README.md'} is what its result files give")
-    else:
-        for path in report.write(study):
-            print(path)
+        return
+    with explain_failure(f"a file in {study.results} is damaged", "remove it; study run makes it again"):
+        if args.command == "status":
+            print(runner.format_status(study))
+        elif args.check:
+            report.check(study)
+            print(f"{study.results / 'README.md'} is what its result files give")
+        else:
+            for path in report.write(study):
+                print(path)

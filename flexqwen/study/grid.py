@@ -10,8 +10,11 @@
     measure: {...}                                  # `Measurement`
     compare: {originality: {axis: dataset_config, pairs: [[gold, matched]], by: causal_fraction}}  # `Comparison`
     sweep: {over: causal_fraction, lines: dataset_config}                                          # `Sweep`
+    planned: {name: {measure: bits_per_byte/test, mode: causal, axis: variant, pair: [a, b]}}      # `Planned`
+    plan: results/<study>/plan.md                   # what was written down before the study ran
 
-A cell is one point of the grid with one seed. Its own options win over those that all cells share.
+A cell is one point of the grid with one seed. Its own options win over those that all cells share. A grid may be a list
+of such lists: then all seeds of the first one are made before the second begins.
 """
 
 import itertools
@@ -23,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.tasks import ZERO_SHOT
+from flexqwen.evaluation.tasks import NAMES, Context
 from flexqwen.files import digest
-from flexqwen.training.arguments import read_yaml
+from flexqwen.training.arguments import DEFAULTS, read_yaml
 from flexqwen.training.objectives import ObjectiveArguments
 
-KEYS = {"training", "variants", "grid", "seeds", "measure", "compare", "sweep"}
+KEYS = {"training", "variants", "grid", "seeds", "measure", "compare", "sweep", "planned", "plan"}
 NEEDED = ("max_steps", "dataset", "tokenizer", "token_stores")  # of training
 NAMELESS = ("dataset_config", "variant", "strategy")  # axes whose values tell in a file's name which axis they are of
 PLACES = ("dataset", "tokenizer", "token_stores", "logging_steps", "save_steps", "save_total_limit", "use_cpu")
@@ -70,12 +73,18 @@ class Cell:
 class Measurement:
     """What is measured of a trained cell; with neither tasks nor held-out splits, only the losses in its log."""
 
-    tasks: Sequence[str] = ()  # likelihood tasks, by name
+    tasks: Sequence[str] | dict[str, dict] = ()  # by name; or each with its `Context`, and with `modes` where not all
     heldout: Sequence[str] = ("test",)  # splits of the dataset's `heldout` config
     documents: int = 500  # of each of these, at most
     limit: int | None = None  # items of a task, at most
     checkpoint: str = "last"  # or "best"
     modes: Sequence[str] | None = None  # by default those that a cell trains, and fused where these are both
+
+    def context(self, task: str, dataset: str, model: str) -> tuple[Context, Sequence[str] | None]:
+        """What a task is told of a checkpoint, and the modes that it is kept to."""
+        own = dict(self.tasks[task]) if isinstance(self.tasks, dict) else {}
+        modes = own.pop("modes", None)
+        return Context(**{"dataset": dataset, "limit": self.limit, "model": model, **own}), modes
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,21 @@ class Sweep:
     over: str  # on the horizontal axis; `causal_fraction` counts the baselines as 1 and 0
     lines: str | None = None  # what has a line for each of its values; by default one line, the mean
     where: dict[str, Any] = field(default_factory=dict)  # axes and options, and the values that they must have
+    predict: dict[str, Any] = field(default_factory=dict)  # name, parameters, tokens and unique_tokens of another run
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A comparison that was planned: first minus second value of an axis, of one measure in one mode at one place."""
+
+    name: str
+    measure: str  # task and subset, as in items.json
+    mode: str
+    axis: str
+    pair: tuple[Any, Any]
+    where: dict[str, Any] = field(default_factory=dict)  # the axes and options that make it one place
+    minus: dict[str, Any] | None = None  # what is other at the place whose difference is taken from this one
+    expected: str = ""  # the hypothesis, in a few words
 
 
 @dataclass
@@ -104,6 +128,8 @@ class Study:
     Attributes:
         points: of the grid, each with the options that it sets.
         training: options of train.py that all cells share.
+        stages: the points again, in parts, each of which is made for all seeds before the next; by default one part.
+        plan: the page that was written before the study ran.
     """
 
     path: Path
@@ -113,6 +139,9 @@ class Study:
     measurement: Measurement = field(default_factory=Measurement)
     comparisons: list[Comparison] = field(default_factory=list)
     sweep: Sweep | None = None
+    planned: list[Planned] = field(default_factory=list)
+    stages: list[list[Point]] = field(default_factory=list)
+    plan: Path | None = None
 
     @property
     def name(self) -> str:
@@ -120,8 +149,9 @@ class Study:
 
     @property
     def cells(self) -> list[Cell]:
-        """In the order in which they are run: all cells of one seed, then those of the next."""
-        return [Cell(point, seed) for seed in self.seeds for point in self.points]
+        """In the order in which they are run: of each stage all cells of one seed, then those of the next."""
+        stages = self.stages or [list(self.points)]
+        return [Cell(point, seed) for stage in stages for seed in self.seeds for point in stage]
 
     @property
     def results(self) -> Path:
@@ -146,16 +176,44 @@ class Study:
         """
         strategy = self.options(point).get("strategy", ObjectiveArguments.strategy)
         trained = ObjectiveArguments(strategy).modes
+        trained = {1: ("causal",), 0: ("masked",)}.get(self.value(point, "causal_fraction"), trained)
         return tuple(self.measurement.modes or ((*trained, "fused") if len(trained) == 2 else trained))
 
     def value(self, point: Point, name: str) -> Any:
-        """An axis or option of a point; for `causal_fraction`, the `Fraction` of rows that are trained causally."""
-        options = self.options(point)
+        """An axis or option of a point, or its `repetitions`: tokens seen for each of its `unique_tokens`.
+
+        `causal_fraction` is the `Fraction` of rows that are trained causally.
+        """
+        options = {**DEFAULTS, **self.options(point)}
+        if name == "repetitions" and options["unique_tokens"]:
+            rows = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
+            return round(options["max_steps"] * rows * options["sequence_length"] / options["unique_tokens"])
         if name == "causal_fraction":
-            share = options.get(name, ObjectiveArguments.causal_fraction)
             of_baselines = {"baseline-causal": 1, "baseline-masked": 0}
-            return Fraction(of_baselines.get(options.get("strategy"), share)).limit_denominator(1000)
+            return Fraction(of_baselines.get(options["strategy"], options[name])).limit_denominator(1000)
         return {**options, **dict(point)}.get(name)
+
+    def select(self, **values) -> list[Point]:
+        """The points that have these axes or options."""
+        found = list(self.points)
+        for name, value in values.items():
+            found = [point for point in found if value in (dict(point).get(name), self.value(point, name))]
+        return found
+
+    def sides(self, plan: Planned) -> list[Point]:
+        """The points that a planned comparison takes: first and second, and those of the difference it takes off.
+
+        Raises:
+            InputError: the grid does not have one point for each.
+        """
+        found = []
+        for other in [{}] if plan.minus is None else [{}, plan.minus]:
+            for value in plan.pair:
+                points = self.select(**{**plan.where, **other, plan.axis: value})
+                if len(points) != 1:
+                    raise InputError(f"planned {plan.name}: {len(points)} points have {plan.axis} {value!r} there")
+                found += points
+        return found
 
     def values(self, axis: str) -> list:
         """The values of an axis, in the order of the grid."""
@@ -201,8 +259,10 @@ def _read(path: Path, config: dict) -> Study:
     if wrong := (set(config) - KEYS) or ({"training", "seeds"} - set(config)):
         raise InputError(f"key {wrong.pop()!r} is unknown or missing; needed: training, seeds; known: {sorted(KEYS)}")
     variants, measurement = config.get("variants", {}), Measurement(**config.get("measure", {}))
-    points = _expand(config.get("grid", [{"variant": list(variants)}]), variants)
+    grid = config.get("grid", [{"variant": list(variants)}])
+    points = _expand([part for stage in grid for part in (stage if isinstance(stage, list) else [stage])], variants)
     study = Study(path, points, [int(seed) for seed in config["seeds"]], config["training"], measurement)
+    study.stages = [list(_expand(stage, variants)) for stage in grid if isinstance(stage, list)]
     study.sweep = Sweep(**config["sweep"]) if "sweep" in config else None
     for name, entry in config.get("compare", {}).items():
         values, base = study.values(entry["axis"]), entry.get("base")
@@ -210,8 +270,14 @@ def _read(path: Path, config: dict) -> Study:
         if unknown := [value for pair in pairs for value in pair if value not in values]:
             raise InputError(f"compare {name}: the grid has no {entry['axis']} {unknown[0]!r}")
         study.comparisons.append(Comparison(name, entry["axis"], [tuple(pair) for pair in pairs], entry.get("by")))
-    if unknown := set(measurement.tasks) - set(ZERO_SHOT):
-        raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(ZERO_SHOT)}")
+    for name, entry in config.get("planned", {}).items():
+        study.planned.append(Planned(name, **{**entry, "pair": tuple(entry["pair"])}))
+        study.sides(study.planned[-1])
+    study.plan = Path(config["plan"]) if "plan" in config else None
+    if unknown := set(measurement.tasks) - set(NAMES):
+        raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(NAMES)}")
+    for task in measurement.tasks:
+        measurement.context(task, "", "")
     if measurement.checkpoint not in ("last", "best"):
         raise InputError(f"measure: checkpoint is {measurement.checkpoint!r}; allowed: last, best")
     if missing := [name for name in NEEDED if name not in study.training]:

@@ -14,16 +14,20 @@ import numpy as np
 from jinja2 import StrictUndefined, Template
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.statistics import JOINT_SAMPLES
+from flexqwen.drawing import to_words
+from flexqwen.evaluation.statistics import JOINT_SAMPLES, correct_p_values
 from flexqwen.files import read_json, write_text
 from flexqwen.study.cells import ENOUGH, GPT_BERT, MODES, Estimate, Measure, Results, format_value, load
 from flexqwen.study.grid import Comparison, Study
-from flexqwen.study.report_figures import draw, read_source, to_words
-from flexqwen.study.runner import OVERLAP
+from flexqwen.study.report_figures import draw, read_source
+from flexqwen.study.runner import AMENDMENTS, OVERLAP, REGISTERED, digest_plan
+from flexqwen.study.surface import fit_law, rank_values
 from flexqwen.tables import markdown_table
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 OVERVIEW, FINDINGS, CITED = "docs/studies.md", "findings.md", "<!-- cited -->"
+LEVEL = 0.05  # of all planned comparisons together
+DUAL = {1: "63:1", 64: "3:1, their default"}  # of the rows, by repetitions: Dual-objective Language Models
 NUMBER = re.compile(r"(?<![\w.,:])[+−-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w:])")
 
 
@@ -65,7 +69,9 @@ def describe_maker(made_by: dict) -> str:
 
 
 def main_table(results: Results) -> str:
-    """Every comparison, the mean over all else, on the main measures."""
+    """Every comparison, the mean over all else, on the main measures; or what was planned."""
+    if results.study.planned:
+        return planned_table(results)
     chosen, rows = results.main_measures, []
     for comparison in results.study.comparisons:
         for pair, mode in itertools.product(comparison.pairs, MODES[:2]):
@@ -96,6 +102,54 @@ def sweep_table(results: Results) -> str:
         row += [str(figure) for figure in GPT_BERT.get(format_value(value), "––")[::-1]] * is_share
         rows.append(row + [format_estimate(results.swept(*column, value, line), column[0]) for column in columns])
     return fit_table([*head, *(f"{one.title}, {mode}, {one.unit}" for one, mode in columns)], rows, len(head))
+
+
+def planned_table(results: Results) -> str:
+    """The comparisons that were planned, with Holm's correction over all of them."""
+    rows, tests = [], [results.test(plan) for plan in results.study.planned]
+    corrected = correct_p_values([p_value for _, p_value in tests])
+    for plan, (estimate, p_value), holm in zip(results.study.planned, tests, corrected, strict=True):
+        measure = results.find_measure(plan.measure)
+        shown = (
+            [f"{measure.title}, {measure.unit}", format_estimate(estimate, measure, True)] if estimate else ["–", "–"]
+        )
+        p_values = [f"{value:.4f}" for value in (p_value, holm)] if estimate and estimate.seeds > 1 else ["–", "–"]
+        verdict = "shown" if holm <= LEVEL else "not shown" if p_values[0] != "–" else "not made"
+        pair = " − ".join(f"`{value}`" for value in plan.pair)
+        rows.append([plan.name, pair, plan.mode, *shown, plan.expected, *p_values, verdict])
+    head = ["planned comparison", "first − second", "mode", "measured on", "difference [95 %]", "expected"]
+    return markdown_table([*head, "p", "p, corrected", f"at {LEVEL:.0%}"], rows, 4)
+
+
+def best_table(results: Results) -> str:
+    """The best share for each number of repetitions, and those that are not clearly worse; what others found."""
+    rows, measure = [], results.main_measures[0]
+    for line in sorted(results.sweep_axes()[1]):
+        row = [format_value(line)]
+        for mode in MODES[:2]:
+            ranked = rank_values(results, measure, mode, line)
+            even = f" (not clearly worse: {', '.join(map(format_value, ranked[1:]))})" if ranked[1:] else ""
+            best = ranked and format_estimate(results.swept(measure, mode, ranked[0], line), measure)
+            rows_of_best = f"{format_value(ranked[0])}{even}: {best}" if ranked else "–"
+            row.append(rows_of_best)
+        rows.append([*row, DUAL.get(line, "–")])
+    head = [to_words(results.study.sweep.lines), *(f"best causal:masked, {mode} mode" for mode in MODES[:2])]
+    return markdown_table([*head, "arXiv 2512.14549: best in both modes"], rows, 4)
+
+
+def law_table(results: Results) -> str:
+    """The law of overfitting for each share and mode, and what it predicts of another run."""
+    rows, measure, other = [], results.main_measures[0], results.study.sweep.predict
+    others = sorted(line for line in results.sweep_axes()[1] if line > 1)
+    for value, mode in itertools.product(results.sweep_axes()[0], MODES[:2]):
+        if law := fit_law(results, measure, mode, value):
+            row = [format_value(value), mode, *(f"{law.excess[n]:+.3f}" if n in law.excess else "–" for n in others)]
+            row += [f"{law.coefficient:.2e}", f"{law.miss:.0%}", f"{law.exponent:.2f}" if law.exponent else "–"]
+            size, unique = other.get("parameters"), other.get("unique_tokens")
+            row += [f"{law.predict(other['tokens'] / unique, size, unique):+.3f}"] if other else []
+            rows.append(row)
+    head = ["causal:masked", "mode", *(f"excess at {n}" for n in others), "P", "largest miss", "exponent, free"]
+    return markdown_table(head + [f"predicted: `{other.get('name')}`"] * bool(other), rows, 2)
 
 
 def subsets_table(results: Results, measure: Measure) -> str:
@@ -144,14 +198,15 @@ def format_report(results: Results) -> str:
     study, path = results.study, results.study.results / FINDINGS
     made_by = [content["made_by"] for content in results.cells.values()]
     compared = {comparison.name: comparison_table(results, comparison) for comparison in study.comparisons}
-    tools = (to_words, fit_table, main_table, sweep_table, subsets_table, figures_table, cost_table)
+    tools = (to_words, fit_table, main_table, planned_table, best_table, law_table, sweep_table, subsets_table)
     return Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True, undefined=StrictUndefined).render(
-        {tool.__name__: tool for tool in tools},
+        {tool.__name__: tool for tool in (*tools, figures_table, cost_table)},
         results=results,
         study=study,
         findings=path.read_text(encoding="utf-8").strip() if path.is_file() else f"None are written yet in `{path}`.",
         scale=format_scale(results),
         overlap=read_json(study.results / OVERLAP) or {},
+        registered=read_json(study.results / REGISTERED),
         made_by=made_by,
         makers=dict.fromkeys(map(describe_maker, made_by)),
         enough=ENOUGH,
@@ -194,6 +249,24 @@ def check_findings(study: Study, report: str) -> None:
                 raise InputError(f"{path}, line {place}: no table of the report has {number}; {remedy}")
 
 
+def check_plan(study: Study) -> None:
+    """
+    Raises:
+        InputError: the config or the plan is not as it was before the first cell, and no amendment of the plan says so.
+    """
+    if study.plan is None:
+        return
+    if (registered := read_json(study.results / REGISTERED)) is None:
+        raise InputError(f"{study.results / REGISTERED} is missing, which study run writes before the first cell")
+    amendments = study.plan.read_text(encoding="utf-8").partition(AMENDMENTS)[2]
+    for name, found in digest_plan(study).items():
+        is_said = re.search(rf"^- \d{{4}}-\d\d-\d\d.*{found[:12]}", amendments, re.MULTILINE)
+        if found != registered["digests"][name] and not is_said:
+            what = f"the {name} of {study.name} is not that of commit {registered['commit'][:12]}"
+            remedy = f"change it back, or add a line to the amendments in {study.plan}"
+            raise InputError(f"{what}; {remedy}: `- <year>-<month>-<day>, {found[:12]}: <what and why>`")
+
+
 def write(study: Study) -> list[Path]:
     """Writes the report, its figures and the table in docs/studies.md; the files.
 
@@ -212,8 +285,9 @@ def check(study: Study) -> None:
     """
     Raises:
         InputError: the report, its table in docs/studies.md or a number of the findings is not what the result files
-            give, or a figure is missing.
+            give, or a figure is missing, or as `check_plan`.
     """
+    check_plan(study)
     results = load(study)
     pages, remedy = make_pages(results), f"run python -m flexqwen study report {study.path}"
     report = pages[study.results / "README.md"]

@@ -9,38 +9,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from flexqwen.drawing import COLORS, save_figure
+from flexqwen.drawing import COLORS, save_figure, to_words
 from flexqwen.study.cells import GPT_BERT, MODES, Estimate, Measure, Results, format_value
 from flexqwen.study.grid import Comparison, describe_point, describe_value
 
 PALETTE = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666"]
-PLAIN = {
-    "baseline-causal": "causal only",
-    "baseline-masked": "masked only",
-    "hybrid-shift": "hybrid",
-    "gold_typology": "gold within typology",
-    "matched_typology": "matched within typology",
-    "held-out test": "held-out text",
-    "held-out test_original": "held-out original text",
-    "held-out test_unoriginal": "held-out unoriginal text",
-}
-
-
-def to_words(names: Any) -> str:
-    """Names of the config or of tasks, with commas between them, in words."""
-    words = []
-    for name in str(names).replace("`", "").split(", "):
-        first, _, rest = name.partition(" ")
-        words.append(PLAIN.get(name) or (f"{PLAIN[first]} {rest}" if first in PLAIN else name.replace("_", " ")))
-    return ", ".join(words)
 
 
 def draw(results: Results) -> list[Path]:
     """Every figure that the report shows."""
-    figures = {"loss": draw_loss(results)}
+    plan = results.study.sweep
+    figures = {"loss": draw_curves(results) if plan and plan.lines else draw_loss(results)}
     figures |= {measure.key.split("/")[0]: draw_subsets(results, measure) for measure in results.with_subsets}
     figures |= {comparison.name: draw_comparison(results, comparison) for comparison in results.study.comparisons}
-    if results.study.sweep:
+    if plan:
         figures["sweep"] = draw_sweep(results)
     files = {results.study.results / f"{name}.png": figure for name, figure in figures.items()}
     for path, figure in files.items():
@@ -91,6 +73,34 @@ def draw_loss(results: Results) -> Figure:
         axes[row, 0].set_ylabel(f"held-out {mode} loss (nats per token)")
     axes[1, 0].set_xlabel("tokens seen (millions)")
     axes[1, 1].set_xlabel("training compute (TFLOP)")
+    add_legend(figure)
+    figure.suptitle("Held-out validation loss: mean over seeds, least to greatest shaded")
+    return figure
+
+
+def draw_curves(results: Results) -> Figure:
+    """Validation loss against tokens: a row a mode, a panel a value of the sweep's axis, a colour a line of it."""
+    values, lines = results.sweep_axes()
+    figure = Figure(figsize=(2.6 * len(values) + 1, 6.5))
+    axes = figure.subplots(2, len(values), sharex=True, sharey="row", squeeze=False)
+    for (row, mode), (column, value) in itertools.product(enumerate(MODES[:2]), enumerate(values)):
+        axis = axes[row, column]
+        for number, line in enumerate(lines):
+            points = set(results.place(value, line))
+            curves = [content["curve"] for cell, content in results.cells.items() if cell.point in points]
+            if curves:
+                tokens = [entry["tokens"] / 1e6 for entry in curves[0]]
+                losses = np.array([[entry[mode] for entry in curve] for curve in curves])
+                label = to_words(f"{results.study.sweep.lines} {format_value(line)}")
+                axis.plot(tokens, losses.mean(0), color=PALETTE[number % len(PALETTE)], label=label)
+                axis.fill_between(
+                    tokens, losses.min(0), losses.max(0), color=PALETTE[number % len(PALETTE)], alpha=0.15
+                )
+        axis.set_title(f"{format_value(value)}, {mode}", fontsize=10)
+        axis.grid(alpha=0.3)
+        axis.set_xlabel("tokens seen (millions)" if row else "")
+    axes[0, 0].set_ylabel("held-out loss (nats per token)")
+    axes[1, 0].set_ylabel("held-out loss (nats per token)")
     add_legend(figure)
     figure.suptitle("Held-out validation loss: mean over seeds, least to greatest shaded")
     return figure
@@ -152,16 +162,24 @@ def draw_comparison(results: Results, comparison: Comparison) -> Figure:
 
 
 def draw_sweep(results: Results) -> Figure:
-    """A panel a main measure: each mode against the axis; with lines, a row of panels a mode.
+    """A panel a main measure: each mode against the axis; with lines, a panel a measure and mode.
 
     Where the axis is the share of causal rows, GPT-BERT's BLiMP figures stand beside accuracy.
     """
     plan, chosen, (values, lines) = results.study.sweep, results.main_measures, results.sweep_axes()
-    modes, is_share = results.modes(results.at(**plan.where)), plan.over == "causal_fraction"
-    rows = [[mode] for mode in modes] if plan.lines else [modes]
-    figure = Figure(figsize=(5.5 * len(chosen), 4 * len(rows)))
-    panels = figure.subplots(len(rows), len(chosen), squeeze=False).flat
-    for axis, (row, measure) in zip(panels, itertools.product(rows, chosen), strict=True):
+    is_share, rows = plan.over == "causal_fraction", [[mode] for mode in MODES] if plan.lines else [MODES]
+    panels = [
+        (measure, row)
+        for row, measure in itertools.product(rows, chosen)
+        if any(results.swept(measure, mode, *here) for mode in row for here in itertools.product(values, lines))
+    ]
+    columns = min(4, len(panels))
+    figure = Figure(figsize=(5.5 * columns, 4 * -(-len(panels) // columns)))
+    axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat
+    for axis, (measure, row) in itertools.zip_longest(axes, panels, fillvalue=(None, None)):
+        if measure is None:
+            axis.set_axis_off()
+            continue
         for number, (mode, line) in enumerate(itertools.product(row, lines)):
             color = PALETTE[number % len(PALETTE)] if plan.lines else COLORS[mode]
             label = to_words(f"{plan.lines} {format_value(line)}") if plan.lines else mode
@@ -174,7 +192,7 @@ def draw_sweep(results: Results) -> Figure:
             axis.plot(places, heights, marker="o", color=color, label=label if places else None)
         known = [place for place, value in enumerate(values) if is_share and format_value(value) in GPT_BERT]
         for column, mode in enumerate(("masked", "causal")):
-            if known and mode in row and not measure.lower_is_better:
+            if known and mode in row and measure.key.startswith("minimal_pairs"):
                 theirs = [GPT_BERT[format_value(values[place])][column] for place in known]
                 label = f"GPT-BERT, BLiMP, {'causal' if mode == 'causal' else 'bidirectional'}"
                 axis.plot(known, theirs, "x:", color=COLORS[mode], alpha=0.6, label=label)

@@ -3,8 +3,9 @@
 configs/<study>.yaml          the grid (flexqwen/study/grid.py)
 runs/<study>/<cell>.yaml      the options of a cell's training; runs/<study>/<cell>/ is its run
 results/<study>/cells/        a small JSON file for each finished cell: what made it, what it cost, every figure
-results/<study>/items.json    what the figures' items are; the same for all cells
+results/<study>/items.json    what the figures' items are; the same for all cells that have them
 results/<study>/overlap.json  how many of the tasks' items have a passage in common with the training splits
+results/<study>/registered.json  where the study has a plan: the commit that held it before the first cell
 results/<study>/README.md     the report, with findings.md, which is written by hand
 
 What is in a cell's file is finished, and never made again. Cells of another machine are taken over by copying its
@@ -20,7 +21,8 @@ import re
 import runpy
 import subprocess
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from multiprocessing import connection
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from flexqwen.data import passages
 from flexqwen.data.texts import dataset_digest, parquet_files
 from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.results import Result, check_finite
-from flexqwen.evaluation.tasks import Context, load_task
+from flexqwen.evaluation.tasks import Context, Task, load_task
 from flexqwen.files import digest, file_digest, read_json, write_json, write_text
 from flexqwen.loading import check_unchanged, digest_checkpoint
 from flexqwen.parallel import end_with_parent
@@ -46,7 +48,8 @@ from flexqwen.training.flops import model_flops
 from flexqwen.training.metrics import read_log
 
 ROOT = Path(__file__).parents[2]
-ITEMS, OVERLAP = "items.json", "overlap.json"
+ITEMS, OVERLAP, REGISTERED = "items.json", "overlap.json", "registered.json"
+AMENDMENTS = "\n## Amendments\n"  # what stands below it in a plan may be written when the study has begun
 
 
 def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) -> None:
@@ -68,6 +71,7 @@ def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) ->
         parquet_files(study.training["dataset"], options.data.dataset_config, "train")
     for split in study.measurement.heldout:
         parquet_files(study.training["dataset"], "heldout", split)
+    register(study)
     find_overlap(study)
     cells = [cell for cell in study.cells if seeds is None or cell.seed in seeds]
     waiting = [cell for cell in cells if read_cell(study, cell, digests) is None]
@@ -108,8 +112,8 @@ def write_config(study: Study, cell: Cell) -> Path:
 def find_overlap(study: Study) -> None:
     """Counts once how many of the tasks' items have a 13-gram in common with what is trained on."""
     path, dataset = study.results / OVERLAP, study.training["dataset"]
-    tasks = study.measurement.tasks
-    items = {task: load_task(task).load_items(Context(dataset, limit=study.measurement.limit)) for task in tasks}
+    asked = [plan[:2] for plan in plan_tasks(study) if not plan[0].fine_tune and plan[0].name != "memorisation"]
+    items = {task.name: task.load_items(context) for task, context in asked}
     if not items or (path.is_file() and any((study.results / "cells").glob("*.json"))):
         return
     shares = iter(passages.find_seen_shares([item.text for task in items.values() for item in task], dataset))
@@ -118,6 +122,28 @@ def find_overlap(study: Study) -> None:
         values = np.array([next(shares) for _ in loaded])
         found[task] = {"items": len(values), "seen": int((values > 0).sum()), "short": int(np.isnan(values).sum())}
     write_json(path, found)
+
+
+def register(study: Study) -> None:
+    """Writes down, before the first cell of a study that has a plan, which commit holds plan and config.
+
+    Raises:
+        InputError: they are not there, or not committed as they are.
+    """
+    path = study.results / REGISTERED
+    if study.plan is None or path.is_file():
+        return
+    files = [str(file.resolve()) for file in (study.path, study.plan)]
+    commit = run_git(study.path.parent, "log", "-1", "--format=%H", "--", *files)
+    if not study.plan.is_file() or not commit or run_git(study.path.parent, "status", "--porcelain", "--", *files):
+        raise InputError(f"commit {study.plan} and {study.path} before the first cell is made, which names that commit")
+    write_json(path, {"commit": commit, "digests": digest_plan(study)})
+
+
+def digest_plan(study: Study) -> dict[str, str]:
+    """Digests of a study's config, and of its plan without the amendments."""
+    plan = study.plan.read_text(encoding="utf-8").partition(AMENDMENTS)[0]
+    return {"config": file_digest(study.path), "plan": digest(plan)}
 
 
 def read_cell(study: Study, cell: Cell, digests: dict[str, str] | None = None) -> dict | None:
@@ -169,10 +195,9 @@ def make_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
         raise InputError(f"{last} is not as it was saved ({problem}); {remedy}")
     results, parameters = measure(study, cell, str(run / "best" if study.measurement.checkpoint == "best" else last))
     cost, curve = summarize_log(run, last)
-    write_items(study, results)
     made_by = {
         "study": study.identity(digests),
-        "items": digest(read_json(study.results / ITEMS)),
+        "items": write_items(study, results),
         "config": study.path.as_posix(),
         **{name: described[name] for name in ("command", "rows_per_step", "digests", "versions")},
         "code": code if find_commit() == code else f"{code} to {find_commit()}",
@@ -180,22 +205,44 @@ def make_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
     }
     content = {"cell": {**dict(cell.point), "seed": cell.seed}, "options": study.points[cell.point]}
     content |= {"parameters": parameters, "made_by": made_by, "cost": cost, "curve": curve}
-    write_json(study.cell_file(cell), {**content, "figures": [describe_result(result) for result in results]})
+    content |= {"figures": [describe_result(result) for result in results]}
+    write_text(study.cell_file(cell), json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], int]:
     """Every figure of a checkpoint, and its number of parameters."""
-    digests, scorer = digest_checkpoint(checkpoint), likelihood.load(checkpoint)
-    measured, results = study.measurement, []
-    heldout = [("bits_per_byte", split) for split in measured.heldout]
-    for task, split in [*heldout, *((task, "") for task in measured.tasks)]:
-        context = Context(study.training["dataset"], split, measured.documents, limit=measured.limit)
-        items = load_task(task).load_items(context)
+    digests, scorer, results = digest_checkpoint(checkpoint), likelihood.load(checkpoint), []
+    for task, context, modes in plan_tasks(study, checkpoint):
+        if task.fine_tune:
+            results += map(merge_clusters, task.fine_tune(checkpoint, context))
+            continue
+        items = task.load_items(context)
         for mode in study.modes(cell.point):
-            results += load_task(task).evaluate(scorer, items, mode, context)
+            results += task.evaluate(scorer, items, mode, context) if mode in (modes or study.modes(cell.point)) else []
     check_finite(results)
     check_unchanged(checkpoint, digests)
     return results, scorer.model.num_parameters()
+
+
+def plan_tasks(study: Study, checkpoint: str = "") -> list[tuple[Task, Context, Sequence[str] | None]]:
+    """What is measured of a checkpoint: tasks, what they are told, and the modes that they are kept to."""
+    dataset, measured = study.training["dataset"], study.measurement
+    found = [
+        (load_task("bits_per_byte"), Context(dataset, split, measured.documents), None) for split in measured.heldout
+    ]
+    for name in measured.tasks:
+        task = load_task(name)  # a fine-tuned one would look its texts up in the dataset for each cell
+        found.append((task, *measured.context(name, "" if task.fine_tune else dataset, checkpoint)))
+    return found
+
+
+def merge_clusters(result: Result) -> Result:
+    """The same figure with an item for each cluster, such as a sentence, where it has one for each word."""
+    if result.clusters is None:
+        return result
+    sizes, first = np.bincount(result.clusters), np.unique(result.clusters, return_index=True)[1]
+    items, ids = np.bincount(result.clusters, result.items) / sizes, [result.item_ids[place] for place in first]
+    return replace(result, items=items.tolist(), item_ids=ids, weights=sizes.tolist(), clusters=None)
 
 
 def describe_result(result: Result) -> dict:
@@ -207,11 +254,14 @@ def describe_result(result: Result) -> dict:
 
 def has_items(result: Result) -> bool:
     """Whether its items are kept: nats per token and the figures of subsets follow from the others'."""
-    return result.metric != "loss" and (result.subset == "all" or result.task.startswith("bits_per_byte"))
+    is_whole = result.subset == "all" or result.task.startswith("bits_per_byte") or result.task == "memorisation"
+    return result.items is not None and result.metric != "loss" and is_whole
 
 
-def write_items(study: Study, results: list[Result]) -> None:
-    """Says, once for all cells, what the items are: ids, weights, and the subsets that they belong to.
+def write_items(study: Study, results: list[Result]) -> dict[str, str]:
+    """Says, once for all cells, what the items are: ids, weights, and the subsets that they belong to; their digests.
+
+    A cell that trains one mode lacks what is measured in the other alone.
 
     Raises:
         InputError: a cell was measured on other items before.
@@ -225,10 +275,12 @@ def write_items(study: Study, results: list[Result]) -> None:
             places = {name: place for place, name in enumerate(whole["ids"])}
             whole["subsets"][result.subset] = [places[name] for name in result.item_ids]
     path = study.results / ITEMS
-    if (known := read_json(path)) is None:
-        write_text(path, json.dumps(described, ensure_ascii=False) + "\n")
-    elif known != json.loads(json.dumps(described)):
+    known, described = read_json(path) or {}, json.loads(json.dumps(described))
+    if any(known.get(key, entry) != entry for key, entry in described.items()):
         raise InputError(f"{path} names other items than this cell was measured on; were the evaluation data changed?")
+    if known.keys() | described.keys() != known.keys() or not path.is_file():
+        write_text(path, json.dumps(known | described, ensure_ascii=False) + "\n")
+    return {key: digest(entry)[:12] for key, entry in described.items()}
 
 
 def summarize_log(run: Path, checkpoint: Path) -> tuple[dict, list[dict]]:
@@ -253,12 +305,15 @@ def summarize_log(run: Path, checkpoint: Path) -> tuple[dict, list[dict]]:
 
 def find_commit() -> str | None:
     """The git commit of this repository, with `-dirty` if Python files differ from it; None where git has none."""
-    found = []
-    for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "*.py"]):
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            done = subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True)
-            found.append(done.stdout.strip())
-    return f"{found[0]}{'-dirty' if found[1] else ''}" if len(found) == 2 else None
+    commit = run_git(ROOT, "rev-parse", "--short=12", "HEAD")
+    return commit and f"{commit}{'-dirty' if run_git(ROOT, 'status', '--porcelain', '--', '*.py') else ''}"
+
+
+def run_git(folder: Path, *words: str) -> str | None:
+    """What git says in a folder; None where it fails or is not there."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        done = subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
 
 
 def describe_machine() -> dict[str, str | int | None]:

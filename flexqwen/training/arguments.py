@@ -86,6 +86,7 @@ class TrainingArguments(transformers.TrainingArguments):
 
 
 GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, TrainingArguments)
+LONGEST = 2**18  # characters of a config
 DEFAULTS = {option.name: option.default for group in GROUPS for option in dataclasses.fields(group)}
 
 
@@ -134,7 +135,8 @@ def parse(argv: list[str]) -> Arguments:
     try:
         *groups, unknown = parser.parse_args_into_dataclasses(words, True, look_for_args_file=False)
     except ValueError as error:  # the Trainer's own checks
-        raise InputError(reason(error)) from None
+        no_gpu = "bf16 needs a CUDA GPU; set use_cpu to true to train on the CPU, or bf16 to false"
+        raise InputError(no_gpu if "support bf16" in str(error) else reason(error)) from None
     if unknown:
         name = unknown[0].partition("=")[0]  # what comes after may be a token
         raise InputError(f"unknown option {name}{suggest_name(name.lstrip('-'), known)} (see train.py --help)")
@@ -143,7 +145,14 @@ def parse(argv: list[str]) -> Arguments:
 
 
 class _OneKeyLoader(yaml.SafeLoader):
-    """SafeLoader, but a key that stands twice in a mapping is an error instead of the last one winning."""
+    """SafeLoader, but a key that stands twice in a mapping is an error instead of the last one winning, and so is an
+    alias: a few of them make a value without end.
+    """
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "it has an alias (*)", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         names = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -158,13 +167,19 @@ def read_yaml(path: str | Path) -> dict:
     """Reads a YAML file that is a mapping.
 
     Raises:
-        InputError: it cannot be read, is not valid YAML, has a key twice, or is no mapping.
+        InputError: it cannot be read, is not valid YAML, has a key twice or an alias, is no mapping, or is too long.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _OneKeyLoader)
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise InputError(f"config {path} has more than {LONGEST:,} characters, which no config has")
+        content = yaml.load(text, _OneKeyLoader)
     except OSError as error:
         raise InputError(f"config {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise InputError(f"config {path} has values within values beyond all measure") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"config {path} is not valid YAML: {reason(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"config {path} must be a mapping of names to values")
@@ -186,7 +201,8 @@ def _options_from_yaml(path: str, known: set[str]) -> list[str]:
 def as_dict(arguments: Arguments) -> dict:
     """All settings as one flat JSON-serialisable mapping, as they would stand in a config file."""
     model, data, objective = map(dataclasses.asdict, (arguments.model, arguments.data, arguments.objective))
-    return {**model, **data, **objective, **arguments.training.to_dict()}
+    training = arguments.training.to_dict() | {"report_to": arguments.training.report_to or "none"}
+    return {**model, **data, **objective, **training}
 
 
 def check(arguments: Arguments) -> None:

@@ -5,13 +5,16 @@ the one before it.
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from flexqwen.files import read_json, remove_path, sync, write_json
+from flexqwen.files import file_digest, read_json, remove_path, sync, write_json
 
 FILES, SUMS, STATE = "files.json", "sums.json", "trainer_state.json"
+EMBEDDINGS = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")  # what sentence-transformers reads
+MODEL = ("config.json", "generation_config.json", "model*.safetensors*", *EMBEDDINGS)  # what loads it
 NEEDED = ("*.safetensors", "optimizer*", "scheduler.pt", "rng_state*.pth", STATE)  # to go on as if never interrupted
 
 
@@ -30,20 +33,39 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next((path for path in reversed(list_checkpoints(folder)) if find_defect(path) is None), None)
 
 
+def write_embedding_modules(checkpoint: Path, hidden_size: int) -> None:
+    """Makes sentence-transformers load a checkpoint bidirectionally, and take the mean of the tokens' hidden states."""
+    modules = {"": "Transformer", "1_Pooling": "Pooling"}
+    described = [
+        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{module}"}
+        for place, (path, module) in enumerate(modules.items())
+    ]
+    pooling = {"word_embedding_dimension": hidden_size, "pooling_mode_mean_tokens": True}
+    for file, content in zip(EMBEDDINGS, (described, {"config_args": {"is_causal": False}}, pooling), strict=True):
+        write_json(checkpoint / file, content)
+
+
+def link_best(folder: Path) -> None:
+    """Makes a run's folder load as its `best` does, by links; a file system that has none does without."""
+    for entry in (folder / "best").iterdir():
+        with suppress(OSError):  # it is there
+            (folder / entry.name).symlink_to(f"best/{entry.name}")
+
+
 def finish_checkpoint(unfinished: Path, checkpoint: Path, sums: dict) -> None:
     """Makes a checkpoint of what the Trainer wrote, with the sums since the last log, and brings it to the disk."""
     write_json(unfinished / SUMS, sums)
-    write_json(unfinished / FILES, file_sizes(unfinished))
+    write_json(unfinished / FILES, {name: file_digest(file) for name, file in list_files(unfinished).items()})
     sync(*unfinished.rglob("*"), unfinished)
     remove_path(checkpoint)
     unfinished.rename(checkpoint)
     sync(checkpoint.parent)
 
 
-def file_sizes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of a checkpoint's files, but of the Trainer's pickle, which nobody reads."""
+def list_files(checkpoint: Path) -> dict[str, Path]:
+    """A checkpoint's files by name, but for the Trainer's pickle, which nobody reads."""
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != "training_args.bin"]
-    return {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
+    return {file.relative_to(checkpoint).as_posix(): file for file in files}
 
 
 def find_defect(checkpoint: Path) -> str | None:
@@ -54,12 +76,15 @@ def find_defect(checkpoint: Path) -> str | None:
     if missing := [pattern for pattern in NEEDED if not any(checkpoint.glob(pattern))]:
         return f"{missing[0]} is missing"
     if (checkpoint / FILES).exists():
-        listed, there = read_json(checkpoint / FILES), file_sizes(checkpoint)
+        listed, there = read_json(checkpoint / FILES), list_files(checkpoint)
         if not isinstance(listed, dict) or not listed:
             return f"{FILES} is malformed"
-        for name, size in listed.items():
-            if there.get(name) != size:
-                return f"{name} has {there[name]} bytes instead of {size}" if name in there else f"{name} is missing"
+        for name, saved in listed.items():
+            if name not in there:
+                return f"{name} is missing"
+            # An older list has their sizes.
+            if saved != (there[name].stat().st_size if isinstance(saved, int) else file_digest(there[name])):
+                return f"{name} is not as it was saved"
     state = read_json(checkpoint / STATE)
     if not isinstance(state, dict) or state.get("global_step") != step_of(checkpoint):
         return f"{STATE} is malformed, or of another step"

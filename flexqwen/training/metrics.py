@@ -16,9 +16,9 @@ def read_log(run: Path) -> list[dict]:
     """The entries of a run's `metrics.jsonl`, in order; not a line that is being written, or never was to its end."""
     entries = []
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             entries.append(json.loads(line))
-    return entries
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 class TrainingMetrics:

@@ -1,6 +1,7 @@
 """Makes the model of a run: new, or from a checkpoint of FlexQwen or Qwen3."""
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from configuration_flexqwen import AUTO_MAP, FlexQwenConfig
 from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.files import atomic_write
+from flexqwen.remote import explain_failure
 from flexqwen.training.arguments import ModelArguments
 from flexqwen.training.compat import refusals_named
 from flexqwen.training.objectives import ObjectiveArguments
@@ -48,7 +50,11 @@ def check_vocabulary(checkpoint: str, tokenizer_folder: str) -> None:
         own = cached_file(checkpoint, "tokenizer.json")
     except OSError:  # it has none of this kind: nothing to compare with
         return
-    one, other = (Tokenizer.from_file(str(path)).get_vocab() for path in (own, f"{tokenizer_folder}/tokenizer.json"))
+    vocabularies = []
+    for path in (own, f"{tokenizer_folder}/tokenizer.json"):
+        with explain_failure(f"{path} is damaged", "bring it back"):
+            vocabularies.append(Tokenizer.from_file(str(path)).get_vocab())
+    one, other = vocabularies
     if one != other:
         raise InputError(
             f"{tokenizer_folder} does not have the vocabulary of {checkpoint}; pass --tokenizer {checkpoint}, or what "
@@ -89,7 +95,14 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer)
     shape["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
     del shape["model_name_or_path"]
     with refusals_named("the model"):
-        return FlexQwenForCausalLM(FlexQwenConfig(**shape))
+        if model.num_hidden_layers > loading.MOST_LAYERS:
+            raise ValueError(f"num_hidden_layers is {model.num_hidden_layers:,}")
+        config = FlexQwenConfig(**shape)
+        with torch.device("meta"):  # which takes no memory
+            weights = FlexQwenForCausalLM(config).num_parameters()
+        if 4 * weights > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+            raise ValueError(f"it has {weights:,} weights of 4 bytes, and this machine {memory >> 30} GiB")
+        return FlexQwenForCausalLM(config)
 
 
 def save_code(folder: Path) -> None:

@@ -37,6 +37,7 @@ from flexqwen.files import (
     write_json,
     write_text,
 )
+from flexqwen.remote import explain_failure
 from flexqwen.training.arguments import DEFAULTS, Arguments, TrainingArguments, as_dict
 from flexqwen.training.checkpoints import find_defect, last_checkpoint, list_checkpoints, step_of
 from flexqwen.training.loss_figure import draw_loss
@@ -71,7 +72,8 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
         raise InputError(f"no tokenizer in {data.tokenizer}; make it with python -m flexqwen tokenizer")
     digests = {"tokenizer": file_digest(tokenizer)}
     if data.token_store:
-        store = open_token_store(data.token_store, data.dataset_config, digests["tokenizer"], data.sequence_length)
+        wanted = {"dataset_config": data.dataset_config, "tokenizer_digest": digests["tokenizer"]}
+        store = open_token_store(data.token_store, sequence_length=data.sequence_length, **wanted)
         digests["dataset"] = store.info["dataset_digest"]
     else:
         digests["dataset"] = dataset_digest(dataset)
@@ -156,7 +158,8 @@ def find_state(folder: Path, description: dict, training: TrainingArguments) -> 
     is_finished, checkpoints = (folder / "finished.json").is_file(), list_checkpoints(folder)
     if not is_finished and not checkpoints:
         return "new"  # nothing is lost
-    changes = differences(read_json(folder / "run.json"), description)
+    with explain_failure(f"{folder / 'run.json'} is damaged", "bring it back, or pass another --output_dir"):
+        changes = differences(read_json(folder / "run.json"), description)
     if not changes and is_finished:
         return "finished"
     can_resume = last_checkpoint(folder) is not None
@@ -204,7 +207,8 @@ def finish_run(folder: Path, trainer) -> None:
     """Draws the curves of a run that came to its last step, marks it as finished and says where all is."""
     if trainer.args.process_index:
         return
-    draw_loss(folder)
+    with explain_failure(f"{folder / 'metrics.jsonl'} is damaged", "remove its wrong lines"):
+        draw_loss(folder)
     end = {"step": trainer.state.global_step, "best_loss": trainer.state.best_metric}
     write_json(folder / "finished.json", end)
     print(f"checkpoint: {folder / 'best'}\nlogs:       {folder / 'logs'}, {folder / 'metrics.jsonl'}")
@@ -224,11 +228,12 @@ def clean_up(folder: Path, last: Path) -> None:
             remove_path(later)
     for left in (*folder.glob("checkpoint-*"), *folder.glob("*.partial")):
         remove_path(left)
-    entries = read_log(folder)
-    evaluated = [entry for entry in entries if "eval_loss" in entry]
-    if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step_of(last):
-        remove_path(folder / "best")  # of a step that is to be made again, perhaps with other settings
-    kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step_of(last)]
+    with explain_failure(f"{folder / 'metrics.jsonl'} is damaged", "remove its wrong lines"):
+        entries = read_log(folder)
+        evaluated = [entry for entry in entries if "eval_loss" in entry]
+        if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step_of(last):
+            remove_path(folder / "best")  # of a step that is to be made again, perhaps with other settings
+        kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step_of(last)]
     write_text(folder / "metrics.jsonl", "".join(kept))
 
 

@@ -18,7 +18,15 @@ from flexqwen.files import atomic_write, read_json, remove_path
 from flexqwen.remote import reason
 from flexqwen.training.arguments import Arguments, fix_training_arguments
 from flexqwen.training.callbacks import OnStart, Progress, SaveOnSignal, ignore_signals
-from flexqwen.training.checkpoints import SUMS, finish_checkpoint, last_checkpoint, list_checkpoints, step_of
+from flexqwen.training.checkpoints import (
+    SUMS,
+    finish_checkpoint,
+    last_checkpoint,
+    link_best,
+    list_checkpoints,
+    step_of,
+    write_embedding_modules,
+)
 from flexqwen.training.compat import allow_fsdp_on_cpu, refusals_named, saved_as
 from flexqwen.training.finiteness import LossCheck, check_weights, suggest_remedy
 from flexqwen.training.metrics import TrainingMetrics
@@ -177,11 +185,15 @@ class FlexQwenTrainer(transformers.Trainer):
                 self.save_model(str(folder), _internal_call=True)
                 if self.args.should_save:
                     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing to publish
+            if self.args.should_save:
+                link_best(self.folder)
         return is_best
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         with saved_as(self.model, FlexQwenForCausalLM):
             super()._save(output_dir, state_dict)
+        if "masked" in self.objective.modes:
+            write_embedding_modules(Path(output_dir or self.folder), self.model.config.hidden_size)
 
     def _save_checkpoint(self, model, trial) -> None:
         self.losses.check()
@@ -211,7 +223,7 @@ class FlexQwenTrainer(transformers.Trainer):
             for left in self.folder.glob("checkpoint-*"):
                 remove_path(left)
             last = f"the last complete checkpoint is {last_checkpoint(self.folder) or 'none'}"
-            remedy = "make room and run the same command again"
+            remedy = "mend that, and run the same command again"
             raise InputError(
                 f"{what} of {self.folder} could not be saved ({reason(error)}); {last}; {remedy}"
             ) from error
@@ -238,7 +250,10 @@ class FlexQwenTrainer(transformers.Trainer):
         # Sums since the last log; an old checkpoint has none.
         step, sums = (step_of(checkpoint), read_json(checkpoint / SUMS)) if checkpoint else (0, None)
 
+        begun = []
+
         def begin() -> None:
+            begun.append(True)
             on_start()
             self.metrics.resume(step, sums, self.args)
 
@@ -261,4 +276,9 @@ class FlexQwenTrainer(transformers.Trainer):
                 "per_device_train_batch_size and raise gradient_accumulation_steps by as much, or set "
                 "gradient_checkpointing, or lower sequence_length or, in evaluation, per_device_eval_batch_size"
             ) from error
+        except Exception as error:
+            if checkpoint is None or begun or isinstance(error, InputError):
+                raise
+            remedy = "remove it, and the same command resumes from the one before it"
+            raise InputError(f"{checkpoint} is damaged ({reason(error)}); {remedy}") from error
         return True

@@ -138,7 +138,7 @@ def test_a_store_is_reused_and_the_same_bytes_come_out_again(
 def test_a_store_of_another_format_is_refused(store, tmp_path):
     copy = shutil.copytree(store.folder, tmp_path / "copy")
     (copy / "info.json").write_text(json.dumps(store.info | {"format": 1}))
-    with pytest.raises(InputError, match=r"copy has format 1, not 2; make it again"):
+    with pytest.raises(InputError, match=r"copy has format 1, not 3; make it again"):
         PackedRows(copy)
 
 

@@ -14,7 +14,7 @@ def test_a_line_of_a_figure_is_one_metric_of_one_subset(monkeypatch, tmp_path):
             rows.append(result([0.0, 0.6, 1.0], **fields, baseline_name=f"of {metric}"))
     paths = figures.draw_evaluation(rows, tmp_path)
     assert [path.stem for path in paths] == list(drawn) == ["u", "tasks"]
-    lines = ["rte, accuracy (n = 3)", "rte, macro_f1 (n = 3)", "sts, accuracy (n = 3)", "sts, macro_f1 (n = 3)"]
+    lines = ["rte, accuracy (n = 3)", "rte, macro f1 (n = 3)", "sts, accuracy (n = 3)", "sts, macro f1 (n = 3)"]
     assert [tick.get_text() for tick in drawn["u"].get_yticklabels()][::-1] == lines
     lines = ["t, accuracy (n = 2)", *(f"u, {line}" for line in lines)]
     assert [tick.get_text() for tick in drawn["tasks"].get_yticklabels()][::-1] == lines

@@ -161,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         except Stop:
             pass
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_one
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_one
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -287,6 +287,11 @@ class Handler(BaseHTTPRequestHandler):
         refs[named] = self.commit_of(repo, ref if place == "tag" else asked.get("startingPoint") or "main")
         self.json({})
 
+    def delete_tag(self, kind: str, name: str, tag: str) -> None:
+        if self.repo(kind, name, writing=True).tags.pop(tag, None) is None:
+            self.error(404, f"no tag {tag}", code="RevisionNotFound")
+        self.json({})
+
     def validate_yaml(self) -> None:
         self.json({"errors": [], "warnings": []})
 
@@ -383,6 +388,7 @@ ROUTES: list[tuple[str, str, Callable]] = [
     ("POST", _API + "/paths-info/(.+)", Handler.paths_info),
     ("GET", _API + "/refs", Handler.refs),
     ("POST", _API + "/(tag|branch)/(.+)", Handler.create_ref),
+    ("DELETE", _API + "/tag/(.+)", Handler.delete_tag),
     ("POST", _API + "/preupload/(.+)", Handler.preupload),
     ("POST", _API + "/commit/(.+)", Handler.commit),
     ("POST", _PAGE + r"\.git/info/lfs/objects/batch", Handler.batch),

@@ -241,7 +241,7 @@ def test_a_compiled_model_sees_what_it_should(implementation, mode, monkeypatch)
     monkeypatch.undo()  # FlexAttention compiled as well
     torch._dynamo.reset()
     inputs = {"is_causal": False} if mode == "bidirectional" else {"prefix_length": torch.tensor([PREFIX])}
-    compiled = torch.compile(make_model(FlexQwenModel, implementation))
+    compiled = torch.compile(make_model(FlexQwenModel, implementation, num_hidden_layers=1))
     seen = visible_from_outputs(compiled, make_ids(1), use_cache=False, **inputs)
     place = torch.arange(LENGTH)
     assert torch.equal(seen, (place <= place[:, None]) | (place < (LENGTH if mode == "bidirectional" else PREFIX)))
@@ -330,7 +330,8 @@ def test_rows_past_the_last_position_are_said_once(monkeypatch):
         ({"prefix_length": torch.tensor([3, LENGTH + 1])}, r"\[3, 13\] must lie between 0 and the row's 12"),
         ({"prefix_length": torch.tensor([3, -1])}, "must lie between"),
         ({"prefix_length": torch.tensor(3)}, r"shape \(2,\), got torch.int64 of shape \(\)"),
-        ({"prefix_length": torch.tensor([3.0, 2.0])}, "must be integers"),
+        ({"prefix_length": torch.tensor([3.0, 2.0])}, "must be a tensor of integers"),
+        ({"prefix_length": 3}, r"must be a tensor of integers of shape \(2,\), got 3"),
         ({"prefix_length": torch.tensor([3, 3]), "position_ids": packed_positions(2)[0]}, "one document each"),
         ({"prefix_length": torch.tensor([3, 3]), "is_causal": False}, "goes with causal attention"),
         ({"input_ids": torch.full((2, LENGTH), VOCABULARY)}, "between 0 and 63"),

@@ -158,3 +158,11 @@ def test_the_loss_is_differentiated_once():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="differentiated once"):
         loss.backward()
+
+
+def test_evaluation_makes_no_gradient(monkeypatch):
+    model, ids = make_model(), make_ids()
+    wanted = model(ids, labels=ids).row_losses
+    monkeypatch.setattr(torch, "zeros_like", lambda *_: pytest.fail("the head's gradient is made"))
+    with torch.no_grad():
+        assert torch.equal(model(ids, labels=ids).row_losses, wanted)

@@ -18,11 +18,11 @@ from scipy import stats
 
 from flexqwen.cli import InputError
 from flexqwen.evaluation.tasks import Task
-from flexqwen.files import digest
+from flexqwen.study import cells, grid, report, runner
 from flexqwen.study import commands as command
-from flexqwen.study import grid, report, runner
 from flexqwen.study.cells import Measure, Results, load
 from flexqwen.study.grid import Cell, Comparison, Study
+from tests.helpers.results import result
 from tests.helpers.runs import CONFIG, ROOT
 
 LOSS = Measure("bits_per_byte/test", "held-out", "bits per byte", True)
@@ -40,7 +40,12 @@ def write_config(folder: Path, **changes) -> Path:
             {"variant": "adamw", "causal_fraction": 1, "options": {"weight_decay": 0.2}},
         ],
         "seeds": [0],
-        "measure": {"heldout": ["test", "test_original"], "documents": 5, "modes": ["causal", "masked"]},
+        "measure": {
+            "tasks": {"memorisation": {"limit": 4}},
+            "heldout": ["test", "test_original"],
+            "documents": 5,
+            "modes": ["causal", "masked"],
+        },
         "compare": {"optimizer": {"axis": "variant", "base": "adamw"}},
         "sweep": {"over": "causal_fraction", "where": {"variant": "adamw"}},
         "training": {**CONFIG, "dataset": "d", "dataset_config": "gold", "tokenizer": "t", "token_stores": "tokens"},
@@ -100,6 +105,8 @@ def test_a_grid_of_options_is_trained_and_measured(ran):
     assert mixed["curve"] != muon["curve"]
     assert muon["options"] == {"muon": True, "learning_rate": 0.02, "causal_fraction": 0.25}
     assert causal["options"] == {"causal_fraction": 1, "weight_decay": 0.2}
+    copied = [row for row in mixed["figures"] if row["subset"] == "continuations"]
+    assert [(row["task"], row["mode"], len(row["items"])) for row in copied] == [("memorisation", "causal", 4)]
     for content in (mixed, causal, muon):
         assert {row["mode"] for row in content["figures"]} == {"causal", "masked"}  # as the config says
 
@@ -126,7 +133,9 @@ def test_a_study_is_reported(copied, capsys):
 def test_a_cell_of_a_wrong_figure_or_a_changed_model_is_refused(wrong, ran, tmp_path, monkeypatch):
     monkeypatch.chdir(ran)
     study, evaluate = grid.read("tiny.yaml"), Task.evaluate
-    shutil.copytree(next(Path("runs/tiny").glob("*/*/step_000012")), tmp_path / "step")
+    checkpoint = next(Path("runs/tiny").glob("*/*/step_000012"))
+    shutil.copytree(checkpoint, tmp_path / "step")
+    shutil.copy(checkpoint.with_name("run.json"), tmp_path)
 
     def evaluate_wrong(*args):
         if wrong == "model":
@@ -236,7 +245,8 @@ def test_the_check_finds_what_was_edited(copied):
 
 
 def test_findings_stand_in_the_report_and_their_numbers_in_its_tables(copied):
-    value = report.figures_table(load(copied)).split("|")[-2].split()[0]
+    figures = json.loads(Path(f"results/tiny/cells/{CELLS[2]}.json").read_text())["figures"]
+    value = f"{next(row['value'] for row in figures if row['metric'] == 'bits_per_byte'):.3f}"
     findings = Path("results/tiny/findings.md")
     findings.write_text(f"The last is {value}, at `seed 77`.\nOthers found 1,234.5. <!-- cited -->\n")
     report.write(copied)
@@ -254,7 +264,7 @@ def test_cells_with_other_tokens_or_items_are_not_compared(copied):
     with pytest.raises(InputError, match=r"tokens at .* is 1, but"):
         load(copied)
     edit(path, lambda content: content["cost"].update(tokens=6144) or content["made_by"].update(items="others"))
-    with pytest.raises(InputError, match=r"items\.json is others"):
+    with pytest.raises(InputError, match=r"other items than .*items\.json names"):
         load(copied)
 
 
@@ -273,7 +283,7 @@ def test_where_nothing_is_measured_the_losses_of_the_log_are_reported(copied):
     def change(content):
         digests = {name: content["made_by"]["digests"][name] for name in ("dataset", "tokenizer")}
         content["figures"] = []
-        content["made_by"] |= {"study": study.identity(digests), "items": digest({})}
+        content["made_by"] |= {"study": study.identity(digests), "items": {}}
 
     for cell in study.cells:
         edit(study.cell_file(cell), change)
@@ -360,6 +370,72 @@ def test_a_surface_is_a_grid(tmp_path):
     assert study.modes(study.cells[4].point) == ("masked",) and study.modes(point) == ("causal", "masked", "fused")
 
 
+def test_a_study_is_made_in_stages_and_its_plan_is_of_its_grid(tmp_path):
+    parts = [{"unique_tokens": [64, 16], "causal_fraction": ["1/2", 1]}, {"unique_tokens": 4, "causal_fraction": [1]}]
+    ratio = {"measure": "bits_per_byte/test", "mode": "causal", "axis": "causal_fraction", "pair": ["1/2", 1]}
+    where = {"where": {"unique_tokens": 16, "mask_schedule": "linear"}, "minus": {"unique_tokens": 64}}
+    config = {"grid": [[part] for part in parts], "seeds": [0, 1], "compare": {}, "sweep": {"over": "causal_fraction"}}
+    study = grid.read(str(write_config(tmp_path, **config, planned={"more": ratio | where})))
+    assert [cell.seed for cell in study.cells] == [0] * 4 + [1] * 4 + [0, 1]
+    assert {dict(cell.point)["unique_tokens"] for cell in study.cells[:8]} == {64, 16}
+    sides = [(dict(side)["unique_tokens"], dict(side)["causal_fraction"]) for side in study.sides(study.planned[0])]
+    assert sides == [(16, "1/2"), (16, 1), (64, "1/2"), (64, 1)]
+    with pytest.raises(InputError, match="planned more: 2 points have causal_fraction '1/2' there"):
+        grid.read(str(write_config(tmp_path, **config, planned={"more": ratio})))
+
+
+def test_a_difference_of_differences_is_the_first_less_the_second():
+    assert cells.difference([np.array(value) for value in (9, 4, 3, 1)]) == (9 - 4) - (3 - 1)
+
+
+def test_a_planned_study_begins_with_a_commit_and_owns_up_to_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, plan = write_config(tmp_path, plan="plan.md"), tmp_path / "plan.md"
+    plan.write_text("The plan.\n\n## Amendments\n\nNone.\n")
+    study = grid.read("tiny.yaml")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    with pytest.raises(InputError, match=r"commit plan\.md and tiny\.yaml before the first cell"):
+        runner.register(study)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "x"], check=True)
+    runner.register(study)
+    report.check_plan(study)
+    for changed, name in ((plan, "plan"), (path, "config")):
+        changed.write_text("# other\n" + changed.read_text())
+        with pytest.raises(InputError, match=f"the {name} of tiny is not that of commit"):
+            report.check_plan(study)
+        with open(plan, "a") as file:
+            file.write(f"- 2026-11-25, {runner.digest_plan(study)[name][:12]}: a mistake in the {name}.\n")
+        report.check_plan(study)
+    runner.register(study)  # of a study that has begun, nothing is written anew
+    plan.write_text(plan.read_text().replace("The plan", "Another plan"))
+    with pytest.raises(InputError, match="the plan of tiny"):
+        report.check_plan(study)
+
+
+def test_a_cell_of_one_mode_adds_its_items_and_changes_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = Study(Path("s.yaml"), {GOLD: {}}, [0])
+    one, other = result([1, 0], task="a", subset="all"), result([1, 0, 1], task="b", subset="all")
+    assert runner.write_items(study, [one]).keys() == {"a/all"} and runner.write_items(study, [other]).keys() == {
+        "b/all"
+    }
+    before = Path("results/s/items.json").read_text()
+    assert list(json.loads(before)) == ["a/all", "b/all"]
+    runner.write_items(study, [one, other])
+    with pytest.raises(InputError, match="names other items"):
+        runner.write_items(study, [result([1], task="a", subset="all")])
+    assert Path("results/s/items.json").read_text() == before
+
+
+def test_words_are_merged_into_their_sentences():
+    whole = result([1, 0, 1, 1, 0, 1], ids=list("abcdef"), clusters=[0, 0, 1, 1, 1, 2])
+    merged = runner.merge_clusters(whole)
+    assert (merged.items, merged.weights, merged.item_ids) == ([0.5, 2 / 3, 1], [2, 3, 1], ["a", "c", "f"])
+    assert np.average(merged.items, weights=merged.weights) == pytest.approx(whole.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -371,6 +447,7 @@ def test_a_surface_is_a_grid(tmp_path):
         ({"grid": [{"variant": ["a:b", "a b"]}], "variants": {"a:b": {}, "a b": {}}}, "the file a-b.0.json"),
         ({"compare": {"x": {"axis": "variant", "pairs": [["muon", "lamb"]]}}}, "the grid has no variant 'lamb'"),
         ({"measure": {"tasks": ["blimp"]}}, "unknown task 'blimp'"),
+        ({"measure": {"tasks": {"wsc_pt": {"epochs": 1}}}}, "unexpected keyword argument 'epochs'"),
         ({"measure": {"checkpoint": "first"}}, "allowed: last, best"),
         (
             {"training": {"seed": 1, "max_steps": 500, "dataset": "d", "tokenizer": "t", "token_stores": "s"}},
@@ -385,15 +462,13 @@ def test_a_config_that_cannot_be_is_refused(tmp_path, changes, message):
         grid.read(str(write_config(tmp_path, **{"compare": {}, **changes})))
 
 
-@pytest.mark.parametrize("name", ["study-cpu", "study-gpu"])
-def test_the_configs_hold_the_grid_that_the_questions_need(name):
-    study = grid.read(str(ROOT / f"configs/{name}.yaml"))
+def test_the_config_holds_the_grid_that_the_questions_need():
+    study = grid.read(str(ROOT / "configs/study-cpu.yaml"))
     for variant in ("baseline-causal", "baseline-masked", "hybrid-shift 1:1"):
         for split in ("gold_typology", "matched_typology"):
             points = [cell.point for cell in study.cells]
             assert points.count((("dataset_config", split), ("variant", variant))) == 3
-    shares = {float(study.value(point, "causal_fraction")) for point in study.points}
-    assert shares == {1, 0.5, 0} | ({0.75, 0.25, 0.125} if name == "study-gpu" else set())
+    assert {float(study.value(point, "causal_fraction")) for point in study.points} == {1, 0.5, 0}
 
 
 def test_every_variant_of_the_recipe_is_an_option_of_train(tmp_path, monkeypatch):

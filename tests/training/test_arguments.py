@@ -41,12 +41,21 @@ def test_every_config_of_the_repository_is_read(config):
         ("a: [", "not valid YAML"),
         ("seed: 1\nmax_steps: 2\nseed: 3", "not valid YAML: the key 'seed' stands there twice"),
         ("bf16: maybe", "config .*config.yaml: argument --bf16"),
+        ("phases: " + "[" * 5000, "values within values"),
+        ("seed: 1" + " " * 300_000, "more than 262,144 characters"),
+        ("seed: &a 1\nmax_steps: *a", "it has an alias"),
     ],
 )
 def test_a_bad_config_is_named_with_its_key(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:
         parse([write(tmp_path, text), "--output_dir", str(tmp_path)])
     assert "\n" not in str(caught.value)
+
+
+def test_bf16_without_a_gpu_says_what_it_needs(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match="bf16 needs a CUDA GPU"):
+        parse(["--bf16", "true"])
 
 
 def test_bad_options_are_named(tmp_path):
@@ -63,8 +72,8 @@ def test_bad_options_are_named(tmp_path):
 def test_options_with_dashes_are_the_same_options(tmp_path):
     """The config.yaml of a run makes it again, whichever way its options were written."""
     command = ["--max-steps", "9", "--learning-rate=1e-3", "--no-tie-word-embeddings", "--output-dir", str(tmp_path)]
-    arguments = parse(command)
-    assert arguments.given == ["max_steps", "learning_rate", "tie_word_embeddings", "output_dir"]
+    arguments = parse([*command, "--report-to", "none"])
+    assert arguments.given == ["max_steps", "learning_rate", "tie_word_embeddings", "output_dir", "report_to"]
     write_description(tmp_path, {"settings": as_dict(arguments), "given": arguments.given})
     assert as_dict(parse([str(tmp_path / "config.yaml")])) == as_dict(arguments)
 

@@ -1,5 +1,6 @@
 """What a training run says when it cannot go on, and what it leaves."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -65,7 +66,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(whole, built, tokenizer_fo
     largest = (folder / "step_000003" / "optimizer.pt").stat().st_size - 1000
     assert run(arguments, output, largest_file=largest) == 2
     (line,) = (line for line in output.read_text().splitlines() if line.startswith("error: "))
-    assert f"the last complete checkpoint is {folder / 'step_000003'}" in line and "make room" in line
+    assert f"the last complete checkpoint is {folder / 'step_000003'}" in line and "mend that" in line
     assert not [path for path in folder.iterdir() if "checkpoint-" in path.name or "partial" in path.name]
     assert run(arguments, output) == 0
     assert same_weights(folder / "step_000012", whole / "step_000012")
@@ -118,11 +119,16 @@ def test_phases_that_cannot_be_are_refused(phases, message, built, tokenizer_fol
 
 
 BARE = """
-import sys
+import json, sys
 for name in ("datasets", "pyarrow"):
     sys.modules[name] = None  # importing it fails
 import train
-train.main(sys.argv[1:])
+for arguments in json.loads(sys.argv[1]):
+    try:
+        train.main(arguments)
+    except SystemExit as stopped:
+        assert stopped.code == 2
+    print("end", file=sys.stderr)
 """
 
 
@@ -163,25 +169,20 @@ def test_a_machine_with_the_token_store_alone_trains_the_same_run_where_it_is_na
 ):
     shutil.copytree(place / "tokens", tmp_path / "tokens")
     arguments = options("no_such_dataset", tokenizer_folder, tmp_path / "runs")
-
-    def train_there(*more):
-        return subprocess.run(
-            [sys.executable, "-c", BARE, *arguments, *more], cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
-
     (store,) = (tmp_path / "tokens").glob("gold-64-*")
-    store = store.rename(tmp_path / "tokens" / "mine")
-    done = train_there()
-    assert done.returncode == 2 and "no dataset in no_such_dataset" in done.stderr and done.stderr.count("\n") == 1
-    done = train_there("--token_store", str(store))
+    named = [*arguments, "--token_store", str(store.rename(tmp_path / "tokens" / "mine"))]
+    others = [*named, "--dataset_config", "matched", "--output_dir", str(tmp_path / "m")]
+    words = [sys.executable, "-c", BARE, json.dumps([arguments, named, others])]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    without, trained, other, _ = done.stderr.split("end\n")
+    assert "no dataset in no_such_dataset" in without and without.count("\n") == 1
+    assert "error: " not in trained
     assert same_weights(tmp_path / "runs" / "hybrid-shift-64" / "step_000012", whole / "step_000012")
-    done = train_there("--token_store", str(store), "--dataset_config", "matched", "--output_dir", str(tmp_path / "m"))
-    assert done.returncode == 2 and "has dataset_config gold, and this run needs matched" in done.stderr
+    assert "has dataset_config gold, and this run needs matched" in other
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_batches_do_not_depend_on_the_number_of_workers(workers, whole, built, tokenizer_folder, place):
-    root = place / f"workers-{workers}"
-    assert run(options(built, tokenizer_folder, root, dataloader_num_workers=workers), place / "log") == 0
+def test_batches_do_not_depend_on_the_number_of_workers(whole, built, tokenizer_folder, place):
+    root = place / "workers"
+    assert run(options(built, tokenizer_folder, root, dataloader_num_workers=2), place / "log") == 0
     assert same_weights(root / "hybrid-shift-64" / "step_000012", whole / "step_000012")

@@ -11,6 +11,7 @@ import time
 import pytest
 
 import train
+from flexqwen.files import file_digest
 from flexqwen.training.checkpoints import find_defect
 from flexqwen.training.objectives import STRATEGIES
 from flexqwen.training.runs import differences
@@ -93,8 +94,8 @@ def interrupted(whole, root):
 
 DAMAGES = {
     "optimizer.pt": (None, r"optimizer\* is missing"),
-    "model.safetensors": (100, "model.safetensors has 100 bytes instead of"),
-    "rng_state.pth": (0, "rng_state.pth has 0 bytes instead of"),
+    "model.safetensors": (100, "model.safetensors is not as it was saved"),
+    "rng_state.pth": (0, "rng_state.pth is not as it was saved"),
     "config.json": (None, "config.json is missing"),
     "files.json": (5, "files.json is malformed"),
 }
@@ -105,9 +106,14 @@ def test_a_checkpoint_lists_its_files(name, whole, tmp_path):
     checkpoint = tmp_path / "step_000012"
     shutil.copytree(whole("hybrid-shift") / checkpoint.name, checkpoint)
     listed = json.loads((checkpoint / "files.json").read_text())
+    files = {file.relative_to(checkpoint).as_posix(): file for file in checkpoint.rglob("*") if file.is_file()}
     left = {"files.json", "training_args.bin"}
-    assert listed == {file.name: file.stat().st_size for file in checkpoint.iterdir() if file.name not in left}
+    assert listed == {name: file_digest(file) for name, file in files.items() if name not in left}
     assert find_defect(checkpoint) is None
+    if name != "files.json":  # an older list has sizes
+        sizes = {file: (checkpoint / file).stat().st_size for file in listed}
+        (checkpoint / "files.json").write_text(json.dumps(sizes))
+        assert find_defect(checkpoint) is None
     kept, message = DAMAGES[name]
     if kept is None:
         (checkpoint / name).unlink()
@@ -124,7 +130,7 @@ def test_malformed_json_is_a_defect(name, content, whole, tmp_path):
     (checkpoint / "files.json").unlink()
     assert find_defect(checkpoint) is None
     (checkpoint / name).write_text(content)
-    assert re.match(rf"{name} is (malformed|of step)", find_defect(checkpoint))
+    assert re.match(rf"{name} is malformed", find_defect(checkpoint))
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(built, tokenizer_folder, place, whole):
@@ -137,7 +143,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(built, tokenizer
     assert run(options(built, tokenizer_folder, root), output) == 0
     said = [line for line in output.read_text().splitlines() if line.startswith("run: ")]
     assert [line.split("step_")[1][:6] for line in said[:2]] == ["000009", "000012"]
-    assert "(sums.json is malformed); resuming from step_000006" in said[0]
+    assert "(sums.json is not as it was saved); resuming from step_000006" in said[0]
     assert "(optimizer* is missing); resuming from step_000006" in said[1]
     assert said[2].endswith("resuming from step_000006") and len(said) == 3
     assert same_weights(folder / "step_000012", expected / "step_000012")

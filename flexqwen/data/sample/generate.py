@@ -138,12 +138,9 @@ def make_sample(folder: Path, documents: int, seed: int, overwrite: bool = False
     made = {"documents": documents, "seed": seed, "format": FORMAT}
     if is_made(folder, read_json(folder / STAMP), made, overwrite):
         return
-    try:
-        with atomic_write(folder) as partial:
-            write_sample(partial, documents, seed)
-            write_json(partial / STAMP, made)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    with atomic_write(folder) as partial:
+        write_sample(partial, documents, seed)
+        write_json(partial / STAMP, made)
     print(f"{folder}: a sample corpus of {documents:,} documents")
 
 

@@ -79,6 +79,7 @@ def load_tokenizer(model_folder: str, context: Context):
     """
     config = loading.load(AutoConfig, model_folder, context.trust_remote_code)
     tokenizer = loading.load(AutoTokenizer, model_folder, context.trust_remote_code)
+    loading.check_tokenizer(tokenizer, config, model_folder)
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer of {model_folder} has no tokenizer.json; save it as a fast tokenizer")
     tokenizer.padding_side = tokenizer.truncation_side = "right"

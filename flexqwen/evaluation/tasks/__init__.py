@@ -13,7 +13,7 @@ from flexqwen.evaluation.likelihood import MODES, Request, Scorer
 from flexqwen.evaluation.results import Result, mean_result
 from flexqwen.subsampling import subsample
 
-HUB = ("multiblimp_por", "calame_pt")  # their data live on the Hub only
+OPTIONAL = ("multiblimp_por", "calame_pt", "memorisation")  # of the Hub alone, or of a model in its run's folder
 ZERO_SHOT = {
     "bits_per_byte": "bits_per_byte",
     "bits_per_byte_ud": "bits_per_byte",
@@ -21,8 +21,10 @@ ZERO_SHOT = {
     "wsc_pt": "choices",
     "mpararel_pt": "mpararel_pt",
     "arc_pt": "choices",
+    "assin2_embeddings": "assin2_embeddings",
     "multiblimp_por": "choices",
     "calame_pt": "calame_pt",
+    "memorisation": "memorisation",
 }
 FINE_TUNED = ("assin2", "harem", "bosque_pos", "hatebr", "toldbr", "faquad")
 NAMES = (*ZERO_SHOT, *FINE_TUNED)
@@ -42,6 +44,7 @@ class Context:
         num_train_epochs: None for the task's own number.
         max_length: tokens of an input of a fine-tuned task, special tokens included; no more than the model takes.
         trust_remote_code: run the code that a checkpoint brings along, if it is no FlexQwen.
+        model: the checkpoint, or its name on the Hub.
 
     Raises:
         InputError: a value that cannot be.
@@ -59,6 +62,7 @@ class Context:
     per_device_train_batch_size: int = 16
     max_length: int = 256
     trust_remote_code: bool = False
+    model: str = ""
 
     def __post_init__(self):
         for name, minimum in (("documents", 1), ("limit", 1), ("seeds", 1), ("max_length", 32)):
@@ -86,6 +90,7 @@ class Item:
         groups: subsets of the task that the item counts in.
         cluster: items of one cluster depend on each other; by default each is one by itself.
         commit: of the Hub's data set that it is from.
+        label: what people said of it.
     """
 
     id: str
@@ -94,6 +99,7 @@ class Item:
     groups: Sequence[str] = ("all",)
     cluster: str | None = None
     commit: str | None = None
+    label: float | None = None
 
 
 @dataclass(frozen=True)

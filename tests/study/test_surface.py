@@ -1,0 +1,195 @@
+"""The report on shares of causal rows × repetitions, of cells whose answer is planted."""
+
+import itertools
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from flexqwen.evaluation.statistics import correct_p_values, joint_interval, joint_p_value
+from flexqwen.files import digest
+from flexqwen.study import grid, report, runner
+from flexqwen.study.cells import load
+from flexqwen.study.grid import Cell, Study
+from flexqwen.study.surface import fit_law, rank_values
+from tests.helpers.runs import CONFIG, ROOT
+
+PARAMETERS, TOKENS = 1000, 65_536
+COEFFICIENT = 2e-2
+ITEM = {"ids": [str(n) for n in range(40)], "weights": None, "clusters": None, "subsets": {}}
+PLACE = {"dataset_config": "gold_typology", "mask_schedule": "linear"}
+SURFACE = {
+    "grid": [
+        [
+            {
+                "unique_tokens": [TOKENS, TOKENS // 16],
+                "causal_fraction": [1, "1/2", 0],
+                "dataset_config": "gold_typology",
+            }
+        ],
+        [{"unique_tokens": TOKENS // 64, "causal_fraction": [1, "1/2", 0], "dataset_config": "gold_typology"}],
+        [{"unique_tokens": TOKENS, "causal_fraction": 1, "dataset_config": "matched_typology"}],
+    ],
+    "seeds": [0, 1, 2],
+    "measure": {"heldout": ["test_original"], "tasks": {"minimal_pairs": {}, "bosque_pos": {}, "memorisation": {}}},
+    "sweep": {
+        "over": "causal_fraction",
+        "lines": "repetitions",
+        "where": PLACE,
+        "predict": {"name": "big", "parameters": 9000, "tokens": 90_000, "unique_tokens": 9000},
+    },
+    "planned": {
+        "often": {
+            "measure": "bits_per_byte/test_original",
+            "mode": "causal",
+            "axis": "causal_fraction",
+            "pair": ["1/2", 1],
+            "where": PLACE | {"repetitions": 64},
+        },
+        "once": {
+            "measure": "memorisation/continuations",
+            "mode": "causal",
+            "axis": "causal_fraction",
+            "pair": ["1/2", 1],
+            "where": PLACE | {"repetitions": 1},
+        },
+        "more often": {
+            "measure": "bits_per_byte/test_original",
+            "mode": "causal",
+            "axis": "causal_fraction",
+            "pair": ["1/2", 1],
+            "where": PLACE | {"repetitions": 64},
+            "minus": {"repetitions": 1},
+        },
+    },
+    "training": {
+        **CONFIG,
+        "max_steps": 128,
+        "per_device_train_batch_size": 8,
+        "logging_steps": 64,
+        "dataset": "d",
+        "tokenizer": "t",
+        "token_stores": "s",
+    },
+}
+
+
+def plant(study: Study, cell: Cell) -> dict:
+    """The loss of each mode: masked rows cost the causal mode 0.2, and overfit a quarter as much."""
+    share, repetitions = float(study.value(cell.point, "causal_fraction")), study.value(cell.point, "repetitions")
+    excess = COEFFICIENT * (repetitions - 1) * PARAMETERS * repetitions / TOKENS
+    is_gold = study.value(cell.point, "dataset_config") == "gold_typology"
+    causal = 2 + 0.2 * (share < 1) + excess * (1 if share == 1 else 0.25) + 0.1 * (not is_gold)
+    return {"causal": causal, "masked": 2 + 0.3 * (share == 0) + 0.1 * excess}
+
+
+def write_cell(study: Study, cell: Cell, items: int = 40) -> None:
+    generator = np.random.default_rng(cell.seed)
+    shared, losses = generator.normal(0, 0.2, items), plant(study, cell)
+
+    def row(task, subset, mode, values):
+        kept = {"items": [float(f"{value:.5g}") for value in values]}
+        return {"task": task, "version": 1, "mode": mode, "metric": "m", "subset": subset, "baseline": 0.5, **kept}
+
+    figures = []
+    for mode in set(study.modes(cell.point)) - {"fused"}:
+        noise = generator.normal(0, 0.003) + generator.normal(0, 0.01, items)
+        figures.append(row("bits_per_byte", "test_original", mode, losses[mode] + shared + noise))
+        figures.append(row("minimal_pairs", "all", mode, shared + noise > 0.2 * (losses[mode] - 2.5)))
+        figures.append(row("memorisation", "documents", mode, shared + noise))
+        if mode == "causal":
+            figures.append(row("memorisation", "continuations", mode, abs(shared) / 9))
+    figures.append(row("bosque_pos", "all", "finetuned", shared < 0.2))
+    steps = [
+        {"tokens": n * TOKENS // 4, "flops": n * 1e9, **{m: 9 / n + x for m, x in losses.items()}} for n in (1, 2, 4)
+    ]
+    made_by = {
+        "study": study.identity({"dataset": "a", "tokenizer": "b"}),
+        "digests": {"dataset": "a", "tokenizer": "b"},
+    }
+    made_by |= {"machine": {"cpu": "c", "gpu": None, "cores": 2, "threads": 1}, "code": "x"}
+    made_by |= {"versions": {"torch": "2", "transformers": "5"}}
+    made_by["items"] = {f"{one['task']}/{one['subset']}": digest(ITEM)[:12] for one in figures}
+    cost = {"updates": 64, "tokens": TOKENS, "passes": 1.0, "labels_causal": 9, "labels_masked": 1, "flops": 1e12}
+    content = {"cell": {**dict(cell.point), "seed": cell.seed}, "options": study.points[cell.point]}
+    content |= {"parameters": PARAMETERS, "made_by": made_by, "cost": cost | {"train_seconds": 60}, "curve": steps}
+    runner.write_json(study.cell_file(cell), content | {"figures": figures})
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch) -> Study:
+    """The study, none of whose cells is made."""
+    monkeypatch.chdir(tmp_path)
+    Path("planted.yaml").write_text(yaml.safe_dump(SURFACE))
+    study = grid.read("planted.yaml")
+    keys = ["bits_per_byte/test_original", "minimal_pairs/all", "bosque_pos/all"]
+    keys += ["memorisation/continuations", "memorisation/documents"]
+    runner.write_json(study.results / runner.ITEMS, dict.fromkeys(keys, ITEM))
+    return study
+
+
+def test_what_was_planted_is_found(study):
+    for cell in study.cells:
+        write_cell(study, cell)
+    results = load(study)
+    loss = results.measures[0]
+    assert [rank_values(results, loss, "causal", n)[0] for n in (1, 16, 64)] == [1, 1, Fraction(1, 2)]
+    assert rank_values(results, loss, "masked", 1) == [Fraction(1, 2)]
+    law = fit_law(results, loss, "causal", 1)
+    assert law.coefficient == pytest.approx(COEFFICIENT, rel=0.05) and law.miss < 0.5
+    assert law.exponent == pytest.approx(1, abs=0.2)
+    assert fit_law(results, loss, "causal", Fraction(1, 2)).coefficient == pytest.approx(COEFFICIENT / 4, rel=0.1)
+    report.write(study)
+    made = Path("results/planted/README.md").read_text()
+    rows = {line.split(" | ")[0].strip("| "): line for line in made.splitlines() if line.startswith("| ")}
+    assert "| shown |" in rows["often"] and "| shown |" in rows["more often"] and "| not shown |" in rows["once"]
+    assert f"| {COEFFICIENT * 9 * 9000 / 9000:+.3f}"[:6] in made
+    report.check(study)
+    for name in ("loss.png", "sweep.png"):
+        with Image.open(study.results / name) as image:
+            assert min(image.size) > 500
+
+
+@pytest.mark.parametrize(
+    "kept", [slice(0, 1), slice(2, 3), slice(0, 7), slice(0, None, 4), slice(1, None, 3), slice(9, 21)]
+)
+def test_any_part_of_the_cells_is_reported(kept, study):
+    for cell in study.cells[kept]:
+        write_cell(study, cell)
+    report.write(study)
+    report.check(study)
+    made = Path("results/planted/README.md").read_text()
+    assert f"| runs | {len(study.cells[kept])} of {len(study.cells)} finished |" in made and "not made" in made
+
+
+def test_a_p_value_is_that_of_the_interval():
+    generator = np.random.default_rng(0)
+    weights, names = np.ones(200), list(range(200))
+    for seeds, shift in itertools.product((1, 3), (0.02, 0.1, 0.3)):
+        values = generator.normal(shift, 1, (seeds, 200)) + generator.normal(0, 0.02, (seeds, 1))
+        _, low, high = joint_interval(values, weights, names)
+        p_value = joint_p_value(values, weights, names)
+        assert (p_value < 0.05) == (not low <= 0 <= high) or abs(p_value - 0.05) < 0.01
+    assert joint_p_value(np.ones((3, 4)), np.ones(4), range(4)) == 0
+    assert joint_p_value(np.zeros((3, 4)), np.ones(4), range(4)) == 1
+
+
+def test_holms_correction():
+    assert correct_p_values([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm, 1979
+    assert correct_p_values([0.6, 0.9]) == [1, 1] and correct_p_values([]) == []
+
+
+def test_the_surface_is_planned_and_goes_on_on_a_gpu():
+    study, larger = (grid.read(str(ROOT / f"configs/{name}.yaml")) for name in ("study-surface", "study-gpu"))
+    plan = (ROOT / study.plan).read_text()
+    named = [row.split(" | ")[1] for row in plan.splitlines() if row.startswith("| H")]
+    assert sorted(named) == sorted(one.name for one in study.planned)
+    assert len(study.cells) == 120 and {cell.seed for cell in study.cells[:31]} == {0}
+    repetitions = [{one.value(point, "repetitions") for point in one.points} for one in (study, larger)]
+    assert repetitions == [{1, 4, 16, 64}, {16, 64, 256}]
+    for name in ("causal_fraction", "dataset_config", "mask_schedule"):
+        assert study.values(name) == larger.values(name)
+    assert {dict(point)["unique_tokens"] for point in larger.points} < set(study.values("unique_tokens"))
