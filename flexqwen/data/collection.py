@@ -111,7 +111,7 @@ def _read_json(path: Path, columns: dict[str, str]) -> Iterator[tuple[int, dict[
             if not line.isspace():
                 try:
                     row = json.loads(line)
-                    str(row).encode()  # which a lone surrogate cannot be
+                    json.dumps(row, ensure_ascii=False).encode()  # which a lone surrogate cannot be
                 except (ValueError, RecursionError) as error:
                     raise ShardError(f"{place}: is no JSON of UTF-8 text ({error})") from error
                 if not isinstance(row, dict):
