@@ -2,6 +2,9 @@
 # make demo CORPUS=<folder>    the same from a folder of Corpus Carolina (DOCUMENTS=<n> limits how much of it is used)
 # make test                    style and tests (CAROLINA_CORPUS=<folder>: also on a real copy of the corpus)
 # make test-compat             the model's and the trainer's tests with the oldest transformers that is supported
+# make space                   serves the page of space/ for the model of make demo
+# make test-space              the tests of that page, in headless Chromium, and of notebooks/
+# make test-clients            the tests with programs of others that load the models (tests/clients)
 # Each makes the virtual environment .venv first, if it is not there.
 
 PYTHON ?= python3
@@ -9,6 +12,8 @@ VENV ?= .venv
 export CAROLINA_CORPUS FLEXQWEN_EVAL_DATA
 RUN = . $(VENV)/bin/activate &&
 CONFIG ?= configs/quickstart.yaml
+SPACE_VENV ?= .venv-space
+CLIENTS_VENV ?= .venv-clients
 COMPAT_TRANSFORMERS ?= 5.16.0
 COMPAT_VENV ?= .venv-transformers-$(COMPAT_TRANSFORMERS)
 # Not test_distributed: transformers 5.16 itself cannot load an optimizer onto the device "cpu:0" of several CPU processes.
@@ -23,7 +28,7 @@ OUTPUT ?= runs/quickstart
 endif
 CORPUS ?= sample_corpus
 
-.PHONY: demo test test-compat
+.PHONY: demo test test-compat test-clients space test-space
 
 demo: $(VENV)/installed
 ifeq ($(CORPUS),sample_corpus)
@@ -51,6 +56,29 @@ test: $(VENV)/installed
 
 test-compat: $(COMPAT_VENV)/installed
 	@. $(COMPAT_VENV)/bin/activate && python -m pytest $(COMPAT_TESTS)
+
+space: $(SPACE_VENV)/installed
+	@test -e $(OUTPUT)/hybrid-shift-256/best/model.safetensors || { echo "error: no model yet; run make demo" >&2; exit 2; }
+	@. $(SPACE_VENV)/bin/activate && python space/app.py --model $(OUTPUT)/hybrid-shift-256/best
+
+test-space: $(SPACE_VENV)/installed
+	@command -v chromium > /dev/null || { echo "error: chromium is missing; on Debian: apt-get install chromium" >&2; exit 2; }
+	@. $(SPACE_VENV)/bin/activate && python -m pytest tests/space
+
+$(SPACE_VENV)/installed: requirements.txt space/requirements.txt tests/space/requirements.txt
+	$(PYTHON) -m venv $(SPACE_VENV)
+	. $(SPACE_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -r space/requirements.txt -r tests/space/requirements.txt
+	@touch $@
+
+test-clients: $(CLIENTS_VENV)/installed
+	@. $(CLIENTS_VENV)/bin/activate && python -m pytest tests/clients
+
+$(CLIENTS_VENV)/installed: requirements.txt tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	. $(CLIENTS_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -r tests/clients/requirements.txt
+	@touch $@
 
 $(COMPAT_VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(COMPAT_VENV)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flexqwen.cli import ArgumentParser, command, path
 from flexqwen.data.build import NAME, Parameters, build
+from flexqwen.data.collection import FIELDS
 from flexqwen.data.inspection import describe_dataset, describe_document, describe_folder
 from flexqwen.data.sample.generate import make_sample
 from flexqwen.hub.dataset import publish
@@ -18,9 +19,16 @@ from flexqwen.hub.repository import Repository
 from flexqwen.parallel import Pool
 
 
+def place(text: str) -> str:
+    """argparse type of a path or an address."""
+    return text if text.startswith("hf://") else str(path(text))
+
+
 def run_build(args) -> None:
     parameters = Parameters(args.seed, args.documents, args.measure, args.skip_bad_shards)
-    print(describe_dataset(build(args.corpus, args.output, parameters, args.workers, args.memory, args.overwrite)))
+    columns = {field: value for field in FIELDS if (value := getattr(args, f"{field}_column"))}
+    options = (args.output, parameters, args.workers, args.memory, args.overwrite, columns)
+    print(describe_dataset(build(args.corpus, *options)))
     print(f"card {args.output / 'README.md'}, manifest {args.output / 'manifest.json'}")
 
 
@@ -51,7 +59,11 @@ def main(argv: list[str] | None = None) -> None:
     made = verbs.add_parser("build", help="build the dataset from a corpus")
     made.set_defaults(run=run_build)
     add = made.add_argument
-    add("--corpus", type=path, required=True, help="the folder that holds Corpus Carolina's corpus/")
+    what = "Corpus Carolina's folder; files of Parquet, .jsonl or .txt (.gz, .zst), or a folder of them; or "
+    what += "hf://datasets/<org>/<name>[@<revision>][/<config>[/<split>]]"
+    add("--corpus", type=place, nargs="+", required=True, help=what)
+    for field in FIELDS:
+        add(f"--{field}_column", help=f"column of the {field} in Parquet or .jsonl, if it is not `{field}`")
     add("--output", type=path, default=Path(NAME))
     add("--documents", type=int, help="use so many documents only, a random sample; all shards are read all the same")
     add("--seed", type=int, default=0)

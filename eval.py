@@ -1,17 +1,18 @@
-"""Evaluates a checkpoint: results.json, items.json, a table, figures; or compares two evaluations.
+"""Evaluates a checkpoint: results.json, items.json, a table, figures; or compares evaluations.
 
 python eval.py --model runs/quickstart/hybrid-shift-256/best [--tasks minimal_pairs,wsc_pt] [--modes causal,masked]
-python eval.py --compare <results of A> <results of B>
+python eval.py --compare <results of A> <results of B> [...]
 """
 
 from dataclasses import fields
 from pathlib import Path
+from string import ascii_uppercase
 
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.evaluation.comparison import compare, format_comparison, write_comparison
 from flexqwen.evaluation.figures import draw_dots, draw_evaluation
 from flexqwen.evaluation.likelihood import MODES
-from flexqwen.evaluation.results import RESULTS, format_results, read_results
+from flexqwen.evaluation.results import RESULTS, format_results, read_results, split_breakdowns
 from flexqwen.evaluation.run_tasks import Options, evaluate, find_results
 from flexqwen.evaluation.tasks import NAMES
 from flexqwen.files import atomic_write
@@ -22,10 +23,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="eval.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--model", help="a checkpoint: FlexQwen, or a causal or masked model of transformers")
-    add("--compare", nargs=2, metavar=("A", "B"), help="folders of two results (or of checkpoints)")
-    add("--tasks", help=f"comma-separated, or all: {', '.join(NAMES)}")
+    add("--compare", nargs="+", metavar="FOLDER", help="results (or checkpoints): paired differences from the first")
+    add("--tasks", help=f"comma-separated, or all: {', '.join(NAMES)}; or files of your own (docs/evaluation.md)")
     add("--modes", help=f"comma-separated, of {', '.join(MODES)}; by default all that the model has")
     add("--within_word", action="store_true", help="masked scoring: all tokens of a word masked together")
+    add("--mask_groups", type=int, help="masked scoring: so many copies of a text; by default one for each token")
     add("--dataset", help="folder made by carolina_originality.py")
     add("--split", help="split of its heldout config")
     add("--documents", type=int, help="documents of it that are scored, at most")
@@ -35,15 +37,17 @@ def main(argv: list[str] | None = None) -> None:
     add("--learning_rates", type=float, nargs="+", help="fine-tuned tasks: the best on the development set is kept")
     add("--num_train_epochs", type=float, help="fine-tuned tasks: by default the task's own number")
     add("--trust_remote_code", action="store_true", help="run the code that a model brings along, if it is no FlexQwen")
-    add("--output", help="folder to write; by default eval-<checkpoint> beside the checkpoint")
-    add("--overwrite", action="store_true", help="replace results made otherwise")
+    add("--output", help="folder to write; by default eval-<checkpoint> in the checkpoint's run, or in runs/")
+    add("--overwrite", action="store_true", help="measure again what is there; replace results of other weights")
     defaults = {option.name: option.default for option in fields(Options) if option.name != "model"}
     parser.set_defaults(**defaults | {"learning_rates": list(Options.learning_rates)})
     args = parser.parse_args(argv)
     if (args.model is None) == (args.compare is None):
         raise InputError("pass either --model or --compare")
     if args.compare:
-        print_comparison(*map(find_results, args.compare), args.output)
+        if len(args.compare) < 2:
+            raise InputError("--compare needs the folders of two results or more")
+        print_comparison([find_results(folder) for folder in args.compare], args.output)
     else:
         print_evaluation(Options(**{name: value for name, value in vars(args).items() if name != "compare"}))
 
@@ -51,29 +55,38 @@ def main(argv: list[str] | None = None) -> None:
 def print_evaluation(options: Options) -> None:
     """Evaluates a checkpoint, prints its results and draws them."""
     results = evaluate(options)
-    table = format_results(results)
     with atomic_write(options.folder / "results.md") as partial:
-        partial.write_text(table + "\n", encoding="utf-8")
+        partial.write_text(format_results(results) + "\n", encoding="utf-8")
+    main, breakdowns = split_breakdowns(results)
+    print(format_results(main))
     drawn = draw_evaluation(results, options.folder)
-    print(f"{table}\nresults: {options.folder / RESULTS}\nfigures: {', '.join(map(str, drawn))}")
+    more = f" ({len(breakdowns)} figures of parts of tasks: results.md)" * bool(breakdowns)
+    print(f"results: {options.folder / RESULTS}{more}\nfigures: {', '.join(map(str, drawn))}")
 
 
-def print_comparison(first: Path, second: Path, output: str | None) -> None:
-    """Prints the paired differences of two evaluations, and writes them where `output` says."""
-    differences, left = compare(*(read_results(folder)[1] for folder in (first, second)))
-    if not differences:
-        raise InputError(f"{first} and {second} have no figure in common; evaluate both on the same tasks and modes")
-    print(f"A: {first}\nB: {second}\n{format_comparison(differences)}")
-    if all(row.details["verdict"] == "no difference" for row in differences):
-        print("no difference: every interval holds 0")
+def print_comparison(folders: list[Path], output: str | None) -> None:
+    """Prints the paired differences of evaluations from the first, and writes them where `output` says."""
+    (_, first), *others = (read_results(folder) for folder in folders)
+    differences, left = [], []
+    for name, folder, (_, results) in zip(ascii_uppercase[1:], folders[1:], others, strict=False):
+        found, missing = compare(first, results, name)
+        if not found:
+            raise InputError(
+                f"{folders[0]} and {folder} have no figure in common; evaluate both on the same tasks and modes"
+            )
+        differences, left = differences + found, left + missing
+    differences.sort(key=lambda row: [result.key for result in first].index(row.key))
+    for name, folder in zip(ascii_uppercase, folders, strict=False):
+        print(f"{name}: {folder}")
+    print(format_comparison(split_breakdowns(differences)[0]))
     if left:
         names = sorted({" ".join(map(str, key)) for key in left})
         print(f"not compared, since they are no mean of items that both sides have: {', '.join(names)}")
     if output:
         written = write_comparison(output, differences)
         figure = written.with_suffix(".png")
-        draw_dots(differences, figure, "B − A, 95 % intervals (paired bootstrap)")
-        print(f"comparison: {written}\nfigure:     {figure}")
+        draw_dots(differences, figure, "difference from A, 95 % intervals (paired)")
+        print(f"comparison: {written} ({len(differences)} figures)\nfigure:     {figure}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ that parameters, their names and their initialisation are Qwen3's.
 """
 
 import copy
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -47,14 +48,44 @@ except ImportError:  # this file lies at the root of a checkout and is imported 
     from configuration_flexqwen import FlexQwenConfig
 try:
     from torch.nn.attention.varlen import varlen_attn
+
+    VARLEN_GROUPS = "enable_gqa" in varlen_attn.__kwdefaults__  # torch 2.13 has it
 except ImportError:
-    varlen_attn = None
+    varlen_attn, VARLEN_GROUPS = None, False
 
 logger = logging.get_logger(__name__)
 
 IGNORE = -100  # the label that PyTorch's cross entropy and every transformers collator leave out
-VARLEN_DEVICES = ("cuda",)  # where torch has a variable-length kernel; elsewhere "varlen" is sdpa
+VARLEN = {"cuda": (torch.float16, torch.bfloat16)}  # what torch's variable-length kernel takes; else "varlen" is sdpa
 CHUNKS, CHUNK_TOKENS = 8, 256  # the loss takes an eighth of the labelled tokens at a time, but at least 256
+
+
+def compute_dtype(states):
+    """The dtype in which to call what autocast does not know."""
+    device = states.device.type
+    is_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_autocast else states.dtype
+
+
+def losses_and_gradient(logits, target, token_weights):
+    """Cross entropy of each token, float32 `(tokens,)`, and its weighted gradient, made in place of the logits.
+
+    Args:
+        logits: `(tokens, vocabulary)`. Half precision stays as it is, to be read and written less; sums are float32.
+        target, token_weights: int64 and float32 `(tokens, 1)`.
+    """
+    if logits.dtype == torch.float32:
+        log_normalizer = logits.logsumexp(-1, keepdim=True)
+        losses = log_normalizer - logits.gather(-1, target)
+        logits.sub_(log_normalizer).exp_()
+        logits.scatter_add_(-1, target, torch.full_like(target, -1, dtype=logits.dtype))
+        return losses.squeeze(-1), logits.mul_(token_weights)
+    chosen, highest = logits.gather(-1, target).float(), logits.amax(-1, keepdim=True)
+    total = logits.sub_(highest).exp_().sum(-1, keepdim=True, dtype=torch.float32)
+    losses = total.log() + (highest.float() - chosen)
+    logits.mul_((token_weights / total).to(logits.dtype))
+    logits.scatter_(-1, target, (torch.expm1(-losses) * token_weights).to(logits.dtype))
+    return losses.squeeze(-1), logits
 
 
 class _LabelledCrossEntropy(torch.autograd.Function):
@@ -66,9 +97,7 @@ class _LabelledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, labels, token_weights):
-        dtype = hidden.dtype
-        if torch.is_autocast_enabled(hidden.device.type):
-            dtype = torch.get_autocast_dtype(hidden.device.type)
+        dtype = compute_dtype(hidden)
         matrix = weight.to(dtype)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -78,15 +107,9 @@ class _LabelledCrossEntropy(torch.autograd.Function):
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
             states, target = hidden[part].to(dtype), labels[part, None]
-            logits = (states @ matrix.t()).float()
-            log_normalizer = logits.logsumexp(-1, keepdim=True)
-            losses[part] = (log_normalizer - logits.gather(-1, target)).squeeze(-1)
+            losses[part], grad = losses_and_gradient(states @ matrix.t(), target, token_weights[part, None])
             if not (needs_hidden or needs_weight):
                 continue
-            logits.sub_(log_normalizer).exp_()
-            logits.scatter_add_(-1, target, torch.full_like(target, -1, dtype=logits.dtype))
-            grad = logits.mul_(token_weights[part, None]).to(dtype)
-            del logits  # before the head's gradient, as large as its matrix, asks for room
             if needs_hidden:
                 grad_hidden[part] = grad @ matrix
             if needs_weight and dtype == weight.dtype:
@@ -120,7 +143,13 @@ def is_plain_linear(head: nn.Module) -> bool:
     return type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.bias is None
 
 
-def labelled_loss(hidden_states, head, labels, shift, num_items_in_batch=None, row_weights=None):
+def find_labels(labels, shift):
+    """Where labels are: int64 `(labels,)`, places in the flattened `(batch, sequence)`; none at 0 of a shifted row."""
+    can_predict = F.pad(~shift[:, None], (0, labels.shape[1] - 1), value=True)
+    return ((labels != IGNORE) & can_predict).flatten().nonzero().squeeze(-1)
+
+
+def labelled_loss(hidden_states, head, labels, shift, num_items_in_batch=None, row_weights=None, target_positions=None):
     """Cross entropy at the labelled positions only; logits of the other positions are never computed.
 
     Args:
@@ -131,6 +160,7 @@ def labelled_loss(hidden_states, head, labels, shift, num_items_in_batch=None, r
             False. A shifted row has nothing to predict position 0 from: a label there is left out, as in Qwen3.
         num_items_in_batch: what the summed loss is divided by; by default the number of labels.
         row_weights: float `(batch,)`, weight of every label of a row; 1 by default.
+        target_positions: int64 `(labels,)`, what `find_labels` returns; by default looked for, which a GPU waits for.
 
     Returns:
         loss: float32 scalar, in nats. 0 (with a gradient of 0) where nothing is labelled.
@@ -139,22 +169,22 @@ def labelled_loss(hidden_states, head, labels, shift, num_items_in_batch=None, r
     """
     if labels.shape != hidden_states.shape[:2]:
         raise ValueError(f"labels must have shape {tuple(hidden_states.shape[:2])}, got {tuple(labels.shape)}")
-    rows, columns = (labels != IGNORE).nonzero(as_tuple=True)
-    sources = columns - shift[rows].long()
-    keep = (sources >= 0).nonzero().squeeze(-1)
-    rows, columns, sources = rows[keep], columns[keep], sources[keep]
+    if target_positions is None:
+        target_positions = find_labels(labels, shift)
+    rows = target_positions // labels.shape[1]
+    states = hidden_states.flatten(0, 1).index_select(0, target_positions - shift[rows].long())
     token_weights = torch.ones(len(rows), device=labels.device) if row_weights is None else row_weights.float()[rows]
-    targets = labels[rows, columns]
+    targets = labels.flatten()[target_positions]
     if is_plain_linear(head):
         check_ids("labels", targets, len(head.weight))
         # Under no_grad autograd's functions are still told that a parameter wants a gradient.
         weight = head.weight if torch.is_grad_enabled() else head.weight.detach()
-        total, losses = _LabelledCrossEntropy.apply(hidden_states[rows, sources], weight, targets, token_weights)
+        total, losses = _LabelledCrossEntropy.apply(states, weight, targets, token_weights)
     else:
-        losses = F.cross_entropy(head(hidden_states[rows, sources]).float(), targets, reduction="none")
+        losses = F.cross_entropy(head(states).float(), targets, reduction="none")
         total, losses = (losses * token_weights).sum(), losses.detach()
     row_losses = torch.zeros(len(labels), device=labels.device).index_add_(0, rows, losses)
-    row_labels = torch.bincount(rows, minlength=len(labels))
+    row_labels = labels.new_zeros(len(labels)).index_add_(0, rows, torch.ones_like(rows))
     return total / (max(len(rows), 1) if num_items_in_batch is None else num_items_in_batch), row_losses, row_labels
 
 
@@ -180,44 +210,53 @@ def varlen_attention(module, query, key, value, attention_mask, scaling=None, se
     """
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    batch_size, device, dtype = len(query), query.device.type, value.dtype
-    if torch.is_autocast_enabled(device):  # the kernel takes half precision, and autocast does not know it
-        dtype = torch.get_autocast_dtype(device)
-    groups = module.num_key_value_groups
-    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
-    query, key, value = (x.transpose(1, 2).flatten(0, 1).to(dtype) for x in (query, key, value))
-    output = torch.empty_like(query)
-    for tokens, starts, longest, causal in segments:
-        q, k, v = query[tokens], key[tokens], value[tokens]
-        window = (-1, 0) if causal else (-1, -1)
-        output[tokens] = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scaling, window_size=window)
-    return output.unflatten(0, (batch_size, -1)), None
+    length, rows = query.shape[2], [len(starts) for starts, _ in segments]
+    groups, grouped = module.num_key_value_groups, {}
+    if groups > 1 and VARLEN_GROUPS:
+        grouped = {"enable_gqa": True}
+    elif groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    # Of the three, the value alone always has the dtype that autocast asks for.
+    parts = (x.transpose(1, 2).to(value.dtype).split(rows) for x in (query, key, value))
+    outputs = []
+    for (starts, is_causal), *part in zip(segments, *parts, strict=True):
+        limits, window = (starts.flatten(), starts.flatten(), length, length), (-1, 0 if is_causal else -1)
+        q, k, v = (x.flatten(0, 1) for x in part)
+        output = varlen_attn(q, k, v, *limits, scale=scaling, window_size=window, **grouped)
+        outputs.append(output.unflatten(0, (len(starts), length)))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs), None
 
 
 def packed_segments(documents, is_causal):
-    """The parts of a batch that attend in one mode, as variable-length kernels want them.
+    """The documents of packed rows as variable-length kernels want them. On a GPU, the host waits for it.
 
     Args:
         documents: int64 `(batch, sequence)`, which document of its row each token belongs to.
         is_causal: bool, or bool tensor `(batch,)`.
 
     Returns:
-        A list of (tokens: slice or int64 index into the flattened batch, starts: int32 `(documents + 1,)`, length of
-        the longest document, whether causal).
+        A list of (starts, whether causal) for each run of rows of one mode. `starts`, int32 `(rows, documents + 1)`,
+        are the places in the run's flattened rows where the documents begin; a row with fewer than others has its end
+        there several times, which makes documents of no tokens.
     """
     batch_size, length = documents.shape
     begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    places = torch.arange(length, device=documents.device).expand(batch_size, -1).masked_fill(~begins, length)
+    most = int(begins.sum(-1).max())
+    starts = F.pad(places.sort(-1).values[:, :most], (0, 1), value=length)
+    starts += length * torch.arange(batch_size, device=starts.device)[:, None]
     modes = [is_causal] * batch_size if isinstance(is_causal, bool) else is_causal.tolist()
-    segments = []
-    for mode in sorted(set(modes), reverse=True):
-        rows = [row for row in range(batch_size) if modes[row] == mode]
-        tokens, index = slice(rows[0] * length, (rows[-1] + 1) * length), slice(rows[0], rows[-1] + 1)
-        if len(rows) != rows[-1] + 1 - rows[0]:  # not neighbours, of which a view would do
-            index = torch.tensor(rows, device=documents.device)
-            tokens = (index[:, None] * length + torch.arange(length, device=index.device)).flatten()
-        starts = F.pad(begins[index].flatten().nonzero().flatten(), (0, 1), value=len(rows) * length).int()
-        segments.append((tokens, starts, int(starts.diff().max()), mode))
+    segments, first = [], 0
+    for mode, same in itertools.groupby(modes):
+        rows = len(list(same))
+        segments.append(((starts[first : first + rows] - length * first).int(), mode))
+        first += rows
     return segments
+
+
+def document_numbers(position_ids):
+    """int64 `(batch, sequence)`, which document of its row each token belongs to; positions restart with each."""
+    return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(-1)
 
 
 def packed_documents(position_ids, attention_mask):
@@ -255,6 +294,7 @@ class FlexQwenModel(Qwen3Model):
         use_cache: bool | None = None,
         is_causal: bool | torch.BoolTensor | None = None,
         prefix_length: torch.LongTensor | None = None,
+        segments: list[tuple[torch.IntTensor, bool]] | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Qwen3's forward pass, and:
@@ -269,6 +309,8 @@ class FlexQwenModel(Qwen3Model):
                 wants the padding of a batch on the left (`padding_side="left"`): it writes on after the last column.
             position_ids (int64 `(batch, sequence)`, *optional*):
                 Where they restart, a new document begins: in every mode, tokens attend only within their document.
+            segments (what `packed_segments` returns, *optional*):
+                The same, made ahead of `position_ids` and `is_causal`, so that a GPU need not be waited for.
 
         Raises:
             ValueError: ids beyond the vocabulary (looked for on the CPU only: a GPU would have to wait); a cache
@@ -290,7 +332,10 @@ class FlexQwenModel(Qwen3Model):
         # A compiled graph cannot look whether positions restart; who asks it for a cache or a prefix has not packed.
         cannot_be_packed = torch.compiler.is_compiling() and (use_cache or prefix_length is not None)
         documents = end = None
-        if position_ids is not None and past_key_values is None and not is_prepared and not cannot_be_packed:
+        if segments is not None:
+            if position_ids.device.type != "cpu" or any(starts.shape[1] > 2 for starts, _ in segments):
+                documents = document_numbers(position_ids)
+        elif position_ids is not None and past_key_values is None and not is_prepared and not cannot_be_packed:
             documents = packed_documents(position_ids, attention_mask)
         if is_causal is not True or documents is not None:
             if past_key_values is not None or use_cache:
@@ -310,7 +355,7 @@ class FlexQwenModel(Qwen3Model):
             if inputs_embeds is None:
                 inputs_embeds, input_ids = self.embed_tokens(input_ids), None
             attention_mask, for_backend = self.backend_arguments(
-                inputs_embeds, attention_mask, past_key_values, documents, is_causal, end
+                inputs_embeds, attention_mask, past_key_values, documents, is_causal, end, segments
             )
             kwargs.update(for_backend)
         if not (is_flexible or isinstance(attention_mask, dict) or getattr(self.config, "is_causal", True)):
@@ -364,15 +409,23 @@ class FlexQwenModel(Qwen3Model):
                 )
         return None if cached else end
 
-    def backend_arguments(self, inputs_embeds, attention_mask, past_key_values, documents, is_causal, end):
+    def backend_arguments(
+        self, inputs_embeds, attention_mask, past_key_values, documents, is_causal, end, segments=None
+    ):
         """How the attention implementation is told what attends to what: the mask, and keyword arguments."""
         name, device = self.config._attn_implementation, inputs_embeds.device
         batch_size, length = inputs_embeds.shape[:2]
         documents = None if documents is None else documents.expand(batch_size, -1)
-        if name == "varlen" and device.type in VARLEN_DEVICES and attention_mask is None and end is None:
-            if documents is None:
-                documents = torch.zeros((batch_size, length), dtype=torch.long, device=device)
-            return {"full_attention": None}, {"segments": packed_segments(documents, is_causal)}
+        drops_out = self.training and self.config.attention_dropout > 0  # which the kernel cannot
+        can_vary = name == "varlen" and not drops_out and attention_mask is None and end is None
+        if can_vary and compute_dtype(inputs_embeds) in VARLEN.get(device.type, ()):
+            if segments is None:
+                if documents is None:
+                    documents = torch.zeros((batch_size, length), dtype=torch.long, device=device)
+                segments = packed_segments(documents, is_causal)
+            for starts, _ in segments:  # one compiled graph for any number of rows and documents
+                torch._dynamo.maybe_mark_dynamic(starts, (0, 1))
+            return {"full_attention": None}, {"segments": segments}
         if "flash" in name:
             if isinstance(is_causal, torch.Tensor) or end is not None:
                 raise ValueError(f"{name} cannot mix modes in a call: use varlen (CUDA), flex_attention or sdpa")
@@ -380,10 +433,10 @@ class FlexQwenModel(Qwen3Model):
                 return attention_mask, {}
             if attention_mask is not None and not attention_mask.all():
                 raise ValueError(f"{name} takes packed rows or padded ones, not both: use flex_attention or sdpa")
-            ((_, starts, longest, _),) = packed_segments(documents, is_causal)
-            lengths = {"max_length_q": longest, "max_length_k": longest}
+            ((starts, _),) = packed_segments(documents, is_causal) if segments is None else segments
+            starts, lengths = starts.flatten(), {"max_length_q": length, "max_length_k": length}
             return None, {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, **lengths}
-        if is_causal is True and end is None and attention_mask is None:
+        if is_causal is True and end is None and attention_mask is None and segments is None:
             return None, {}  # Qwen3 itself keeps packed documents apart
         mask = self.flexible_mask(inputs_embeds, attention_mask, past_key_values, documents, is_causal, end)
         return {"full_attention": mask}, {}
@@ -446,6 +499,7 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
         prefix_length: torch.LongTensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         row_weights: torch.FloatTensor | None = None,
+        target_positions: torch.LongTensor | None = None,
         **kwargs,
     ) -> FlexQwenCausalLMOutput:
         """Qwen3ForCausalLM's forward pass, and:
@@ -460,6 +514,8 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
             is_causal, prefix_length: see `FlexQwenModel.forward`.
             num_items_in_batch: what the summed loss is divided by; by default the number of labels.
             row_weights (float `(batch,)`, *optional*): weight of every label of a row in the loss.
+            target_positions (int64 `(labels,)`, *optional*): where they are, as `find_labels` returns it, so that a GPU
+                need not be waited for. `segments` of `FlexQwenModel.forward` does as much.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -482,11 +538,12 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
             if prefix_length is not None:  # what the prefix's own tokens see includes what they would predict
                 columns = torch.arange(labels.shape[1], device=labels.device)
                 labels = labels.masked_fill(columns < prefix_end(prefix_length, attention_mask)[:, None], IGNORE)
+                target_positions = None
             shift = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
             if self.config.masked_prediction == "in_place":
                 shift = shift & self.model.attention_is_causal(is_causal, prefix_length)
             result.loss, result.row_losses, result.row_labels = labelled_loss(
-                hidden_states, self.lm_head, labels, shift, num_items_in_batch, row_weights
+                hidden_states, self.lm_head, labels, shift, num_items_in_batch, row_weights, target_positions
             )
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -556,7 +613,7 @@ class FlexQwenForMaskedLM(FlexQwenForCausalLM):
             num_beams: how many fillings of a row are followed, the likeliest so far; the likeliest of all is returned.
 
         Returns:
-            int64 `(batch, sequence)`: `input_ids` with tokens that are not special in place of the masks.
+            int64 `(batch, sequence)`: `input_ids` with tokens other than pad, BOS, EOS and the mask in place of masks.
         """
         config, filled = self.config, input_ids.clone()
         special = {config.mask_token_id, config.pad_token_id, config.bos_token_id, config.eos_token_id} - {None}

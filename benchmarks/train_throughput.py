@@ -9,8 +9,8 @@ log-normal length, median 150), batch size, precision (bf16 autocast) and optimi
 own; the first steps do not count. Padding counts as no token. Peak memory is what torch allocated at most on a GPU; on
 a CPU, the largest resident size less what it was when training began, the model made, in a second process whose
 allocator gives back at once what is freed (glibc's MALLOC_MMAP_THRESHOLD_), since a heap's holes are nobody's tensors;
-the JSON file has the figure of the first process too. MFU, on a GPU, counts the head where it runs and attention over
-the whole row (flexqwen/flops.py).
+the JSON file has the figure of the first process too. MFU, on a GPU, counts the head where it runs and attention
+within documents, or over the whole row on the stock side, which has no documents (flexqwen/training/flops.py).
 """
 
 import argparse
@@ -30,7 +30,7 @@ PRESETS = {  # hidden, intermediate, layers, query heads, key-value heads, head_
     "cpu": (512, 1024, 4, 8, 8, 64, 16_384, 256, 8),
     "small": (384, 1280, 12, 6, 6, 64, 8_192, 1024, 64),
     "base": (768, 2560, 12, 12, 12, 64, 16_384, 1024, 64),
-    "0.6b": (1024, 3072, 28, 16, 8, 128, 151_936, 1024, 16),
+    "0.6b": (1024, 3072, 28, 16, 8, 128, 151_936, 1024, 4),  # a stock step's logits of 16 rows would fill 80 GB
 }
 SIDES = {  # strategy and share of causal rows; None is the stock way
     "stock": None,
@@ -61,6 +61,7 @@ def measure(side: str, preset: str, steps: int, compile: bool) -> dict:
     from flexqwen.data.packing import best_fit, cut
     from flexqwen.training.arguments import Arguments, TrainingArguments
     from flexqwen.training.flops import model_flops, peak_flops
+    from flexqwen.training.metrics import attended_length
     from flexqwen.training.objectives import ObjectiveArguments
     from flexqwen.training.schedule import Phase
     from flexqwen.training.trainer import FlexQwenTrainer
@@ -148,12 +149,13 @@ def measure(side: str, preset: str, steps: int, compile: bool) -> dict:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    share = 1.0
+    share, attended = 1.0, length
     if side != "stock":
         found["data_wait"] = trainer.metrics._waited / seconds
         share = float(trainer.metrics.sums[:, 1].sum()) / (steps * batch_size * length)
+        attended = attended_length(phases[0])
     if peak := peak_flops():
-        found["mfu"] = model_flops(model.config, tokens, tokens * share, length) / seconds / peak
+        found["mfu"] = model_flops(model.config, tokens, tokens * share, attended) / seconds / peak
     return found
 
 

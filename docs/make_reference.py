@@ -147,8 +147,8 @@ def code_page() -> str:
         "\n".join(f"- [`{path.name}`](../{path.name}): {first_line(path)}" for path in scripts),
         "## `flexqwen/`",
         "\n".join(tree(ROOT / "flexqwen")),
-        "## `benchmarks/` and `docs/`",
-        "\n".join(tree(ROOT / "benchmarks") + tree(ROOT / "docs")),
+        "## `benchmarks/`, `docs/` and `space/`",
+        "\n".join(tree(ROOT / "benchmarks") + tree(ROOT / "docs") + tree(ROOT / "space")),
         "## `tests/`",
         "A folder for each room of `flexqwen/`, `model/` for the two model files, `helpers/` for what tests share.",
     ]

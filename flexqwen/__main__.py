@@ -8,7 +8,7 @@ from flexqwen.cli import ArgumentParser, command
 VERBS = {
     "tokenizer": ("flexqwen.data.tokenizer", "train a tokenizer, or adapt a Qwen3 one"),
     "minimal_pairs": ("flexqwen.evaluation.pair_generation", "make the minimal pairs from treebanks"),
-    "export": ("flexqwen.hub.export", "write a checkpoint as a plain Qwen3"),
+    "export": ("flexqwen.hub.export", "write a checkpoint as a plain Qwen3, as GGUF or as ONNX"),
     "publish": ("flexqwen.hub.publisher", "publish a run and its results on the Hugging Face Hub"),
     "study": ("flexqwen.study.commands", "run a grid of training runs, and report on it"),
 }

@@ -46,7 +46,7 @@ class Pool:
         if self._executor:
             if error and not isinstance(error, Exception):
                 for worker in multiprocessing.active_children():
-                    worker.terminate()  # that is, ask it to stop: see _stop
+                    os.kill(worker.pid, signal.SIGUSR1)  # see _stop; SIGTERM must end a worker, as of a broken pool
             self._executor.shutdown(cancel_futures=True)
 
     def map(
@@ -130,7 +130,7 @@ def end_with_parent() -> None:
 
 def _obey_parent() -> None:
     end_with_parent()
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGUSR1, _stop)
 
 
 def _stop(*_) -> None:

@@ -11,11 +11,14 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 INSTALLED = [ROOT / "configuration_flexqwen.py", ROOT / "modeling_flexqwen.py", *(ROOT / "flexqwen").rglob("*.py")]
-IMPORTED_AS = {"PyYAML": "yaml", "scikit-learn": "sklearn", "matplotlib": "matplotlib PIL"}  # matplotlib needs pillow
+IMPORTED_AS = {"PyYAML": "yaml", "scikit-learn": "sklearn", "lm-eval": "lm_eval"}
+IMPORTED_AS["matplotlib"] = "matplotlib PIL"  # it needs pillow
 
 
 def test_imports_are_declared():
-    declared = " ".join(IMPORTED_AS.get(name, name) for name in map(name_of, PROJECT["dependencies"])).split()
+    extras = [name for extra in ("export", "bench") for name in PROJECT["optional-dependencies"][extra]]
+    names = map(name_of, PROJECT["dependencies"] + extras)
+    declared = " ".join(IMPORTED_AS.get(name, name) for name in names).split()
     own = {"flexqwen", "configuration_flexqwen", "modeling_flexqwen"}
     for path in INSTALLED:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

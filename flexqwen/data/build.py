@@ -13,9 +13,9 @@ only `.partial`. The next build resumes from the finished shards there; if its i
 
 import fcntl
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ import pyarrow as pa
 
 from flexqwen.cli import InputError, describe_os_error
 from flexqwen.data import card, documents, ngrams, splits
-from flexqwen.data.corpus import MIN_TOKENS, Corpus, open_corpus
+from flexqwen.data.collection import open_collection
+from flexqwen.data.corpus import MIN_TOKENS, Corpus
 from flexqwen.data.documents import Documents, keep_only, open_documents, read_stored_texts, store_shards
 from flexqwen.data.ngrams import mean_known
 from flexqwen.data.parquet import write_splits
@@ -49,11 +50,18 @@ class Parameters:
 
 
 def build(
-    corpus_folder: str | Path, output: str | Path, parameters: Parameters, workers=2, memory=2.0, overwrite=False
+    places: str | Path | Sequence[str],
+    output: str | Path,
+    parameters: Parameters,
+    workers=2,
+    memory=2.0,
+    overwrite=False,
+    columns: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Builds the dataset folder `output` and returns its manifest; reuses a finished one that has the same inputs.
 
     Args:
+        places, columns: what to read; see `open_collection`.
         workers: number of processes.
         memory: GiB that scoring may take, all processes together.
         overwrite: replace an `output` that has other inputs; if it has the same inputs, write only its card anew.
@@ -67,9 +75,13 @@ def build(
     for name, value, least in limits:
         if value is not None and value < float(least.split()[0]):
             raise InputError(f"--{name} {value}: give {least} or more")
-    corpus = open_corpus(corpus_folder)
+    corpus = open_collection([places] if isinstance(places, (str, Path)) else places, columns or {})
+    if corpus.columns is not None and parameters.measure == "header":
+        print("no header states an originality: the splits are made by the recomputed one (--measure ngram)")
+        parameters = replace(parameters, measure="ngram")
     inputs = digest(
-        {
+        ({} if corpus.columns is None else {"columns": corpus.columns})
+        | {
             "shards": {shard.name: [shard.sha256, shard.size] for shard in corpus.shards},
             "absent": corpus.absent,
             "strays": corpus.strays,
@@ -158,6 +170,8 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
         },
         "stray_files": corpus.strays,
     }
+    if corpus.columns is not None:
+        manifest |= {"corpus": corpus.folder.name, "columns": corpus.columns}
     write_json(folder / "dataset" / "manifest.json", manifest)
     card.write_card(folder / "dataset")
 

@@ -33,13 +33,15 @@ _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M
 def write_card(folder: Path) -> None:
     """Writes `<folder>/README.md` and `<folder>/figures/*.png` of a dataset that has all else."""
     manifest, index = read_manifest(folder), read_index(folder)
+    other = "corpus" in manifest  # than Carolina: no header states a measure
     pairs = {name: pq.read_table(folder / "data" / name, columns=["typology", "tokens"]) for name in sum(PAIRS, ())}
     for name, figure in (
-        ("header_and_ngram", draw_agreement(index)),
-        ("originality_by_taxonomy", draw_taxonomies(index)),
+        ("header_and_ngram", None if other else draw_agreement(index)),
+        ("originality_by_taxonomy", draw_taxonomies(index, "ngram_originality" if other else "originality")),
         ("length_gold_and_matched", draw_lengths({name: part["tokens"].to_numpy() for name, part in pairs.items()})),
     ):
-        save_figure(figure, folder / "figures" / f"{name}.png", dpi=110)
+        if figure:
+            save_figure(figure, folder / "figures" / f"{name}.png", dpi=110)
     write_text(folder / "README.md", _fill_card(folder, manifest, index, pairs))
 
 
@@ -95,11 +97,14 @@ def _fill_card(folder: Path, manifest: dict[str, Any], index: pa.Table, pairs: d
         config, part = name.split("/")
         downloads[config] += sum(path.stat().st_size for path in (folder / "data" / config).glob(f"{part}-*"))
         sizes[config] += split["bytes"]
+    corpus = manifest.get("corpus", "")
+    texts = TEXTS["other" if corpus else "generated" if manifest["generated"] else "real"]
+    texts = texts | {name: text.replace("{corpus}", corpus) for name, text in texts.items() if isinstance(text, str)}
     found = {
-        "texts": TEXTS["generated" if manifest["generated"] else "real"],
+        "texts": texts,
         "size": _SIZES[bisect([10**power for power in range(3, 8)], manifest["documents"]["kept"])],
         "configs": TEXTS["configs"],
-        "columns": [(name, *column) for name, column in TEXTS["columns"].items()],
+        "columns": [(name, *column) for name, column in (TEXTS["columns"] | texts.get("columns", {})).items()],
         "downloads": downloads,
         "sizes": sizes,
         "rows": list_splits(manifest),
@@ -145,9 +150,10 @@ def draw_agreement(index: pa.Table):
     return figure
 
 
-def draw_taxonomies(index: pa.Table):
-    """The originality that the headers state, for each taxonomy."""
-    long, header = index["tokens"].to_numpy() >= MIN_TOKENS, header_originality(index)
+def draw_taxonomies(index: pa.Table, measure: str = "originality"):
+    """The originality that the headers state, or the recomputed one, for each taxonomy."""
+    long = index["tokens"].to_numpy() >= MIN_TOKENS
+    values = header_originality(index) if measure == "originality" else index[measure].to_numpy()
     codes, names = encode_column(index, "taxonomy")
     present = sorted(np.unique(codes), key=names.__getitem__)
     figure = _new_figure(figsize=(7, 1 + len(present)), layout="constrained")
@@ -155,10 +161,11 @@ def draw_taxonomies(index: pa.Table):
     for axis, code in zip(axes, present, strict=True):
         part = long & (codes == code)
         weight = np.full(part.sum(), 100 / max(1, part.sum()))
-        axis.hist(header[part], bins=np.arange(0, 105, 5), weights=weight, color=_BLUE, edgecolor="white")
+        axis.hist(values[part], bins=np.arange(0, 105, 5), weights=weight, color=_BLUE, edgecolor="white")
         axis.set_title(f"{names[code]}: {part.sum():,} documents", loc="left", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set(xlabel=f"originality stated in the header (%), documents of at least {MIN_TOKENS} tokens")
+    what = "originality stated in the header" if measure == "originality" else "originality"
+    axes[-1].set(xlabel=f"{what} (%), documents of at least {MIN_TOKENS} tokens")
     figure.supylabel("% of the documents of each taxonomy", fontsize=10)
     return figure
 

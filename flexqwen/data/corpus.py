@@ -28,7 +28,10 @@ NAMESPACE = "{http://www.tei-c.org/ns/1.0}"
 CHECKSUMS = "checksum.sha256"
 GENERATED = "GENERATED.txt"
 MIN_TOKENS = 21  # the corpus's originality is defined from here on; shorter documents carry a 0 that means nothing
-MAX_DOCUMENT_BYTES = 256 << 20  # largest XML of one document: a gzip bomb must not fill the memory
+# What one document may hold, so that a gzip bomb does not fill the memory; the largest real one has 0.8 MB.
+MAX_DOCUMENT_BYTES = 32 << 20  # of XML
+MAX_DOCUMENT_MARKS = 2 << 20  # tags and quotes beyond the first 4 MiB: markup takes 40 times as much memory as text
+_FREE_BYTES = 4 << 20
 
 # What may stand before the root element. There is no DOCTYPE in it, so no entity can be declared.
 _PROLOG = re.compile(rb"(?:\xef\xbb\xbf)?(?>\s+|<\?.*?\?>|<!--.*?-->)*+<teiCorpus[\s>]", re.DOTALL)
@@ -65,18 +68,30 @@ class Shard:
 
     @property
     def taxonomy(self) -> str:
-        return self.name.split("/")[0]
+        return self.name.split("/")[0] if "/" in self.name else ""
+
+    @property
+    def identity(self) -> list:
+        """What its documents depend on."""
+        return [self.name, self.sha256, self.size]
+
+    def read(self, dropped: Counter[str], need_originality: bool = True) -> Iterator["Document"]:
+        """The documents of the shard; see `read_shard`."""
+        return read_shard(self, dropped, need_originality)
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A corpus folder."""
+    """A corpus."""
 
     folder: Path
     shards: list[Shard]  # in the order of their names
     absent: list[str]  # names of shards that are listed and not here
     strays: list[str]  # files that are no part of a corpus
     generated: bool  # the texts are made up: whatever is published of them must say so
+    columns: dict[str, str] | None = (
+        None  # of a collection of other texts (see collection.py); no header states a measure
+    )
 
 
 def open_corpus(folder: str | Path) -> Corpus:
@@ -133,7 +148,8 @@ class _Stream:
 
     def __init__(self, file: gzip.GzipFile):
         self.file, self.sha256 = file, hashlib.sha256()
-        self.bytes = self.document_start = 0  # the second is set by the reader after each document
+        self.bytes = self.marks = 0  # read so far; in the document that is being read
+        self.document_start = 0  # set by the reader after each document
 
     def read(self, size: int) -> bytes:
         data = self.file.read(_READ_BYTES)  # whatever size lxml would have: larger steps are faster
@@ -143,8 +159,11 @@ class _Stream:
             raise ShardError("is not a Carolina shard: it does not begin with <teiCorpus>")
         self.sha256.update(data)
         self.bytes += len(data)
-        if self.bytes - self.document_start > MAX_DOCUMENT_BYTES:
-            raise ShardError(f"holds a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB")
+        size = self.bytes - self.document_start
+        self.marks = self.marks + sum(map(data.count, (b"<", b'"', b"'"))) if size > _FREE_BYTES else 0
+        if size > MAX_DOCUMENT_BYTES or self.marks > MAX_DOCUMENT_MARKS:
+            most = f"{MAX_DOCUMENT_BYTES >> 20} MiB or {MAX_DOCUMENT_MARKS:,} tags and quotes"
+            raise ShardError(f"holds a document of more than {most}")
         return data
 
 
@@ -164,13 +183,18 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
             # not needed: there is no DOCTYPE. The encoding is fixed so that no other hides one.
             safe = {"resolve_entities": False, "load_dtd": False, "no_network": True}
             options = {"encoding": "utf-8", "remove_blank_text": True, "collect_ids": False, "huge_tree": True}
-            elements = etree.iterparse(stream, tag=NAMESPACE + "TEI", **safe, **options)
+            # Of any namespace, so that a document of another one is refused, not overlooked.
+            elements = etree.iterparse(stream, tag="{*}TEI", remove_comments=True, remove_pis=True, **safe, **options)
             for _, element in elements:
                 number += 1
+                if element.tag != _TEI:
+                    raise _refuse(element, f"as document {number}")
                 document = _read_document(element, shard.taxonomy, need_originality)
                 element.clear(keep_tail=False)
-                while element.getprevious() is not None:
-                    del element.getparent()[0]
+                while (before := element.getprevious()) is not None:
+                    if before.tag not in (_HEADER, _TEI):
+                        raise _refuse(before, f"before document {number}")
+                    element.getparent().remove(before)
                 stream.document_start = stream.bytes
                 if isinstance(document, str):
                     dropped[document] += 1
@@ -179,6 +203,11 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
                 else:
                     seen.add(document.id)
                     yield document
+            for element in elements.root:
+                if element.tag not in (_HEADER, _TEI):
+                    raise _refuse(element, f"after document {number}")
+            if not number:
+                raise ShardError("holds no document")
     except ShardError as error:
         raise _bad(shard, str(error)) from error
     except etree.XMLSyntaxError as error:
@@ -202,8 +231,37 @@ def _bad(shard: Shard, what: str, remedy: str = "download the shard again") -> S
     return ShardError(f"{shard.path}: {what}; {remedy}, or leave it out with --skip_bad_shards")
 
 
-_NAMES = ["teiHeader", "text", "p", "title", "measure", "license", "biblFull", "media", "catRef", "language"]
-_HEADER, _TEXT, _P, _TITLE, _MEASURE, _LICENSE, _SOURCE, _MEDIA, _CATREF, _LANGUAGE = (NAMESPACE + n for n in _NAMES)
+_TEI, _HEADER, _TEXT, _BODY, _P = (NAMESPACE + name for name in ("TEI", "teiHeader", "text", "body", "p"))
+_LAYOUT = (_HEADER, _TEXT, _BODY)
+_NAMES = ("title", "measure", "license", "biblFull", "media", "catRef", "language")
+_TITLE, _MEASURE, _LICENSE, _SOURCE, _MEDIA, _CATREF, _LANGUAGE = (NAMESPACE + name for name in _NAMES)
+
+
+def _refuse(element: etree._Element, place: str) -> ShardError:
+    name = etree.QName(element)
+    foreign = f"the namespace {name.namespace}" if name.namespace else "no namespace"
+    whose = "" if element.tag.startswith(NAMESPACE) else f" of {foreign}"
+    return ShardError(f"has <{name.localname}>{whose} out of place {place}")
+
+
+def _list_paragraphs(element: etree._Element, text: etree._Element, where: str) -> list[etree._Element]:
+    """The paragraphs of a document.
+
+    Raises `ShardError` where it is not <teiHeader/><text><body><p/>…</body></text>, as the schema has it: what stands
+    elsewhere would be lost, or read twice.
+    """
+    parts = [*element, *text]
+    paragraphs = list(parts[2]) if len(parts) > 2 else []
+    for part, tag in zip(parts + paragraphs, _LAYOUT + (_P,) * len(paragraphs), strict=False):
+        if part.tag != tag:
+            raise _refuse(part, where)
+    nested = (inner for node in paragraphs if len(node) for inner in node.iterfind(f".//{_P}"))
+    for part in (*parts[3:], *nested):
+        raise _refuse(part, where)
+    around = [part.text for part in parts[1:]] + [node.tail for node in paragraphs]
+    if any(around) and "".join(filter(None, around)).strip():
+        raise ShardError(f"has text outside its paragraphs {where}")
+    return paragraphs
 
 
 def _read_document(element: etree._Element, taxonomy: str, need_originality: bool) -> Document | str:
@@ -244,7 +302,7 @@ def _read_document(element: etree._Element, taxonomy: str, need_originality: boo
     if originality is None and need_originality:
         return "originality: not a whole number from 0 to 100" if "originality" in measures else "originality: missing"
     paragraphs = []
-    for node in text.iter(_P) if text is not None else ():
+    for node in () if text is None else _list_paragraphs(element, text, f"in document {identifier}"):
         content = node.text if len(node) == 0 else "".join(node.itertext())
         if content and (content := " ".join(content.split())):
             paragraphs.append(content)

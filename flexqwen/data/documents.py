@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flexqwen.cli import InputError
-from flexqwen.data.corpus import MIN_TOKENS, Document, Shard, read_shard
+from flexqwen.data.corpus import MIN_TOKENS, Document, Shard
 from flexqwen.data.ngrams import cut_batches
 from flexqwen.files import atomic_write, digest, read_json, remove_path, write_json
 from flexqwen.parallel import Pool
@@ -72,7 +72,7 @@ def store_shards(
 
     Returns the files, and of each shard how many documents were `read` and `dropped` by reason, and why it is `bad`.
     """
-    keys = [digest([FORMAT, shard.name, shard.sha256, shard.size, need_originality])[:16] for shard in shards]
+    keys = [digest([FORMAT, *shard.identity, need_originality])[:16] for shard in shards]
     keep_only(folder, set(keys))
     files = [folder / f"{key}.arrow" for key in keys]
     tasks = [(*pair, need_originality, skip_bad) for pair in zip(shards, files, strict=True)]
@@ -80,7 +80,7 @@ def store_shards(
 
 
 def keep_only(folder: Path, names: set[str]) -> None:
-    """Makes the folder if need be, and removes what is in it but for what has one of these names, endings partial."""
+    """Makes the folder if need be, and removes what is in it but for what has one of these names, endings aside."""
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():
         if path.name.split(".")[0] not in names:
@@ -94,7 +94,7 @@ def store_shard(shard: Shard, file: Path, need_originality: bool, skip_bad: bool
         return read_json(report_file)
     dropped: Counter[str] = Counter()
     try:
-        kept = _write_documents(file, read_shard(shard, dropped, need_originality))
+        kept = _write_documents(file, shard.read(dropped, need_originality))
     except InputError as error:
         if not skip_bad:
             raise

@@ -20,12 +20,14 @@ from flexqwen.remote import explain_failure
 
 PAD, BOS, EOS, MASK = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
 MADE_BY = "made_by.json"
-FORMAT = 1  # of the tokenizer; raise it where the same texts and size give another one
+FORMAT = 2  # of the tokenizer; raise it where the same texts and size give another one
 QWEN3_ROLES = {"pad": "<|fim_pad|>", "bos": "<|im_start|>", "eos": "<|endoftext|>", "mask": "<|fim_middle|>"}
 
 # Words with their leading space, numbers digit by digit (so that a model can learn what a digit is worth), runs of
-# punctuation, and line breaks by themselves. Apostrophes and hyphens split words: "d'água", "disse-lhe".
-WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# punctuation, and line breaks by themselves. Apostrophes and hyphens split words: "d'água", "disse-lhe". llama.cpp has
+# this pattern built in; the one before took combining accents for letters.
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+OLD_WORDS = WORDS.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+")  # of tokenizers with format 1
 
 
 def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True) -> PreTrainedTokenizerFast:
@@ -57,7 +59,8 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
         remedy = "lower vocab_size or build the dataset from more documents"
         raise InputError(f"{what}, vocab_size asks for {vocab_size}; {remedy}")
     _begin_with(tokenizer, BOS, EOS)
-    special = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS}
+    # What scores sentences as BERT's takes what stands first for CLS: unset, it would score BOS.
+    special = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "cls_token": BOS}
     special["mask_token"] = AddedToken(MASK, lstrip=True, special=True)
     options = {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)

@@ -1,22 +1,24 @@
-"""Paired differences between two evaluations: over the items that both have, drawn alike for both."""
+"""Paired differences between evaluations: over the items that both have, drawn alike for both."""
 
 from pathlib import Path
 
 import numpy as np
 
-from flexqwen.evaluation.results import Result, mean_result
+from flexqwen.evaluation.results import Result, is_share, mean_result
+from flexqwen.evaluation.statistics import mean_interval
 from flexqwen.files import write_json
 from flexqwen.tables import markdown_table
 
 
-def compare(first: list[Result], second: list[Result]) -> tuple[list[Result], list[tuple]]:
+def compare(first: list[Result], second: list[Result], name: str = "B") -> tuple[list[Result], list[tuple]]:
     """The differences of the means of the items, which for most metrics are the metrics themselves.
 
-    Items are clustered as in A.
+    Items are clustered as in A, the first.
 
     Returns:
-        A `Result` for each figure: its value is B's minus A's, its details are both (`a`, `b`) and the `verdict`; and
-        the keys that cannot be compared: only one side has them, or there are no items in common.
+        A `Result` for each figure: its value is the second's minus A's, its details are both (`a`, `b`), the `verdict`
+        and the second's `name`; and the keys that cannot be compared: only one side has them, or there are no items in
+        common.
     """
     others = {result.key: result for result in second}
     differences, left = [], [key for key in others if key not in {result.key for result in first}]
@@ -32,11 +34,12 @@ def compare(first: list[Result], second: list[Result]) -> tuple[list[Result], li
         weights = np.ones(len(x)) if a.weights is None else np.asarray(a.weights)[mine]
         clusters = None if a.clusters is None else np.asarray(a.clusters)[mine].tolist()
         fields = {name: getattr(a, name) for name in ("task", "version", "mode", "metric", "subset")}
-        fields |= {"baseline": 0.0, "baseline_name": "no difference"}
+        fields |= {"baseline": 0.0, "baseline_name": "equal"}
         row = mean_result(y - x, [a.item_ids[place] for place in mine], weights, clusters, **fields)
+        row.interval = mean_interval(y - x, weights, clusters, (-1, 1) if is_share(a.metric) else None)
         means, (low, high) = [float(np.average(side, weights=weights)) for side in (x, y)], row.interval
-        verdict = "no difference" if low <= 0 <= high else "B is higher" if low > 0 else "A is higher"
-        row.details = {"a": means[0], "b": means[1], "verdict": verdict}
+        verdict = f"not distinguishable, n = {row.n:,}" if low <= 0 <= high else f"{name if low > 0 else 'A'} is higher"
+        row.details = {"a": means[0], "b": means[1], "verdict": verdict, "name": name}
         differences.append(row)
     return differences, left
 
@@ -45,10 +48,11 @@ def format_comparison(differences: list[Result]) -> str:
     """The differences as a Markdown table."""
     rows = []
     for row in differences:
-        (low, high), (a, b, verdict) = row.interval, row.details.values()
-        figures = [f"{a:.3f}", f"{b:.3f}", f"{row.value:+.3f} [{low:+.3f}, {high:+.3f}]", row.n]
+        (low, high), (a, b, verdict, name) = row.interval, row.details.values()
+        figures = [f"{a:.3f}", f"{name} {b:.3f}", f"{row.value:+.3f} [{low:+.3f}, {high:+.3f}]", row.n]
         rows.append([row.task, row.subset, row.mode, row.metric, verdict, *figures])
-    return markdown_table(["task", "items", "mode", "metric", "", "A", "B", "B − A [95 %]", "n"], rows, text_columns=5)
+    columns = ["task", "items", "mode", "metric", "", "A", "other", "other − A [95 %]", "n"]
+    return markdown_table(columns, rows, text_columns=5)
 
 
 def write_comparison(folder: str | Path, differences: list[Result]) -> Path:
@@ -56,8 +60,7 @@ def write_comparison(folder: str | Path, differences: list[Result]) -> Path:
     path = Path(folder) / "comparison.json"
     rows = []
     for row in differences:
-        a, b, verdict = row.details.values()
-        figure = {"a": a, "b": b, "difference": row.value, "interval": row.interval, "n": row.n}
-        rows.append({"key": row.key, **figure, "verdict": verdict})
+        figures = {"difference": row.value, "interval": row.interval, "n": row.n}
+        rows.append({"key": row.key, **row.details, **figures})
     write_json(path, rows)
     return path

@@ -20,9 +20,10 @@ def draw_evaluation(results: list[Result], folder: Path) -> list[Path]:
     rows = [row for row in rows if row.metric != "bits_per_byte"]
     if len({(row.task, row.metric) for row in rows}) > 1:
         figures["tasks"] = rows
-    for name, rows in figures.items():
-        draw_dots(rows, folder / f"{name}.png")
-    return [folder / f"{name}.png" for name in figures]
+    files = [folder / f"{name.replace('/', '-')}.png" for name in figures]
+    for file, rows in zip(files, figures.values(), strict=True):
+        draw_dots(rows, file)
+    return files
 
 
 def draw_dots(rows: list[Result], path: Path, xlabel: str | None = None) -> None:
@@ -35,6 +36,7 @@ def draw_dots(rows: list[Result], path: Path, xlabel: str | None = None) -> None
         """What tells the line from the others of the figure."""
         subset = [row.subset] * (row.subset != "all" or len(tasks) == 1)
         words = [row.task] * (len(tasks) > 1) + subset + [row.metric] * (len(metrics) > 1)
+        words += [row.details["name"]] if "verdict" in row.details else []  # of a comparison
         return f"{to_words(', '.join(words))} (n = {row.n:,})"
 
     labels = list(dict.fromkeys(map(label, rows)))[::-1]

@@ -19,7 +19,7 @@ from flexqwen.evaluation.likelihood import Row, make_batches
 MODES = ("causal", "masked")
 MASK_GROUPS = 7
 UNIGRAM_DOCUMENTS = 20_000
-BATCH_TOKENS = 8192
+BATCH_TOKENS = {"cpu": 8192, "cuda": 65_536}  # by device
 
 
 @dataclass
@@ -74,7 +74,8 @@ def score(model, text: HeldOut, mode: str, batch_tokens: int | None = None, prog
     model.eval()
     title = f"held-out, {mode}" if progress else None
     mask_token_id = text.mask_token_id if masked else None
-    for batch in make_batches(make_rows(text, masked), batch_tokens or BATCH_TOKENS, mask_token_id, title):
+    tokens = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
+    for batch in make_batches(make_rows(text, masked), tokens, mask_token_id, title):
         labels = torch.full_like(batch.input_ids, IGNORE)
         labels[batch.predicted] = batch.targets
         row_losses = model(

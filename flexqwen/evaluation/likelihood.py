@@ -4,6 +4,7 @@
 - masked: the sum of each token's log-probability given all others, one copy of the text a token, in which that token
   is masked (the pseudo-log-likelihood of Salazar et al., ACL 2020). `within_word`: one copy a word, all of whose tokens
   are masked together, since a token is easy to guess from the rest of its word (Kauf and Ivanova, ACL 2023).
+  `mask_groups`: that many copies, in each of which one token of that many is masked: an estimate, in less time.
 - fused: the sum of the two (as GPT-BERT, arXiv 2410.24159).
 
 Log-probabilities are natural logarithms at temperature 1, in float32. They do not depend on the order of the texts,
@@ -13,8 +14,11 @@ nor, but for rounding, on the size of the batches.
 import functools
 import math
 import re
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +30,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from flexqwen import loading
 from flexqwen.cli import InputError
+from flexqwen.evaluation.bidirectional import encode
+from flexqwen.files import digest, read_json, write_json
 
 MODES = ("causal", "masked", "fused")
-BATCH_TOKENS = {"cpu": 1024, "cuda": 32_768}  # by device; on a CPU what a batch makes should stay in the caches
+BATCH_TOKENS = {"cpu": 512, "cuda": 32_768}  # by device; on a CPU what a batch makes should stay in the caches
 LOGITS = 2**26  # of a batch, at most, where it has more than one row: 256 MiB in float32
+BLOCK_TOKENS = 2**18  # of requests that are scored, and kept, together
+LONG = 60  # seconds from which on it is said how long scoring takes
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -84,6 +92,7 @@ def make_batches(
     mask_token_id: int | None,
     progress: str | None = None,
     most_positions: float = math.inf,
+    rectangular: bool = False,
 ) -> Iterator[Batch]:
     """Yields the rows, longest first.
 
@@ -92,13 +101,21 @@ def make_batches(
             row, at most.
         mask_token_id: what the predicted tokens are masked with; None leaves them as they are.
         progress: title of a progress bar; no bar by default.
+        rectangular: the rows of a batch are of one length, and have as many predicted tokens; those in which the same
+            are predicted stand together.
     """
-    rows, start = sorted(rows, key=lambda row: -len(row.tokens)), 0
+
+    def shape(row: Row) -> tuple[int, int]:
+        return -len(row.tokens), len(row.positions) if rectangular else 0
+
+    rows, start = sorted(rows, key=lambda row: (*shape(row), row.positions.tolist() if rectangular else 0)), 0
     with tqdm(total=len(rows), desc=progress, unit="row", disable=progress is None, leave=False) as bar:
         while start < len(rows):
             part = rows[start : start + max(1, batch_tokens // len(rows[start].tokens))]
             ends = np.cumsum([len(row.positions) for row in part])
             part = part[: max(1, int(np.searchsorted(ends, most_positions, side="right")))]
+            if rectangular:
+                part = [row for row in part if shape(row) == shape(part[0])]
             tokens, positions, owners = zip(*part, strict=True)
             start += len(tokens)
             input_ids = pad_sequence([torch.from_numpy(ids) for ids in tokens], batch_first=True)
@@ -112,15 +129,6 @@ def make_batches(
             bar.update(len(tokens))
 
 
-def _keep_positions(rows: np.ndarray, columns: np.ndarray, module, args, output):
-    """A forward hook: the head sees the hidden states of these positions only, as one row `(1, positions, hidden)`.
-
-    Every head of transformers works on each position by itself, so the logits are those of the whole.
-    """
-    output.last_hidden_state = output.last_hidden_state[rows, columns][None]
-    return output
-
-
 class Scorer:
     """A language model and its tokenizer.
 
@@ -128,11 +136,13 @@ class Scorer:
         kind: "flexqwen", "causal" or "masked".
         modes: those of MODES that the model has.
         length: tokens that it takes at a time; prefix, suffix: the special tokens around a text.
+        folder: where scored blocks of requests are kept, so that interrupted scoring goes on; None for nowhere.
     """
 
     def __init__(self, model, tokenizer, kind: str, batch_tokens: int | None = None):
         self.model, self.tokenizer, self.kind, self.batch_tokens = model.eval(), tokenizer, kind, batch_tokens
         self.run = functools.lru_cache(maxsize=2)(self.run)  # fused asks again for what causal and masked were
+        self.folder: Path | None = None
         self.modes = MODES if kind == "flexqwen" else (kind,)
         self.backend = tokenizer.backend_tokenizer
         self.backend.encode_special_tokens = True  # "<mask>" typed by an author is text
@@ -151,69 +161,144 @@ class Scorer:
                 raise InputError("the tokenizer has neither a BOS nor an EOS token to predict the first token from")
 
     def score(
-        self, requests: Sequence[Request | str], mode: str, within_word: bool = False, progress: str | None = None
+        self,
+        requests: Sequence[Request | str],
+        mode: str,
+        within_word: bool = False,
+        progress: str | None = None,
+        mask_groups: int | None = None,
     ) -> np.ndarray:
         """Log-probability of each request: float64 `(requests,)`, in nats."""
         if mode not in self.modes:
             raise InputError(f"this model is not scored in mode {mode!r}; it has: {', '.join(self.modes)}")
         requests = tuple(Request(request) if isinstance(request, str) else request for request in requests)
-        modes = ("causal", "masked") if mode == "fused" else (mode,)
-        return sum(self.run(requests, part == "masked", within_word, progress)[0] for part in modes)
+        how = {"causal": [(False, False, progress)], "masked": [(True, within_word, progress, mask_groups)]}
+        how["fused"] = how["causal"] + how["masked"]
+        return sum(self.run(requests, *options)[0] for options in how[mode])
 
     def run(
-        self, requests: tuple[Request, ...], masked: bool, within_word: bool = False, progress: str | None = None
+        self,
+        requests: tuple[Request, ...],
+        masked: bool,
+        within_word: bool = False,
+        progress: str | None = None,
+        mask_groups: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probability of each request, and whether every token of it was the likeliest: see `run_rows`."""
-        rows, distinct = [], list(dict.fromkeys(requests))
-        encodings = self.backend.encode_batch([request.text for request in distinct], add_special_tokens=False)
-        for owner, (request, encoding) in enumerate(zip(distinct, encodings, strict=True)):
-            begin, end = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
-            stop = len(request.text) if request.end is None or not masked else request.end
-            scored = np.flatnonzero((end > request.start) & (begin < stop))
-            words = _words(request.text, begin, end) if masked and within_word else np.arange(len(begin))
-            for tokens, positions, offset in self.windows(np.array(encoding.ids, dtype=np.int64), scored):
-                groups = words[positions - len(self.prefix) + offset] if masked else np.zeros(len(positions))
-                rows += [Row(tokens, positions[groups == group], owner) for group in np.unique(groups)]
-        title = progress and f"{progress}, {'masked' if masked else 'causal'}"
-        nats, greedy = self.run_rows(rows, len(distinct), masked, title)
-        if len(wrong := np.flatnonzero(~np.isfinite(nats))):  # a choice between such scores would look like a figure
-            raise InputError(
-                f"{title or 'scores'}: the log-probability of {distinct[wrong[0]].text[:60]!r} is {nats[wrong[0]]}, "
-                "which is not finite; look for such numbers in the model's weights"
-            )
+        distinct = list(dict.fromkeys(requests))
+        rows = [self.make_rows(request, masked, within_word, mask_groups) for request in distinct]
+        sizes = np.array([sum(len(row.tokens) for row in part) for part in rows])
+        order = np.argsort([-max((len(row.tokens) for row in part), default=0) for part in rows], kind="stable")
+        blocks = np.cumsum(sizes[order]) // BLOCK_TOKENS
+        nats, greedy = np.zeros(len(distinct)), np.ones(len(distinct), bool)
+        title, is_said = progress and f"{progress}, {'masked' if masked else 'causal'}", False
+        quiet = {"disable": not title, "leave": False}
+        with tqdm(total=int(sizes.sum()), desc=title, unit="token", unit_scale=True, **quiet) as bar:
+            for block in np.unique(blocks):
+                members = order[blocks == block]
+                key = digest([masked, within_word, mask_groups, [astuple(distinct[member]) for member in members]])
+                file = self.folder and self.folder / f"{key}.json"
+                if found := file and read_json(file):
+                    nats[members], greedy[members] = found
+                else:
+                    start = time.monotonic()
+                    owned = [row._replace(owner=owner) for owner, member in enumerate(members) for row in rows[member]]
+                    nats[members], greedy[members] = self.run_rows(owned, len(members), masked)
+                    if len(wrong := members[~np.isfinite(nats[members])]):  # a choice between such would look like one
+                        raise InputError(
+                            f"{title or 'scores'}: the log-probability of {distinct[wrong[0]].text[:60]!r} is "
+                            f"{nats[wrong[0]]}, which is not finite; look for such numbers in the model's weights"
+                        )
+                    if file:
+                        write_json(file, [nats[members].tolist(), greedy[members].tolist()])
+                    left = (time.monotonic() - start) / sizes[members].sum() * sizes[order][blocks > block].sum()
+                    if title and left > LONG and not is_said:
+                        print(f"{title}: about {left / 60:.0f} minutes", flush=True)
+                        is_said = True
+                bar.update(int(sizes[members].sum()))
         places = {request: place for place, request in enumerate(distinct)}
-        order = [places[request] for request in requests]
-        return nats[order], greedy[order]
+        back = [places[request] for request in requests]
+        return nats[back], greedy[back]
+
+    def make_rows(self, request: Request, masked: bool, within_word: bool, mask_groups: int | None) -> list[Row]:
+        """What is run for a request; the rows' owner is 0."""
+        encoding = self.backend.encode(request.text, add_special_tokens=False)
+        begin, end = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
+        stop = len(request.text) if request.end is None or not masked else request.end
+        scored = np.flatnonzero((end > request.start) & (begin < stop))
+        groups = np.arange(len(begin)) if masked else np.zeros(len(begin), np.int64)
+        if masked and (within_word or mask_groups):
+            groups = _words(request.text, begin, end)
+            if mask_groups:  # the tokens of one word apart; the same places in two sentences that differ in a word
+                place = np.arange(len(begin)) - np.searchsorted(np.maximum.accumulate(groups), groups)
+                groups = (groups + (0 if within_word else place * (mask_groups // 2))) % mask_groups
+        rows = []
+        for tokens, positions, offset in self.windows(np.array(encoding.ids, dtype=np.int64), scored):
+            own = groups[positions - len(self.prefix) + offset]
+            rows += [Row(tokens, positions[own == group], 0) for group in np.unique(own)]
+        return rows
 
     @torch.inference_mode()
-    def run_rows(
-        self, rows: Sequence[Row], owners: int, masked: bool, progress: str | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def run_rows(self, rows: Sequence[Row], owners: int, masked: bool) -> tuple[np.ndarray, np.ndarray]:
         """Runs rows through the model; logits are computed at the predicted positions only.
+
+        On a CPU each of torch's threads takes batches of its own: threads that share a batch wait for each other at
+        every step, for long where another program has the core.
 
         Returns:
             For each owner the summed log-probability of its rows' predicted tokens (float64, nats), and whether each of
             them was the likeliest token (bool).
         """
-        config, device = self.model.config, self.model.device
-        shift = 0 if masked and getattr(config, "masked_prediction", "in_place") == "in_place" else 1
-        nats, greedy = np.zeros(owners), np.ones(owners, bool)
+        device, places = self.model.device, threading.local()
         batch_tokens = self.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
         mask_token_id = self.tokenizer.mask_token_id if masked else None
-        for batch in make_batches(rows, batch_tokens, mask_token_id, progress, LOGITS // config.vocab_size):
-            line, column = batch.predicted
-            options = {"is_causal": not masked} if self.kind == "flexqwen" else {}
-            if masked and not batch.attention_mask.all():  # causally, no token sees the padding, which is on the right
-                options["attention_mask"] = batch.attention_mask.to(device)
-            if self.kind != "masked":
-                options["use_cache"] = False
-            keep = functools.partial(_keep_positions, line, column - shift)
-            with self.model.base_model.register_forward_hook(keep):
-                logits = self.model(input_ids=batch.input_ids.to(device), **options).logits[0].float()
-            chosen = logits.gather(-1, batch.targets.to(device)[:, None])[:, 0]
-            np.add.at(nats, batch.owners[line], (chosen - logits.logsumexp(-1)).double().cpu().numpy())
-            np.logical_and.at(greedy, batch.owners[line], (chosen == logits.amax(-1)).cpu().numpy())
+        most, rectangular = LOGITS // self.model.config.vocab_size, masked and self.kind == "flexqwen"
+        batches = list(make_batches(rows, batch_tokens, mask_token_id, most_positions=most, rectangular=rectangular))
+
+        def keep_positions(module, args, output):
+            """The head sees the hidden states of these positions only, as one row; every head works on each alone."""
+            output.last_hidden_state = output.last_hidden_state[places.read][None]
+            return output
+
+        def predict(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+            with torch.inference_mode():
+                logits = self._find_logits(batch, masked, places)
+                chosen = logits.gather(-1, batch.targets.to(device)[:, None])[:, 0]
+                return (chosen - logits.logsumexp(-1)).double().cpu().numpy(), (chosen == logits.amax(-1)).cpu().numpy()
+
+        nats, greedy, threads = np.zeros(owners), np.ones(owners, bool), torch.get_num_threads()
+        workers = threads if device.type == "cpu" else 1
+        hook = self.model.base_model.register_forward_hook(keep_positions)
+        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+        try:
+            for batch, (values, hits) in zip(batches, pool.map(predict, batches), strict=True):
+                np.add.at(nats, batch.owners[batch.predicted[0]], values)
+                np.logical_and.at(greedy, batch.owners[batch.predicted[0]], hits)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # which those of the pool have set for all that come
+            hook.remove()
         return nats, greedy
+
+    def _find_logits(self, batch: Batch, masked: bool, places: threading.local) -> torch.Tensor:
+        """Float32 `(positions, vocabulary)`."""
+        device, (line, column) = self.model.device, batch.predicted
+        shift = 0 if masked and getattr(self.model.config, "masked_prediction", "in_place") == "in_place" else 1
+        input_ids = batch.input_ids.to(device)
+        if masked and self.kind == "flexqwen":
+            columns = torch.from_numpy((column - shift).reshape(len(input_ids), -1)).to(device)
+            # Sentences that differ only where they are masked are one row.
+            (distinct, back), read = input_ids.unique(dim=0, return_inverse=True), torch.empty_like(columns)
+            read[back] = columns
+            hidden = encode(self.model, distinct, read[: len(distinct)])[back]
+            return self.model.lm_head(hidden.flatten(0, 1)[None])[0].float()
+        places.read = line, column - shift
+        options = {"is_causal": True} if self.kind == "flexqwen" else {}
+        if masked and not batch.attention_mask.all():  # causally, no token sees the padding, which is on the right
+            options["attention_mask"] = batch.attention_mask.to(device)
+        if self.kind != "masked":
+            options["use_cache"] = False
+        return self.model(input_ids=input_ids, **options).logits[0].float()
 
     def windows(self, ids: np.ndarray, scored: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """Cuts a text that is longer than the model takes; each window begins half a window after the last one.
@@ -261,5 +346,7 @@ def load(path: str, batch_tokens: int | None = None, trust_remote_code: bool = F
     auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
     tokenizer = loading.load(AutoTokenizer, path, trust_remote_code)
     loading.check_tokenizer(tokenizer, config, path)
+    if torch.cuda.is_available():  # in TF32, of which GPUs have far more arithmetic; results say so
+        torch.set_float32_matmul_precision("high")
     model = loading.load_model(auto, path, trust_remote_code=trust_remote_code)
     return Scorer(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, kind, batch_tokens)

@@ -3,6 +3,7 @@
 A folder holds `results.json` (figures) and `items.json` (a number for each item of each, for paired comparison).
 """
 
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -71,7 +72,7 @@ def mean_result(
     """The `Result` of a metric that is the mean of its items, with its interval."""
     return Result(
         value=float(np.average(items, weights=weights)),
-        interval=mean_interval(items, weights, clusters),
+        interval=mean_interval(items, weights, clusters, (0, 1) if is_share(fields["metric"]) else None),
         n=len(items),
         items=list(map(float, items)),
         item_ids=list(item_ids),
@@ -79,6 +80,11 @@ def mean_result(
         clusters=None if clusters is None else number_clusters(clusters).tolist(),
         **fields,
     )
+
+
+def is_share(metric: str) -> bool:
+    """Whether the metric is a mean of numbers between 0 and 1."""
+    return metric.startswith("accuracy")
 
 
 def check_finite(results: list[Result], place: str = "") -> None:
@@ -131,10 +137,18 @@ def read_results(folder: str | Path) -> tuple[dict, list[Result]]:
         return header, results
 
 
+def split_breakdowns(results: list[Result]) -> tuple[list[Result], list[Result]]:
+    """The figures, and those that are of a part of the items of another."""
+    whole = {(row.task, row.mode) for row in results if row.subset == "all"}
+    parts = [row.subset != "all" and (row.task, row.mode) in whole for row in results]
+    main = [row for row, is_part in zip(results, parts, strict=True) if not is_part]
+    return main, [row for row, is_part in zip(results, parts, strict=True) if is_part]
+
+
 def format_results(results: list[Result]) -> str:
-    """The results as a Markdown table; the baseline stands beside each figure."""
+    """The results as a Markdown table, breakdowns last; the baseline stands beside each figure."""
     rows = []
-    for row in results:
+    for row in itertools.chain(*split_breakdowns(results)):
         value = f"{row.value:.3f} [{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
         baseline = f"{row.baseline:.3f} {row.baseline_name}"
         rows.append([row.task, row.subset, row.mode, row.metric, value, baseline, row.n])

@@ -1,4 +1,4 @@
-"""Measures a checkpoint on tasks. A task that is finished is not measured again, and results that are there are reused.
+"""Measures a checkpoint on tasks, in modes. Results accumulate in its folder: what is there is not measured again.
 
 The checkpoint, the dataset, the settings and the versions of the tasks decide what is reused. Versions of libraries are
 written down and decide nothing.
@@ -15,10 +15,10 @@ from flexqwen.cli import InputError, suggest_name
 from flexqwen.data import passages
 from flexqwen.data.texts import dataset_digest
 from flexqwen.evaluation import likelihood
-from flexqwen.evaluation.likelihood import MODES, Scorer
+from flexqwen.evaluation.likelihood import MODES
 from flexqwen.evaluation.results import RESULTS, Result, read_results, write_results
-from flexqwen.evaluation.tasks import FINE_TUNED, NAMES, OPTIONAL, Context, load_task
-from flexqwen.files import read_json, remove_path, versions
+from flexqwen.evaluation.tasks import NAMES, OPTIONAL, Context, Item, Task, load_task
+from flexqwen.files import digest, read_json, remove_path, versions
 from flexqwen.loading import check_unchanged, digest_checkpoint
 
 
@@ -38,10 +38,9 @@ class Options(Context):
 
     def __post_init__(self):
         super().__post_init__()
-        for what, given, known in (("task", self.names, NAMES), ("mode", (self.modes or MODES[0]).split(","), MODES)):
-            if unknown := [name for name in given if name not in known]:
-                nearest = suggest_name(unknown[0], known)
-                raise InputError(f"unknown {what} {unknown[0]!r}{nearest}; there are: {', '.join(known)}")
+        if unknown := [mode for mode in (self.modes or MODES[0]).split(",") if mode not in MODES]:
+            nearest = suggest_name(unknown[0], MODES)
+            raise InputError(f"unknown mode {unknown[0]!r}{nearest}; there are: {', '.join(MODES)}")
 
     @property
     def names(self) -> Sequence[str]:
@@ -53,9 +52,9 @@ class Options(Context):
 
 
 def default_folder(model: str) -> Path:
-    """Where the results of a checkpoint lie: beside its folder; those of a model on the Hub lie under `runs`."""
+    """Where the results of a checkpoint lie: in its run's folder; those of other models lie under `runs`."""
     path = Path(model)
-    return (path.parent if path.is_dir() else Path("runs")) / f"eval-{path.name}"
+    return (path.parent if (path.parent / "run.json").is_file() else Path("runs")) / f"eval-{path.name}"
 
 
 def find_results(path: str) -> Path:
@@ -65,91 +64,131 @@ def find_results(path: str) -> Path:
 
 
 def evaluate(options: Options) -> list[Result]:
-    """The results, which are written to `options.folder`, or were there.
+    """All results of `options.folder`; those that were asked for are measured, unless they are there.
+
+    Each task's results in a mode are written as soon as they are made.
 
     Raises:
         InputError: the model or the data cannot be had or do not fit the options; the folder holds other results.
     """
+    tasks = sorted(map(load_task, options.names), key=lambda task: bool(task.fine_tune))
+    if len({task.name for task in tasks}) < len(tasks):
+        raise InputError(f"--tasks {options.tasks} names a task twice; name each once")
     digests = digest_checkpoint(options.model)  # before it is loaded: a running training may replace it
     scorer = likelihood.load(options.model, trust_remote_code=options.trust_remote_code)
     modes = options.modes.split(",") if options.modes else list(scorer.modes)
     if missing := [mode for mode in modes if mode not in scorer.modes]:
         raise InputError(f"{options.model} is not scored in mode {missing[0]!r}; it has: {', '.join(scorer.modes)}")
-    needs_dataset = "bits_per_byte" in options.names or options.exclude_seen
-    commit = getattr(scorer.model.config, "_commit_hash", None)
-    made_by = {
-        "model": digests or {"repository": options.model, "commit": commit},
-        "dataset_digest": dataset_digest(options.dataset) if needs_dataset or options.has_dataset else None,
-        "tasks": {name: load_task(name).version for name in options.names},
-        "modes": modes,
-    }
-    settings = ["exclude_seen", "split", "documents", "within_word", "limit"]
-    if set(options.names) & set(FINE_TUNED):
-        settings += ["seeds", "learning_rates", "num_train_epochs"]
-    if options.trust_remote_code:  # it may be other code than transformers' own
-        settings.append("trust_remote_code")
-    made_by |= {name: getattr(options, name) for name in settings}
-    if options.limit:
-        made_by["subsampling"] = subsampling.FORMAT
-    if _is_there(options.folder, made_by):
-        print(f"evaluation: {options.folder} is already there, of the same checkpoint, data and settings; reused")
-        return read_results(options.folder)[1]
-    if read_json(options.folder / RESULTS) is not None and not options.overwrite:
-        raise InputError(f"{options.folder} holds results made otherwise; pass --overwrite or another --output")
-    results, notes = measure(options, scorer, modes, made_by)
+    model = digests or {"repository": options.model, "commit": getattr(scorer.model.config, "_commit_hash", None)}
+    measured, results = read_earlier(options, model)
+    wanted = {(task, mode): describe(task, mode, options) for task in tasks for mode in task.find_modes(modes)}
+    waiting = {}
+    for (task, mode), how in wanted.items():
+        earlier = measured.get(f"{task.name}/{mode}")
+        if options.overwrite or earlier != how:
+            waiting.setdefault(task, []).append(mode)
+        if earlier and earlier != how:
+            changed = [name for name in {**how, **earlier} if earlier.get(name) != how.get(name)]
+            print(f"{task.name}, {mode}: measured again, for another {', '.join(changed)}; the old figures go")
+    if there := [task.name for task in dict.fromkeys(task for task, _ in wanted) if task not in waiting]:
+        print(f"evaluation: {options.folder} has {', '.join(there)}, of the same checkpoint and settings; reused")
+    notes, unfinished = [], options.folder / "unfinished"
+    if scorer.model.device.type == "cuda":
+        notes.append("on a GPU, factors of float32 matrix products are rounded to TF32")
+    scorer.folder = unfinished / digest(model)[:16]
+    for task, items in load_items(list(waiting), options, notes).items():
+        for mode in waiting[task]:
+            if task.fine_tune:
+                made = task.fine_tune(options.model, options)
+            else:
+                made = measure(task, scorer, items, mode, options)
+            check_unchanged(options.model, digests)
+            results = [row for row in results if (row.task, row.mode) != (task.name, mode)] + made
+            results.sort(key=lambda row: (NAMES.index(row.task) if row.task in NAMES else len(NAMES), row.task))
+            measured[f"{task.name}/{mode}"] = wanted[task, mode]
+            known = versions("torch", "transformers", "tokenizers", "numpy", "datasets")
+            heldout = (measured.get(f"bits_per_byte/{mode}", {}) for mode in MODES)
+            digest_of_dataset = next(filter(None, (how.get("dataset_digest") for how in heldout)), None)
+            made_by = {"model": model, "dataset_digest": digest_of_dataset, "measured": measured}
+            header = {"model": options.model, "made_by": made_by, "versions": known, "notes": notes}
+            write_results(options.folder, header, results)
+    remove_path(unfinished)
+    for note in notes:
+        print(f"note: {note}")
     if not results:
         raise InputError("no results: " + ("; ".join(notes) or "none of the tasks has one of the modes"))
-    _write(options, made_by, results, options.folder, notes)
-    remove_path(options.folder / "unfinished")
     return results
 
 
-def measure(options: Options, scorer: Scorer, modes: list[str], made_by: dict) -> tuple[list[Result], list[str]]:
-    """All results, and notes on what was left out; those of each finished task are kept in `unfinished` meanwhile."""
-    notes, items, results = [], {}, []
-    for task in map(load_task, sorted(options.names, key=FINE_TUNED.__contains__)):
+def read_earlier(options: Options, model: dict) -> tuple[dict[str, dict], list[Result]]:
+    """What the folder holds of this model: how each `task/mode` was measured, and the results.
+
+    Raises:
+        InputError: it holds something else, which `--overwrite` would replace.
+    """
+    found = read_json(options.folder / RESULTS)
+    if found is None:
+        return {}, []
+    made_by = (found.get("made_by") or {}) if isinstance(found, dict) else {}
+    if not options.overwrite and made_by.get("model") != model:
+        raise InputError(f"{options.folder} holds results of other weights; pass --overwrite or another --output")
+    try:
+        if made_by.get("model") == model:
+            return made_by.get("measured", {}), read_results(options.folder)[1]
+    except InputError:  # one of the two files is broken
+        if not options.overwrite:
+            raise
+    return {}, []
+
+
+def describe(task: Task, mode: str, options: Options) -> dict:
+    """What decides a task's figures in a mode, besides the model."""
+    names = [*task.settings, "exclude_seen"]
+    if task.fine_tune:
+        names += ["seeds", "learning_rates", "num_train_epochs"]
+    elif mode != "causal":
+        names += ["within_word", "mask_groups"]
+    how = {"version": task.version, **{name: getattr(options, name) for name in names}}
+    if options.has_dataset or "documents" in names or options.exclude_seen:
+        how["dataset_digest"] = dataset_digest(options.dataset)
+    if task.has_limit and options.limit:
+        how |= {"limit": options.limit, "subsampling": subsampling.FORMAT}
+    if options.trust_remote_code:  # it may be other code than transformers' own
+        how["trust_remote_code"] = True
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in how.items()}
+
+
+def load_items(tasks: list[Task], options: Options, notes: list[str]) -> dict[Task, list[Item]]:
+    """The items of each task that can be measured, with the share of them that was trained on; notes on what cannot."""
+    items = {}
+    for task in tasks:
         try:
             items[task] = [] if task.fine_tune else task.load_items(options)
         except InputError as error:
             if task.name not in OPTIONAL or options.tasks != "all":
                 raise
             notes.append(f"{task.name} left out: {error}")
-    if options.has_dataset:
-        texts = [item.text for loaded in items.values() for item in loaded]
-        shares = iter(passages.find_seen_shares(texts, options.dataset).tolist())
-    else:
-        notes.append(f"overlap with training is not known: no dataset in {options.dataset}")
-    for task, loaded in items.items():
-        folder = options.folder / "unfinished" / task.name
-        seen = {item.id: next(shares) for item in loaded} if options.has_dataset else {}
-        kept = [item for item in loaded if not (options.exclude_seen and seen[item.id] > 0)]
-        if not (kept or task.fine_tune):
+    if not options.has_dataset:
+        if items:
+            notes.append(f"overlap with training is not known: no dataset in {options.dataset}")
+        return items
+    shares = iter(passages.find_seen_shares([item.text for those in items.values() for item in those], options.dataset))
+    for those in items.values():
+        for item in those:
+            item.seen = float(next(shares))
+    for task in [task for task, those in items.items() if those and options.exclude_seen]:
+        if all(item.seen > 0 for item in items[task]):
             notes.append(f"{task.name} left out: a 13-gram of every item was trained on")
-        elif _is_there(folder, made_by):
-            results += read_results(folder)[1]
-        else:
-            if task.fine_tune:
-                made = task.fine_tune(options.model, options)
-            else:
-                made = [result for mode in modes for result in task.evaluate(scorer, kept, mode, options)]
-                for result in made if seen else ():
-                    shares_of_items = np.array([seen[item] for item in result.item_ids])
-                    result.details |= passages.describe_seen(shares_of_items, len(loaded) - len(kept))
-            check_unchanged(options.model, {} if "repository" in made_by["model"] else made_by["model"])
-            _write(options, made_by, made, folder)
-            results += made
-    for note in notes:
-        print(f"note: {note}")
-    return results, notes
+            del items[task]
+    return items
 
 
-def _is_there(folder: Path, made_by: dict) -> bool:
-    """Whether its results are of this checkpoint, data and settings. Older files have library versions among them."""
-    found = read_json(folder / RESULTS)
-    earlier = found.get("made_by") if isinstance(found, dict) else None
-    return isinstance(earlier, dict) and earlier | {"versions": None} == made_by | {"versions": None}
-
-
-def _write(options: Options, made_by: dict, results: list[Result], folder: Path, notes: Sequence[str] = ()) -> None:
-    known = versions("torch", "transformers", "tokenizers", "numpy", "datasets")
-    write_results(folder, {"model": options.model, "made_by": made_by, "versions": known, "notes": notes}, results)
+def measure(task: Task, scorer: likelihood.Scorer, items: list[Item], mode: str, options: Options) -> list[Result]:
+    """The results of a likelihood task in a mode, each with what was trained on of its items, if that is known."""
+    kept = [item for item in items if not (options.exclude_seen and item.seen > 0)]
+    results = task.evaluate(scorer, kept, mode, options)
+    seen = {item.id: item.seen for item in kept}
+    for result in results if options.has_dataset else ():
+        shares = np.array([seen[item] for item in result.item_ids])
+        result.details |= passages.describe_seen(shares, len(items) - len(kept))
+    return results

@@ -1,4 +1,4 @@
-"""The one bootstrap: 95 % percentile intervals (Efron, 1979) of a mean, and of a metric over seeds.
+"""The one bootstrap: 95 % percentile intervals (Efron, 1979) of a mean, and of a metric over seeds; Wilson's for few.
 
 Items that depend on each other, such as the words of a sentence, are a cluster, and clusters are drawn whole (Davison
 and Hinkley, 1997, 3.8). The draws are the same each time.
@@ -13,6 +13,7 @@ import numpy as np
 from scipy import optimize, stats
 
 SAMPLES = 1000
+FEW = 30  # clusters
 
 Metric = Callable[[int, np.ndarray], float]
 """From the number of a seed and the numbers of the units drawn (int64, with repetitions) to the metric's value."""
@@ -32,9 +33,15 @@ def number_clusters(clusters: Sequence[Hashable]) -> np.ndarray:
 
 
 def mean_interval(
-    items: Sequence[float], weights: Sequence[float] | None = None, clusters: Sequence[Hashable] | None = None
+    items: Sequence[float],
+    weights: Sequence[float] | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> list[float]:
     """The interval of the mean, weighted by `weights`, over items, or over clusters of them.
+
+    With `bounds`, between which every item lies, and fewer than FEW clusters, it is Wilson's (1927): a bootstrap of two
+    right answers would say [1, 1]. Values between the bounds vary no more than its binomial.
 
     That of a paired difference (Efron and Tibshirani, 1993, chapter 8) is that of the mean of the items' differences.
     """
@@ -42,6 +49,12 @@ def mean_interval(
     weights = np.ones_like(items) if weights is None else np.asarray(weights, dtype=np.float64)
     numbers = np.arange(len(items)) if clusters is None else number_clusters(clusters)
     products, totals = np.bincount(numbers, items * weights), np.bincount(numbers, weights)
+    low, high = bounds or (0, 0)
+    if len(totals) < FEW and low <= (mean := products.sum() / totals.sum()) <= high and low < high:
+        share, n, z = (mean - low) / (high - low), len(totals), stats.norm.ppf(0.975)
+        middle, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+        ends = min(share, (middle - half) / (1 + z**2 / n)), max(share, (middle + half) / (1 + z**2 / n))
+        return [float(low + (high - low) * end) for end in ends]
 
     def draw(generator: np.random.Generator) -> float:
         chosen = generator.integers(0, len(totals), len(totals))
@@ -74,7 +87,12 @@ def over_seeds(
 JOINT_SAMPLES = 2000
 
 
-def joint_interval(values: np.ndarray, weights: np.ndarray, clusters: Sequence[Hashable]) -> tuple[float, float, float]:
+def joint_interval(
+    values: np.ndarray,
+    weights: np.ndarray,
+    clusters: Sequence[Hashable],
+    pooled: tuple[float, int] | None = None,
+) -> tuple[float, float, float]:
     """The mean over seeds of a mean of items, and its 95 % interval: chance of the items and of the seeds.
 
     The two are independent: a percentile bootstrap over clusters of items, drawn whole, of the mean over seeds; and
@@ -83,34 +101,50 @@ def joint_interval(values: np.ndarray, weights: np.ndarray, clusters: Sequence[H
     Args:
         values: float64 `(seeds, items)`; differences of two models are taken seed by seed and item by item.
         weights: of the items in their mean, `(items,)`.
+        pooled: variance of a seed's figure and its degrees of freedom, where more than these seeds tell it.
 
     Returns:
         The mean and the interval's bounds.
     """
     by_seed, drawn = _draw_means(values, weights, clusters)
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    seeds, value = len(by_seed), float(by_seed.mean())
-    spread = stats.t.ppf(0.975, seeds - 1) * by_seed.std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
+    value, (error, freedom) = float(by_seed.mean()), _seed_error(by_seed, pooled)
+    spread = stats.t.ppf(0.975, freedom) * error
     return value, value - math.hypot(value - low, spread), value + math.hypot(high - value, spread)
 
 
-def joint_p_value(values: np.ndarray, weights: np.ndarray, clusters: Sequence[Hashable]) -> float:
-    """One minus the level of the widest `joint_interval` that leaves out 0, with normal chance of the items.
+def joint_p_value(
+    values: np.ndarray,
+    weights: np.ndarray,
+    clusters: Sequence[Hashable],
+    pooled: tuple[float, int] | None = None,
+    bounds: Sequence[float] = (0.0,),
+) -> float:
+    """One minus the level of the widest `joint_interval` that leaves out all bounds, with normal chance of the items.
 
-    Arguments as there. Where nothing varies, 0 for a mean that is not 0.
+    Arguments as there. With two bounds it is large unless the mean is surely between them, or surely beyond one. Where
+    nothing varies, 0 for a mean that is no bound.
     """
     by_seed, drawn = _draw_means(values, weights, clusters)
-    seeds, value, spread = len(by_seed), abs(float(by_seed.mean())), float(np.nanstd(drawn))
-    error = by_seed.std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
+    value, spread = min(abs(float(by_seed.mean()) - bound) for bound in bounds), float(np.nanstd(drawn))
+    error, freedom = _seed_error(by_seed, pooled)
 
     def leaves_out(log_p: float) -> float:
         tail = math.exp(log_p) / 2
-        return value - math.hypot(stats.norm.isf(tail) * spread, stats.t.isf(tail, max(1, seeds - 1)) * error)
+        return value - math.hypot(stats.norm.isf(tail) * spread, stats.t.isf(tail, freedom) * error)
 
     if value == 0 or spread == error == 0:
         return float(value == 0)
     smallest = -50.0
     return 0.0 if leaves_out(smallest) > 0 else math.exp(optimize.brentq(leaves_out, smallest, 0.0))
+
+
+def _seed_error(by_seed: np.ndarray, pooled: tuple[float, int] | None) -> tuple[float, int]:
+    """Standard error of the mean over seeds, 0 for one alone, and its degrees of freedom."""
+    if len(by_seed) < 2:
+        return 0.0, 1
+    variance, freedom = pooled or (by_seed.var(ddof=1), len(by_seed) - 1)
+    return math.sqrt(variance / len(by_seed)), freedom
 
 
 def correct_p_values(p_values: Sequence[float]) -> list[float]:

@@ -15,6 +15,7 @@ TEMPLATE = Path(__file__).with_suffix(".md")  # Jinja, as huggingface_hub's own
 CORPUS = "carolina-c4ai/corpus-carolina"
 BENCHMARKS = {"multiblimp_por": ("jumelet/multiblimp", "por")}  # task -> dataset of the Hub, and its task there
 TAGS = {"masked": "masked-language-modeling", "causal": "causal-lm"}
+ROOT = "root_run"  # in the card's metadata
 TASK_TYPES = {"fused": "text-generation", "causal": "text-generation", "masked": "fill-mask"}
 
 
@@ -46,17 +47,26 @@ class Run:
             self.evaluations.append((Path(found["model"]).name, found["made_by"], rows))
 
 
-def write(folder: Path, repo_id: str) -> dict[str, Path]:
-    """Writes `README.md` and `.eval_results/*.yaml` about the runs in `folder`; returns the files by name."""
+def read_root(file: Path) -> str:
+    """Which run's `best` is at the root of a repository, by its `README.md`; empty where that says nothing."""
+    return str(ModelCard.load(file).data.get(ROOT, "")) if file.is_file() else ""
+
+
+def write(folder: Path, repo_id: str, root: str) -> dict[str, Path]:
+    """Writes `README.md` and `.eval_results/*.yaml` about the runs in `folder`; returns the files by name.
+
+    Args:
+        root: name of the run whose `best` is at the root.
+    """
     runs = [Run(file.parent) for file in sorted(folder.glob("*/run.json"))]
-    example = max(runs, key=lambda run: len(run.modes))  # the first of those that do most
+    example = next((run for run in runs if run.name == root), runs[0])
     card = ModelCard.from_template(
-        metadata(runs, example, repo_id),
+        metadata(runs, example, repo_id, root),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         repo=repo_id,
         runs=runs,
         example=example,
-        exported=next((run.name for run in runs if run.finished and "causal" in run.modes), None),
+        is_root=example.name == root,  # not where somebody deleted that run's folder
         is_generated=any(run.is_generated for run in runs),
         format_results=format_results,
     )
@@ -71,7 +81,7 @@ def write(folder: Path, repo_id: str) -> dict[str, Path]:
     return found
 
 
-def metadata(runs: list[Run], example: Run, repo_id: str) -> ModelCardData:
+def metadata(runs: list[Run], example: Run, repo_id: str, root: str) -> ModelCardData:
     """What stands at the head of the card."""
     datasets = [run.dataset for run in runs if run.dataset]
     datasets += [] if all(run.is_generated for run in runs) else [CORPUS]
@@ -99,6 +109,7 @@ def metadata(runs: list[Run], example: Run, repo_id: str) -> ModelCardData:
         datasets=list(dict.fromkeys(datasets)) or None,
         model_name=repo_id.split("/")[1] if results else None,
         eval_results=results or None,
+        **{ROOT: root},
     )
 
 

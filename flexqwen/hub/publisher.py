@@ -6,14 +6,20 @@
 The second finishes what the first could not upload, and adds results. A repository holds the runs of one tokenizer:
 
     README.md, *.py, tokenizer…     card, remote code and tokenizer: the first commit of all
+    config.json, *.safetensors…     `best` of one run, which the card names: the repository is a model
     .eval_results/                  the figures that belong to datasets of the Hub
-    <strategy>-<sequence_length>/   a run's folder as on disk (see runs.py), a commit each checkpoint; and, as `qwen3/`,
-                                    `best` as a plain Qwen3
+    <strategy>-<sequence_length>/   a run's folder as on disk (see runs.py), a commit each checkpoint; and, as `qwen3/`
+                                    and `qwen3-bidirectional/`, `best` as a plain Qwen3 in the modes that were trained
 
-Checkpoints stay there when `save_total_limit` deletes them on disk. No pickle is published but what a run resumes from.
+The tag `<run>-step_000500` is a revision whose root is that checkpoint; `step_000500` is that of the run at the root.
+Branches other than main have no tags. Checkpoints stay there when `save_total_limit` deletes them on disk. No pickle is
+published but what a run resumes from.
 """
 
+import argparse
+import fnmatch
 import os
+import re
 import shlex
 import shutil
 import threading
@@ -33,14 +39,20 @@ from flexqwen.files import file_digest, read_json
 from flexqwen.hub import model_card
 from flexqwen.hub.export import export
 from flexqwen.hub.repository import Repository
-from flexqwen.hub.restore import LAST, RECORDS, TOKENIZER, compare, restore, restore_tokenizer, say, stage
+from flexqwen.hub.restore import LAST, RECORDS, TOKENIZER, Refused, compare, restore, restore_tokenizer, say, stage
+from flexqwen.hub.space import publish_space
 from flexqwen.remote import reason
 from flexqwen.training.arguments import Arguments
-from flexqwen.training.checkpoints import list_checkpoints
+from flexqwen.training.checkpoints import MODEL, list_checkpoints
+from flexqwen.training.objectives import ObjectiveArguments
 
 CODE = [Path(module.__file__) for module in (configuration_flexqwen, modeling_flexqwen)]
 OF_OTHER_RUNS = ("run.json", "metrics.jsonl", LAST, "loss.png", f"eval-*/{RESULTS}")  # what the card says
-ROOT, QWEN3 = "card, code and records", "qwen3"
+CARD, BEST, README = "card, code and records", "best", "README.md"
+CHECKPOINTS = "checkpoints"  # the branch on whose commits the tags are
+STEP = re.compile(r"step_\d+")
+# Plain Qwen3s of `best`: the mode that was trained, and the mode of the export.
+TWINS = {"qwen3": ("causal", "causal"), "qwen3-bidirectional": ("masked", "bidirectional")}
 
 
 class Publisher(TrainerCallback):
@@ -53,11 +65,13 @@ class Publisher(TrainerCallback):
         tokenizer: folder of its tokenizer.
         if_changed: "overwrite" or "resume_changed", where the repository may hold this run with other settings.
         results: folders made by eval.py, besides the `eval-…` that the run's folder holds.
+        as_root: make this run the one whose `best` is at the root; by default only where there is no other.
     """
 
-    def __init__(self, repository: Repository, run: Path, tokenizer: Path, if_changed: str = "", results=()):
+    def __init__(self, repository: Repository, run: Path, tokenizer: Path, if_changed="", results=(), as_root=False):
         self.repository, self.run, self.tokenizer = repository, run, tokenizer
         self.if_changed, self.results = if_changed, list(results)
+        self.as_root, self.root = as_root, ""  # name of the run at the root; looked at before each upload
         self.is_reached = False  # whether the repository could be looked at
         self.has_begun = False  # before that, the run's folder is still that of an earlier run
         self._failure: Exception | None = None  # the last of several in a row
@@ -138,13 +152,14 @@ class Publisher(TrainerCallback):
                 why = reason(self._failure) if self._failure else "changed while it was looked at"
         except KeyboardInterrupt:
             pass
-        if isinstance(self._failure, InputError):
+        if isinstance(self._failure, Refused):
             raise self._failure
         if missing := [part for part, _, _ in self._missing()]:
             words = [self.run, "--repo", self.repository.repo_id]
             words += ["--revision", self.repository.revision] if self.repository.revision else []
             words += ["--private"] if self.repository.private else []
             words += [f"--{self.if_changed}"] if self.if_changed else []
+            words += ["--root"] if self.as_root else []
             words += ["--results", *self.results] if self.results else []
             raise InputError(
                 f"not on the Hub yet: {', '.join(missing)} ({why}); all of it is in {self.run}; to finish: "
@@ -161,23 +176,25 @@ class Publisher(TrainerCallback):
     def _parts(self) -> Iterator[tuple[str, dict[str, Path]]]:
         """What is to be there, in order: a name, and the files by their paths in the repository."""
         run, name = self.run, self.run.name
-        root = {file.name: file for file in CODE}
-        root |= {file: self.tokenizer / file for file in TOKENIZER if (self.tokenizer / file).is_file()}
-        root |= {f"{name}/{file}": run / file for file in RECORDS if (run / file).is_file()}
-        root |= list_folder(run / "logs", f"{name}/logs")
+        card = self._code_and_tokenizer() | {f"{name}/{file}": run / file for file in RECORDS if (run / file).is_file()}
+        card |= list_folder(run / "logs", f"{name}/logs")
         for folder in find_results(run, self.results):
-            root |= list_folder(folder, f"{name}/eval-{folder.name.removeprefix('eval-')}")
-        yield ROOT, root
-        for folder in (*list_checkpoints(run), *run.glob("best")):
+            card |= list_folder(folder, f"{name}/eval-{folder.name.removeprefix('eval-')}")
+        yield CARD, card
+        for folder in list_checkpoints(run):
             yield folder.name, list_folder(folder, f"{name}/{folder.name}")
+        for folder in run.glob(BEST):
+            yield BEST, list_folder(folder, f"{name}/{BEST}")
         if (run / LAST).is_file():
-            if read_json(run / "run.json")["settings"]["strategy"] != "baseline-masked":  # which is no causal model
-                yield QWEN3, list_folder(run / "best", f"{name}/{QWEN3}")
-            yield LAST, root | {f"{name}/{LAST}": run / LAST}
+            strategy = read_json(run / "run.json")["settings"]["strategy"]
+            for twin, (trained, _) in TWINS.items():
+                if trained in ObjectiveArguments(strategy=strategy).modes:
+                    yield twin, list_folder(run / BEST, f"{name}/{twin}")
+            yield LAST, card | {f"{name}/{LAST}": run / LAST}
 
     def _upload(self, part: str, files: dict[str, Path], now: dict, staged: Path) -> None:
         """Commits a part, from copies or links that training cannot change or remove meanwhile."""
-        with_card = part in (ROOT, LAST)
+        name, with_card = self.run.name, part in (CARD, LAST)
         try:
             for path_in_repo, file in files.items():
                 stage_file(file, staged / path_in_repo, as_link=not with_card)
@@ -185,22 +202,62 @@ class Publisher(TrainerCallback):
             return
         if states_of(files) != now and not with_card:
             return  # a checkpoint was removed, or a `best` replaced: the next look sees what there is
-        found, deleted = {name: staged / name for name in files}, set()
+        found, deleted = {file: staged / file for file in files}, set()
+        self.repository.fetch([README], staged / "before")
+        before = model_card.read_root(staged / "before" / README)  # each time: another may have been made the root
+        self.root = name if self.as_root or not before else before
         if with_card:
             there = self.repository.list_files()  # each time: other runs may have come, or an answer been lost
             deleted = self._replaced & there
-            others = {file.split("/")[0] for file in there if file.endswith("/run.json")} - {self.run.name}
+            if self.root != name:  # the tokenizer at the root is its own run's
+                found = {file: found[file] for file in found if file not in there.intersection(TOKENIZER)}
+            elif self._replaced:
+                deleted |= self._list_models()
+            others = {file.split("/")[0] for file in there if file.endswith("/run.json")} - {name}
             if others:  # the card tells of them too
                 self.repository.fetch([f"{run}/{file}" for run in others for file in OF_OTHER_RUNS], staged)
             if (self.run / LAST).is_file():  # the card may know
-                stage_file(self.run / LAST, staged / self.run.name / LAST, as_link=False)
-            found |= model_card.write(staged, self.repository.repo_id)
-        elif part == QWEN3:
-            export(staged / self.run.name / QWEN3, staged / "exported")
-            found = list_folder(staged / "exported", f"{self.run.name}/{QWEN3}")
-        self.repository.commit(found, f"{self.run.name}: {part}", deleted - found.keys())
+                stage_file(self.run / LAST, staged / name / LAST, as_link=False)
+            found |= model_card.write(staged, self.repository.repo_id, self.root)
+        elif part in TWINS:
+            export(staged / name / part, staged / "exported", TWINS[part][1])
+            found = list_folder(staged / "exported", f"{name}/{part}")
+        elif part == BEST and self.root == name:
+            found |= at_root(staged / name / BEST)
+            deleted = self._list_models()
+        self.repository.commit(found, f"{name}: {part}", deleted - found.keys())
+        if self.repository.revision in (None, "main"):
+            self._update_tags(part, staged / name / part)
         self._published[part] = now
         self._replaced = set()  # only the first commit of all, which has the card, deletes
+
+    def _update_tags(self, part: str, folder: Path) -> None:
+        """Tags a checkpoint that is new or has other content, and makes `step_…` those of the run at the root."""
+        name, is_root = self.run.name, self.root == self.run.name
+        mine = re.compile(f"({re.escape(name)}-){'?' if is_root else ''}{STEP.pattern}")
+        tags = {tag: commit for tag, commit in self.repository.list_tags().items() if mine.fullmatch(tag)}
+        wanted = {} if self._replaced else {tag: tags[tag] for tag in tags if tag.startswith(name)}
+        if STEP.fullmatch(part):
+            tag, model, place = f"{name}-{part}", at_root(folder), f"{name}/{part}/"
+            tagged = self.repository.blob_ids(model, tag) if tag in tags else {}
+            if self.repository.blob_ids([place + file for file in model]) != {place + f: tagged[f] for f in tagged}:
+                stale, files = self._list_models(CHECKPOINTS) - model.keys(), self._code_and_tokenizer() | model
+                wanted[tag] = self.repository.commit(files, f"{name}: {part}", stale, CHECKPOINTS)
+        if is_root:
+            wanted |= {tag.removeprefix(f"{name}-"): commit for tag, commit in wanted.items()}
+        for tag in sorted(tags.items() - wanted.items()):
+            self.repository.delete_tag(tag[0])
+        for tag in sorted(wanted.items() - tags.items()):
+            self.repository.tag(*tag)
+
+    def _code_and_tokenizer(self) -> dict[str, Path]:
+        there = [self.tokenizer / file for file in TOKENIZER if (self.tokenizer / file).is_file()]
+        return {file.name: file for file in (*CODE, *there)}
+
+    def _list_models(self, branch: str | None = None) -> set[str]:
+        """The files at the root of a branch that a model is loaded from."""
+        there = self.repository.list_files(branch)
+        return {file for file in there for p in MODEL if fnmatch.fnmatch(file, p) and file.count("/") == p.count("/")}
 
 
 @contextmanager
@@ -253,6 +310,12 @@ def list_folder(folder: Path, path_in_repo: str) -> dict[str, Path]:
     return {f"{path_in_repo}/{file.relative_to(folder).as_posix()}": file for file in files}
 
 
+def at_root(checkpoint: Path) -> dict[str, Path]:
+    """The files that a checkpoint is loaded from, by their paths in it."""
+    found = [file for pattern in MODEL for file in checkpoint.glob(pattern)]
+    return {file.relative_to(checkpoint).as_posix(): file for file in found}
+
+
 def states_of(files: dict[str, Path]) -> dict[str, tuple]:
     """What tells whether files have changed or are gone."""
     found = {}
@@ -293,21 +356,40 @@ def find_results(run: Path, more: list[Path]) -> list[Path]:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m flexqwen publish", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=path, help="a run's folder, made by train.py")
+    parser.add_argument("run", type=path, nargs="?", help="a run's folder, made by train.py; none: only --space")
     parser.add_argument("--repo", required=True, help="<user or organisation>/<name> of the model repository")
+    parser.add_argument(
+        "--space", help="<user or organisation>/<name> of a Space: a page on which people try the model"
+    )
     parser.add_argument("--results", type=path, nargs="+", default=[], help="folders made by eval.py, besides eval-…")
     parser.add_argument("--revision", help="branch to write to; main by default")
+    parser.add_argument("--root", action="store_true", help="make this run's best the model at the repository's root")
     parser.add_argument("--private", action="store_true", help="make the repository private, if it is made now")
     for name, text in (("overwrite", "replace a run there"), ("resume_changed", "this run resumed from the one there")):
         flag = {"dest": "if_changed", "action": "store_const", "const": name, "default": ""}
         parser.add_argument(f"--{name}", **flag, help=f"{text}, which has other settings")
     args = parser.parse_args(argv)
+    repository = Repository(args.repo, private=args.private or None, revision=args.revision)
+    if args.run:
+        publish_run(repository, args)
+    elif not args.space:
+        raise InputError("nothing to publish; name a run's folder, made by train.py, or a --space")
+    if args.space:
+        space = Repository(args.space, kind="space", private=args.private or None)
+        publish_space(space, repository)
+        print(f"space:      {space.url}")
+
+
+def publish_run(repository: Repository, args: argparse.Namespace) -> None:
+    """Publishes a run and its results as the command line says."""
     description = read_json(args.run / "run.json")
     if not description:
         raise InputError(f"no run in {args.run}: run.json is missing; name the folder that train.py made")
-    checkpoints = args.run.glob("*/tokenizer.json")  # each has a copy
-    tokenizer = next((file.parent for file in checkpoints), Path(description["settings"]["tokenizer"]))
+    tokenizer = Path(description["settings"]["tokenizer"])
+    file = tokenizer / "tokenizer.json"
+    if not file.is_file() or file_digest(file) != description["digests"]["tokenizer"]:
+        # Each checkpoint has a copy, which says that texts are as short as the run's sequences.
+        tokenizer = next((file.parent for file in sorted(args.run.glob("*/tokenizer.json"))), tokenizer)
     logging.disable_progress_bar()
     find_results(args.run, args.results)
-    repository = Repository(args.repo, private=args.private or None, revision=args.revision)
-    Publisher(repository, args.run, tokenizer, args.if_changed, args.results).finish()
+    Publisher(repository, args.run, tokenizer, args.if_changed, args.results, args.root).finish()

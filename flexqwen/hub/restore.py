@@ -10,8 +10,8 @@ from pathlib import Path
 from flexqwen.cli import InputError
 from flexqwen.files import file_digest, read_json, remove_leftovers, remove_path, replace_path
 from flexqwen.hub.repository import Repository
-from flexqwen.remote import explain_failure
-from flexqwen.training.checkpoints import find_defect, last_checkpoint
+from flexqwen.remote import explain_failure, reason
+from flexqwen.training.checkpoints import find_defect, last_checkpoint, link_best
 from flexqwen.training.runs import differences
 
 CODE = "configuration_flexqwen.py"  # what tells our repositories from others
@@ -20,15 +20,19 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 LAST = "finished.json"
 
 
+class Refused(InputError):
+    """The repository holds what is not to be overwritten: trying again changes nothing."""
+
+
 def restore_tokenizer(repository: Repository, tokenizer: Path) -> set[str]:
     """Fetches the tokenizer where this machine has none; returns the files of the repository.
 
     Raises:
-        InputError: the repository holds something else, or runs of another tokenizer.
+        Refused: the repository holds something else, or runs of another tokenizer.
     """
     there = repository.list_files()
     if there and CODE not in there:
-        raise InputError(
+        raise Refused(
             f"{repository.url} holds something else ({min(there)}, …), which is not overwritten; "
             "give --hub_model_id a name that is free"
         )
@@ -41,7 +45,7 @@ def restore_tokenizer(repository: Repository, tokenizer: Path) -> set[str]:
                 if (fetched / file).is_file():
                     replace_path(fetched / file, tokenizer / file)
         elif file_digest(tokenizer / "tokenizer.json") != file_digest(fetched / "tokenizer.json"):
-            raise InputError(
+            raise Refused(
                 f"{repository.url} holds runs of another tokenizer than {tokenizer}; give --hub_model_id "
                 "a name that is free, or its tokenizer"
             )
@@ -52,15 +56,21 @@ def compare(repository: Repository, run: Path, description: dict, if_changed: st
     """Files that the repository has of a run, by their paths in it, and in what its settings differ.
 
     Raises:
-        InputError: they differ, and `if_changed` says neither "overwrite" nor "resume_changed".
+        Refused: they differ, and `if_changed` says neither "overwrite" nor "resume_changed".
     """
     name, changes = run.name, []
     there = {file.removeprefix(f"{name}/") for file in repository.list_files() if file.startswith(f"{name}/")}
     if "run.json" in there:
         with fetch_beside(run, repository, [f"{name}/run.json"]) as fetched:
-            changes = differences(read_json(fetched / name / "run.json"), description)
+            try:
+                changes = differences(read_json(fetched / name / "run.json"), description)
+            except Exception as error:
+                raise Refused(
+                    f"{repository.url} holds a {name}/run.json that is damaged ({reason(error)}); delete the folder "
+                    f"{name} there, or give --hub_model_id a name that is free"
+                ) from error
     if changes and not if_changed:
-        raise InputError(
+        raise Refused(
             f"{repository.url} holds a run {name} with other settings ({'; '.join(changes)}); pass another "
             "--hub_model_id, --overwrite to replace it, or --resume_changed to resume from its last checkpoint"
         )
@@ -102,6 +112,7 @@ def restore(repository: Repository, run: Path, description: dict, state: str, if
         else:  # the checkpoint after what goes with it, so that after a kill all of it is fetched again
             for entry in sorted((fetched / run.name).iterdir(), key=lambda e: (e.name == LAST, e.name == last)):
                 replace_path(entry, run / entry.name)
+    link_best(run)
     say(f"{run.name} was fetched from {repository.url}, {'finished' if is_finished else f'with {last}'}")
     return True
 

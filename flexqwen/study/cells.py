@@ -117,12 +117,30 @@ class Results:
         sample = self.sample(measure, groups, mode)
         return sample and Estimate(*joint_interval(*sample), len(sample[0]))
 
-    def test(self, plan: Planned) -> tuple[Estimate | None, float]:
-        """A planned comparison, and its p value: 1 where it was not made, or with one seed only."""
+    def test(self, plan: Planned) -> tuple[Estimate, Estimate, float] | None:
+        """A planned comparison by the pooled variance of the seeds, by its own, and its p value; None if not made.
+
+        The p value is that of the nearest bound of what is expected, and 1 until all seeds are there.
+        """
         measure, sides = self.find_measure(plan.measure), self.study.sides(plan)
-        sample = measure and self.sample(measure, [sides], plan.mode)
-        estimate = measure and self.average(measure, [sides], plan.mode)
-        return estimate, joint_p_value(*sample) if estimate and estimate.seeds > 1 else 1.0
+        if not measure or not (sample := self.sample(measure, [sides], plan.mode)):
+            return None
+        own, pooled = self.average(measure, [sides], plan.mode), self.pool_variance(measure, plan.mode)
+        if own.seeds < max(2, len(self.study.seeds)):
+            return own, own, 1.0
+        pooled = pooled[0] * len(sides) / 2, pooled[1]  # that of a difference of two is taken as twice as large
+        bounds = [bound / measure.scale for bound in plan.bounds if math.isfinite(bound)]
+        estimate = Estimate(*joint_interval(*sample, pooled), own.seeds)
+        return estimate, own, joint_p_value(*sample, pooled, bounds)
+
+    def pool_variance(self, measure: Measure, mode: str) -> tuple[float, int] | None:
+        """The seeds' variance of a difference, the mean over all planned pairs so measured; its degrees of freedom."""
+        sides = [self.study.sides(plan) for plan in self.study.planned]
+        pairs = dict.fromkeys(tuple(pair) for four in sides for pair in (four[:2], four[2:]) if pair)
+        samples = [self.sample(measure, [pair], mode) for pair in pairs if self.is_measured(measure, pair, mode)]
+        freedom = [len(values) - 1 for values, _, _ in samples]
+        spread = [(values @ weights / weights.sum()).var() * len(values) for values, weights, _ in samples]
+        return (float(sum(spread)) / sum(freedom), sum(freedom)) if sum(freedom) else None
 
     def find_measure(self, key: str) -> Measure | None:
         """That of items.json's key; None where no finished cell has it."""

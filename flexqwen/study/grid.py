@@ -10,7 +10,7 @@
     measure: {...}                                  # `Measurement`
     compare: {originality: {axis: dataset_config, pairs: [[gold, matched]], by: causal_fraction}}  # `Comparison`
     sweep: {over: causal_fraction, lines: dataset_config}                                          # `Sweep`
-    planned: {name: {measure: bits_per_byte/test, mode: causal, axis: variant, pair: [a, b]}}      # `Planned`
+    planned: {name: {measure: bits_per_byte/test, mode: causal, axis: variant, pair: [a, b], expected: below 0}}
     plan: results/<study>/plan.md                   # what was written down before the study ran
 
 A cell is one point of the grid with one seed. Its own options win over those that all cells share. A grid may be a list
@@ -18,6 +18,7 @@ of such lists: then all seeds of the first one are made before the second begins
 """
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -116,9 +117,24 @@ class Planned:
     mode: str
     axis: str
     pair: tuple[Any, Any]
-    where: dict[str, Any] = field(default_factory=dict)  # the axes and options that make it one place
+    where: dict[str, Any]  # the axes and options that make it one place
+    expected: str  # `below 0`, `above 0`, `between -0.02 and 0.02`
+    second: dict[str, Any] = field(default_factory=dict)  # what else is other at the second of the pair
     minus: dict[str, Any] | None = None  # what is other at the place whose difference is taken from this one
-    expected: str = ""  # the hypothesis, in a few words
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which the difference is expected.
+
+        Raises:
+            InputError: `expected` cannot be read.
+        """
+        found = re.fullmatch(r"(below|above|between) (-?[\d.]+)(?: and (-?[\d.]+))?", self.expected)
+        if not found or (found[1] == "between") != bool(found[3]):
+            known = "`below 0`, `above 0` or `between -0.02 and 0.02`"
+            raise InputError(f"planned {self.name}: expected is {self.expected!r}; write such as {known}")
+        number, other = float(found[2]), float(found[3] or "nan")
+        return {"below": (-math.inf, number), "above": (number, math.inf), "between": (number, other)}[found[1]]
 
 
 @dataclass
@@ -208,8 +224,8 @@ class Study:
         """
         found = []
         for other in [{}] if plan.minus is None else [{}, plan.minus]:
-            for value in plan.pair:
-                points = self.select(**{**plan.where, **other, plan.axis: value})
+            for value, own in zip(plan.pair, ({}, plan.second), strict=True):
+                points = self.select(**{**plan.where, **other, **own, plan.axis: value})
                 if len(points) != 1:
                     raise InputError(f"planned {plan.name}: {len(points)} points have {plan.axis} {value!r} there")
                 found += points
@@ -218,6 +234,11 @@ class Study:
     def values(self, axis: str) -> list:
         """The values of an axis, in the order of the grid."""
         return list(dict.fromkeys(dict(point)[axis] for point in self.points if axis in dict(point)))
+
+    def second_values(self, comparison: Comparison) -> list:
+        """The values of a comparison's second axis, numbers falling; none where it has no such axis."""
+        found = self.values(comparison.by) if comparison.by else []
+        return sorted(found, reverse=True) if all(isinstance(value, int) for value in found) else found
 
     @property
     def axes(self) -> list[str]:
@@ -272,7 +293,7 @@ def _read(path: Path, config: dict) -> Study:
         study.comparisons.append(Comparison(name, entry["axis"], [tuple(pair) for pair in pairs], entry.get("by")))
     for name, entry in config.get("planned", {}).items():
         study.planned.append(Planned(name, **{**entry, "pair": tuple(entry["pair"])}))
-        study.sides(study.planned[-1])
+        study.sides(study.planned[-1]), study.planned[-1].bounds
     study.plan = Path(config["plan"]) if "plan" in config else None
     if unknown := set(measurement.tasks) - set(NAMES):
         raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(NAMES)}")

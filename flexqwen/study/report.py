@@ -18,7 +18,7 @@ from flexqwen.drawing import to_words
 from flexqwen.evaluation.statistics import JOINT_SAMPLES, correct_p_values
 from flexqwen.files import read_json, write_text
 from flexqwen.study.cells import ENOUGH, GPT_BERT, MODES, Estimate, Measure, Results, format_value, load
-from flexqwen.study.grid import Comparison, Study
+from flexqwen.study.grid import Comparison, Study, describe_value
 from flexqwen.study.report_figures import draw, read_source
 from flexqwen.study.runner import AMENDMENTS, OVERLAP, REGISTERED, digest_plan
 from flexqwen.study.surface import fit_law, rank_values
@@ -82,7 +82,7 @@ def main_table(results: Results) -> str:
 
 def comparison_table(results: Results, comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a comparison on every measure: each value of its second axis, and the mean."""
-    by, rows = [*(results.study.values(comparison.by) if comparison.by else []), None], []
+    by, rows = [*results.study.second_values(comparison), None], []
     for pair, measure, mode in itertools.product(comparison.pairs, results.measures, MODES):
         found = [results.compare(measure, comparison, pair, mode, value) for value in by]
         cells = [format_estimate(estimate, measure, True) for estimate in found]
@@ -106,19 +106,25 @@ def sweep_table(results: Results) -> str:
 
 def planned_table(results: Results) -> str:
     """The comparisons that were planned, with Holm's correction over all of them."""
-    rows, tests = [], [results.test(plan) for plan in results.study.planned]
-    corrected = correct_p_values([p_value for _, p_value in tests])
-    for plan, (estimate, p_value), holm in zip(results.study.planned, tests, corrected, strict=True):
-        measure = results.find_measure(plan.measure)
-        shown = (
-            [f"{measure.title}, {measure.unit}", format_estimate(estimate, measure, True)] if estimate else ["–", "–"]
-        )
-        p_values = [f"{value:.4f}" for value in (p_value, holm)] if estimate and estimate.seeds > 1 else ["–", "–"]
-        verdict = "shown" if holm <= LEVEL else "not shown" if p_values[0] != "–" else "not made"
-        pair = " − ".join(f"`{value}`" for value in plan.pair)
-        rows.append([plan.name, pair, plan.mode, *shown, plan.expected, *p_values, verdict])
-    head = ["planned comparison", "first − second", "mode", "measured on", "difference [95 %]", "expected"]
-    return markdown_table([*head, "p", "p, corrected", f"at {LEVEL:.0%}"], rows, 4)
+    rows, study, tests = [], results.study, [results.test(plan) for plan in results.study.planned]
+    corrected = correct_p_values([found[2] if found else 1.0 for found in tests])
+    for plan, found, holm in zip(study.planned, tests, corrected, strict=True):
+        shown = ["–", "–", "–", plan.expected, "–", "–", "–", "not made"]
+        if found:
+            (estimate, own, p_value), measure = found, results.find_measure(plan.measure)
+            shown[:3] = (
+                f"{measure.title}, {measure.unit}",
+                *(format_estimate(x, measure, True) for x in (estimate, own)),
+            )
+            shown[4:] = str(own.seeds), "–", "–", "not finished"
+            if own.seeds == len(study.seeds) > 1:
+                is_expected = plan.bounds[0] < measure.scale * estimate.value < plan.bounds[1]
+                verdict = "not shown" if holm > LEVEL else "supported" if is_expected else "contradicted"
+                shown[5:] = f"{p_value:.4f}", f"{holm:.4f}", verdict
+        second = "".join(f", {describe_value(*other)}" for other in plan.second.items())
+        rows.append([plan.name, f"`{plan.pair[0]}` − `{plan.pair[1]}{second}`", plan.mode, *shown])
+    head = ["planned comparison", "first − second", "mode", "measured on", "difference [95 %]", "by its own seeds"]
+    return markdown_table([*head, "expected", "seeds", "p", "p, corrected", f"at {LEVEL:.0%}"], rows, 4)
 
 
 def best_table(results: Results) -> str:
@@ -140,15 +146,17 @@ def best_table(results: Results) -> str:
 def law_table(results: Results) -> str:
     """The law of overfitting for each share and mode, and what it predicts of another run."""
     rows, measure, other = [], results.main_measures[0], results.study.sweep.predict
-    others = sorted(line for line in results.sweep_axes()[1] if line > 1)
+    others = sorted(results.sweep_axes()[1])[1:]
     for value, mode in itertools.product(results.sweep_axes()[0], MODES[:2]):
         if law := fit_law(results, measure, mode, value):
-            row = [format_value(value), mode, *(f"{law.excess[n]:+.3f}" if n in law.excess else "–" for n in others)]
-            row += [f"{law.coefficient:.2e}", f"{law.miss:.0%}", f"{law.exponent:.2f}" if law.exponent else "–"]
+            row = [format_value(value), mode, *(format_estimate(law.excess.get(n), measure, True) for n in others)]
+            scaled = format_estimate(law.coefficient, replace(measure, scale=1000), True)
+            row += [scaled, f"{law.miss:.0%}", f"{law.exponent:.2f}" if law.exponent else "–"]
             size, unique = other.get("parameters"), other.get("unique_tokens")
-            row += [f"{law.predict(other['tokens'] / unique, size, unique):+.3f}"] if other else []
+            predicted = other and law.predict(other["tokens"] / unique, size, unique)
+            row += [format_estimate(predicted, measure, True)] if other else []
             rows.append(row)
-    head = ["causal:masked", "mode", *(f"excess at {n}" for n in others), "P", "largest miss", "exponent, free"]
+    head = ["causal:masked", "mode", *(f"excess at {n}" for n in others), "1,000 P", "largest miss", "exponent, free"]
     return markdown_table(head + [f"predicted: `{other.get('name')}`"] * bool(other), rows, 2)
 
 
@@ -252,12 +260,18 @@ def check_findings(study: Study, report: str) -> None:
 def check_plan(study: Study) -> None:
     """
     Raises:
-        InputError: the config or the plan is not as it was before the first cell, and no amendment of the plan says so.
+        InputError: the config or the plan is not as it was before the first cell, and no amendment of the plan says so;
+            or what was registered is not in the commit that it names, where git has that commit.
     """
     if study.plan is None:
         return
     if (registered := read_json(study.results / REGISTERED)) is None:
         raise InputError(f"{study.results / REGISTERED} is missing, which study run writes before the first cell")
+    if (held := digest_plan(study, registered["commit"])) not in (None, registered["digests"]):
+        wrong = next(name for name in held if held[name] != registered["digests"][name])
+        raise InputError(
+            f"{study.results / REGISTERED} has another {wrong} than commit {registered['commit'][:12]}, which it names"
+        )
     amendments = study.plan.read_text(encoding="utf-8").partition(AMENDMENTS)[2]
     for name, found in digest_plan(study).items():
         is_said = re.search(rf"^- \d{{4}}-\d\d-\d\d.*{found[:12]}", amendments, re.MULTILINE)

@@ -1,7 +1,8 @@
 """The figures of a study's report. Each says in its file what results it was drawn from."""
 
 import itertools
-from dataclasses import replace
+import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ def draw(results: Results) -> list[Path]:
     """Every figure that the report shows."""
     plan = results.study.sweep
     figures = {"loss": draw_curves(results) if plan and plan.lines else draw_loss(results)}
-    figures |= {measure.key.split("/")[0]: draw_subsets(results, measure) for measure in results.with_subsets}
     figures |= {comparison.name: draw_comparison(results, comparison) for comparison in results.study.comparisons}
     if plan:
         figures["sweep"] = draw_sweep(results)
@@ -87,7 +87,8 @@ def draw_curves(results: Results) -> Figure:
         axis = axes[row, column]
         for number, line in enumerate(lines):
             points = set(results.place(value, line))
-            curves = [content["curve"] for cell, content in results.cells.items() if cell.point in points]
+            trained = {point for point in points if mode in results.study.modes(point)}
+            curves = [content["curve"] for cell, content in results.cells.items() if cell.point in trained]
             if curves:
                 tokens = [entry["tokens"] / 1e6 for entry in curves[0]]
                 losses = np.array([[entry[mode] for entry in curve] for curve in curves])
@@ -106,37 +107,10 @@ def draw_curves(results: Results) -> Figure:
     return figure
 
 
-def draw_subsets(results: Results, measure: Measure) -> Figure:
-    """A task's accuracy by subset, in every mode; a colour a value of the main axis, the mean over the others."""
-    task, items, alike = measure.key.split("/")[0], results.items[measure.key], results.alike()
-    rows = (row for content in results.cells.values() for row in content["figures"] if row["task"] == task)
-    chance, subsets, modes = 100 * next(rows)["baseline"], [None, *items["subsets"]], results.modes(results.points)
-    figure = Figure(figsize=(3.2 + 3.2 * len(modes), 1.5 + 0.42 * len(subsets)))
-    for axis, mode in zip(figure.subplots(1, len(modes), sharey=True, squeeze=False)[0], modes, strict=True):
-        present = [(value, points) for value, points in alike.items() if results.mean(measure, points, mode)]
-        for place, line in itertools.product(range(len(present)), range(len(subsets))):
-            (value, points), part = present[place], replace(measure, subset=subsets[-1 - line])
-            height = line + 0.66 / max(3, len(present)) * ((len(present) - 1) / 2 - place)
-            label = to_words(describe_value(results.study.main_axis, value)) if line == 0 else None
-            style = {"color": choose_color(results, value), "markersize": 4, "capsize": 2, "label": label}
-            draw_interval(axis, results.mean(part, points, mode), part, height, True, **style)
-        axis.axvline(chance, color="black", linewidth=1)
-        axis.set_title(mode)
-        axis.set_xlabel(f"accuracy (%), chance {chance:.0f}")
-        axis.grid(axis="x", alpha=0.3)
-    counts = [len(items["subsets"][name] if name else items["ids"]) for name in subsets]
-    names = [f"{to_words(name or 'all')} (n = {count:,})" for name, count in zip(subsets, counts, strict=True)]
-    figure.axes[0].set_yticks(range(len(names)), names[::-1])
-    add_legend(figure)
-    over = to_words(", ".join(describe_point(point, results.study.main_axis) for point in next(iter(alike.values()))))
-    figure.suptitle(f"{to_words(task)}{over and f': mean over {over}'}; 95 % intervals")
-    return figure
-
-
 def draw_comparison(results: Results, comparison: Comparison) -> Figure:
     """Differences with their intervals: a panel a measure, a line a pair, value of the second axis, and mode."""
     chosen, study, lines = results.measures, results.study, []
-    by_values = study.values(comparison.by) if comparison.by else [None]
+    by_values = study.second_values(comparison) or [None]
     for pair, by, mode in itertools.product(comparison.pairs, by_values, MODES):
         found = [results.compare(measure, comparison, pair, mode, by) for measure in chosen]
         name = " − ".join(to_words(describe_value(comparison.axis, value)) for value in pair)
@@ -151,7 +125,7 @@ def draw_comparison(results: Results, comparison: Comparison) -> Figure:
                 fill = color if estimate.is_clear else "none"
                 draw_interval(axis, estimate, measure, height, True, color=color, markerfacecolor=fill, capsize=3)
         axis.axvline(0, color="black", linestyle="--", linewidth=1)
-        axis.set_title(to_words(measure.title), fontsize=10)
+        axis.set_title(textwrap.fill(to_words(measure.title), 26), fontsize=10)
         axis.set_xlabel(f"{measure.unit}\n(better: {'left' if measure.lower_is_better else 'right'})", fontsize=9)
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(lines)), [name for name, _, _ in reversed(lines)], fontsize=9)
@@ -185,11 +159,12 @@ def draw_sweep(results: Results) -> Figure:
             label = to_words(f"{plan.lines} {format_value(line)}") if plan.lines else mode
             places, heights = [], []
             for place, value in enumerate(values):
-                if estimate := results.swept(measure, mode, value, line):
-                    places.append(place + 0.06 * (number - 1))
-                    heights.append(estimate.value * measure.scale)
+                places.append(place + 0.06 * (number - 1))
+                estimate = results.swept(measure, mode, value, line)
+                heights.append(estimate.value * measure.scale if estimate else math.nan)  # which breaks the line
+                if estimate:
                     draw_interval(axis, estimate, measure, places[-1], False, color=color, capsize=3)
-            axis.plot(places, heights, marker="o", color=color, label=label if places else None)
+            axis.plot(places, heights, marker="o", color=color, label=label if np.isfinite(heights).any() else None)
         known = [place for place, value in enumerate(values) if is_share and format_value(value) in GPT_BERT]
         for column, mode in enumerate(("masked", "causal")):
             if known and mode in row and measure.key.startswith("minimal_pairs"):
@@ -202,7 +177,7 @@ def draw_sweep(results: Results) -> Figure:
         axis.set_ylabel(measure.unit)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2 if is_share else 4)
-    where = to_words(", ".join(map(str, plan.where.values())))
+    where = to_words(", ".join(describe_value(*pair) for pair in plan.where.items()))
     figure.suptitle(f"{where and f'Trained on {where}; '}95 % intervals")
     return figure
 

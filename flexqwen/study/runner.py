@@ -13,6 +13,7 @@ results folder.
 """
 
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
@@ -113,7 +114,10 @@ def find_overlap(study: Study) -> None:
     """Counts once how many of the tasks' items have a 13-gram in common with what is trained on."""
     path, dataset = study.results / OVERLAP, study.training["dataset"]
     asked = [plan[:2] for plan in plan_tasks(study) if not plan[0].fine_tune and plan[0].name != "memorisation"]
-    items = {task.name: task.load_items(context) for task, context in asked}
+    items = {}
+    for task, context in asked:
+        name = f"{task.name}/{context.split}" if task.name == "bits_per_byte" else task.name  # which comes once a split
+        items[name] = task.load_items(context)
     if not items or (path.is_file() and any((study.results / "cells").glob("*.json"))):
         return
     shares = iter(passages.find_seen_shares([item.text for task in items.values() for item in task], dataset))
@@ -128,11 +132,13 @@ def register(study: Study) -> None:
     """Writes down, before the first cell of a study that has a plan, which commit holds plan and config.
 
     Raises:
-        InputError: they are not there, or not committed as they are.
+        InputError: they are not there, or not committed as they are, or cells are there already.
     """
     path = study.results / REGISTERED
     if study.plan is None or path.is_file():
         return
+    if any((study.results / "cells").glob("*.json")):
+        raise InputError(f"{path} is missing, but cells are there: bring it back, or remove {path.parent / 'cells'}")
     files = [str(file.resolve()) for file in (study.path, study.plan)]
     commit = run_git(study.path.parent, "log", "-1", "--format=%H", "--", *files)
     if not study.plan.is_file() or not commit or run_git(study.path.parent, "status", "--porcelain", "--", *files):
@@ -140,10 +146,13 @@ def register(study: Study) -> None:
     write_json(path, {"commit": commit, "digests": digest_plan(study)})
 
 
-def digest_plan(study: Study) -> dict[str, str]:
-    """Digests of a study's config, and of its plan without the amendments."""
-    plan = study.plan.read_text(encoding="utf-8").partition(AMENDMENTS)[0]
-    return {"config": file_digest(study.path), "plan": digest(plan)}
+def digest_plan(study: Study, commit: str | None = None) -> dict[str, str] | None:
+    """Digests of a study's config, and of its plan without the amendments; in a commit, None where git lacks it."""
+    config, plan = (
+        run_git(path.parent, "show", f"{commit}:./{path.name}") if commit else path.read_text(encoding="utf-8").strip()
+        for path in (study.path, study.plan)
+    )
+    return None if None in (config, plan) else {"config": digest(config), "plan": digest(plan.partition(AMENDMENTS)[0])}
 
 
 def read_cell(study: Study, cell: Cell, digests: dict[str, str] | None = None) -> dict | None:
@@ -269,17 +278,26 @@ def write_items(study: Study, results: list[Result]) -> dict[str, str]:
     described = {}
     for result in filter(has_items, results):
         entry = {"ids": result.item_ids, "weights": result.weights, "clusters": result.clusters, "subsets": {}}
+        if result.task == "memorisation":  # its clusters are of the cell's own training documents
+            entry["clusters"] = None
         described.setdefault(f"{result.task}/{result.subset}", entry)
     for result in results:
         if result.subset != "all" and (whole := described.get(f"{result.task}/all")):
             places = {name: place for place, name in enumerate(whole["ids"])}
             whole["subsets"][result.subset] = [places[name] for name in result.item_ids]
-    path = study.results / ITEMS
-    known, described = read_json(path) or {}, json.loads(json.dumps(described))
-    if any(known.get(key, entry) != entry for key, entry in described.items()):
-        raise InputError(f"{path} names other items than this cell was measured on; were the evaluation data changed?")
-    if known.keys() | described.keys() != known.keys() or not path.is_file():
-        write_text(path, json.dumps(known | described, ensure_ascii=False) + "\n")
+    path, described = study.results / ITEMS, json.loads(json.dumps(described))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # two workers would each write without what the other adds
+        known = read_json(path) or {}
+        if any(known.get(key, entry) != entry for key, entry in described.items()):
+            remedy = "were the evaluation data changed?"
+            raise InputError(f"{path} names other items than this cell was measured on; {remedy}")
+        if known.keys() | described.keys() != known.keys() or not path.is_file():
+            write_text(path, json.dumps(known | described, ensure_ascii=False) + "\n")
+    finally:
+        os.close(folder)
     return {key: digest(entry)[:12] for key, entry in described.items()}
 
 

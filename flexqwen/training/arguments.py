@@ -223,6 +223,9 @@ def check(arguments: Arguments) -> None:
     ):
         if not value >= least:
             raise InputError(f"{name} is {value}; it must be at least {least}")
+    if arguments.model.attn_implementation == "varlen" and training.device.type == "cpu" and not training.use_cpu:
+        what = f"attn_implementation varlen is for a GPU, and torch {torch.__version__} finds none"
+        raise InputError(f"{what}; look at nvidia-smi and the driver, or pass --use_cpu true to train on the CPU")
     if training.muon and "optim" in given:
         raise InputError(f"muon and optim: {training.optim.value} are both set; leave one of them out")
     if training.fp16:
@@ -256,6 +259,7 @@ def fix_training_arguments(training: TrainingArguments, folder: Path) -> None:
     training.push_to_hub, training.hub_token = False, None  # the publisher does it, in our layout
     training.remove_unused_columns = False
     training.dataloader_pin_memory &= torch.cuda.is_available()
+    training.accelerator_config.non_blocking = training.dataloader_pin_memory
     training.accelerator_config.even_batches = False  # StepBatches are even, and of a size that changes by phases
     training.ddp_find_unused_parameters = False
     training.logging_nan_inf_filter = False  # the trainer looks itself, and less often

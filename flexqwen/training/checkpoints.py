@@ -4,7 +4,9 @@ A checkpoint that lacks something would be resumed from to other weights, so it 
 the one before it.
 """
 
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,6 +14,8 @@ import torch
 from flexqwen.files import file_digest, read_json, remove_path, sync, write_json
 
 FILES, SUMS, STATE = "files.json", "sums.json", "trainer_state.json"
+EMBEDDINGS = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")  # what sentence-transformers reads
+MODEL = ("config.json", "generation_config.json", "model*.safetensors*", *EMBEDDINGS)  # what loads it
 NEEDED = ("*.safetensors", "optimizer*", "scheduler.pt", "rng_state*.pth", STATE)  # to go on as if never interrupted
 
 
@@ -28,6 +32,35 @@ def step_of(checkpoint: Path) -> int:
 def last_checkpoint(folder: Path) -> Path | None:
     """The `step_...` folder of the highest step that a run can be resumed from."""
     return next((path for path in reversed(list_checkpoints(folder)) if find_defect(path) is None), None)
+
+
+def write_embedding_modules(checkpoint: Path, hidden_size: int) -> None:
+    """Makes sentence-transformers load a checkpoint bidirectionally, and take the mean of the tokens' hidden states."""
+    modules = {"": "Transformer", "1_Pooling": "Pooling"}
+    described = [
+        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{module}"}
+        for place, (path, module) in enumerate(modules.items())
+    ]
+    pooling = {"word_embedding_dimension": hidden_size, "pooling_mode_mean_tokens": True}
+    for file, content in zip(EMBEDDINGS, (described, {"config_args": {"is_causal": False}}, pooling), strict=True):
+        write_json(checkpoint / file, content)
+
+
+def link_best(folder: Path) -> None:
+    """Makes a run's folder load as its `best` does, by links; a file system that has none does without.
+
+    What has the place of a link, as where a folder was copied with what its links led to, is removed: it would be
+    loaded though it is of an earlier `best`. So are links to what `best` no longer has.
+    """
+    targets = {folder / entry.name: f"best/{entry.name}" for entry in (folder / "best").glob("*")}
+    for link in folder.iterdir():
+        if link.is_symlink() and link not in targets and os.readlink(link).startswith("best/"):
+            link.unlink()
+    for link, target in targets.items():
+        if not link.is_symlink() or os.readlink(link) != target:
+            remove_path(link)
+            with suppress(OSError):
+                link.symlink_to(target)
 
 
 def finish_checkpoint(unfinished: Path, checkpoint: Path, sums: dict) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import torch
 from accelerate import DistributedType, PartialState
 
 from flexqwen.cli import InputError
@@ -15,6 +16,19 @@ def allow_fsdp_on_cpu() -> None:
     """
     if PartialState().distributed_type == DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def compile_layers(model, training) -> None:
+    """Compiles a model layer by layer, one graph each, for every shape; the rest and all names stay as they are.
+
+    accelerate would compile the whole, whose masks and losses break the graph and have other shapes at each step.
+    """
+    torch._dynamo.config.recompile_limit = 64  # a run has a few phases of rows and mixtures of modes
+    for layer in model.model.layers:
+        layer.compile(
+            fullgraph=True, dynamic=False, backend=training.torch_compile_backend, mode=training.torch_compile_mode
+        )
+    training.torch_compile, training.torch_compile_backend, training.torch_compile_mode = False, None, None
 
 
 @contextlib.contextmanager

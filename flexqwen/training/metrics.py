@@ -1,12 +1,15 @@
 """What is summed up between two logs of a training run, and the figures that are made of it."""
 
 import contextlib
+import functools
 import json
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from flexqwen.data.packing import position_ids
 from flexqwen.evaluation.heldout import MODES
 from flexqwen.training.flops import model_flops, peak_flops
 from flexqwen.training.schedule import Phase
@@ -19,6 +22,15 @@ def read_log(run: Path) -> list[dict]:
         with contextlib.suppress(ValueError, RecursionError):
             entries.append(json.loads(line))
     return [entry for entry in entries if isinstance(entry, dict)]
+
+
+@functools.cache
+def attended_length(phase: Phase) -> float:
+    """How long a token's document is on average, in tokens: to so many it attends. Estimated on up to 512 rows."""
+    info = phase.rows.info
+    rows = np.asarray(phase.rows.input_ids[:: max(1, len(phase.rows) // 512)])
+    # The positions of a document of n tokens sum up to n (n - 1) / 2, and n for each of its tokens is n squared.
+    return 2 * float(position_ids(rows, info["bos_token_id"], info["pad_token_id"]).mean()) + 1
 
 
 class TrainingMetrics:
@@ -96,7 +108,7 @@ class TrainingMetrics:
         if (peak := peak_flops()) and step > self._timed_step:
             phase = next(phase for phase in self.phases if step <= phase.steps.stop)
             share = labels / max(1, self.tokens_seen(step) - self.tokens_seen(self.step))
-            flops = model_flops(config, tokens, tokens * share, phase.rows.info["sequence_length"])
+            flops = model_flops(config, tokens, tokens * share, attended_length(phase))
             found["mfu"] = flops / seconds / accelerator.num_processes / peak
         return found
 

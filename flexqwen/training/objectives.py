@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from flexqwen.cli import InputError
 from flexqwen.data.packing import IGNORE, position_ids
 from flexqwen.training.schedule import Phase
+from modeling_flexqwen import document_numbers, find_labels, packed_segments
 
 STRATEGIES = {
     "baseline-causal": "every row causal",
@@ -195,10 +196,15 @@ class TrainingRows(Dataset):
         return {"input_ids": input_ids, "position_ids": positions, "labels": labels, "is_causal": is_causal}
 
 
-def collate(items: list[dict]) -> dict[str, torch.Tensor]:
-    """Stacks rows, causal ones first: int64 `(batch, sequence)` tensors, and `is_causal` as a bool tensor `(batch,)`.
+def collate(items: list[dict], masked_prediction: str = "next_token") -> dict:
+    """Stacks rows, causal ones first, so that variable-length attention takes each mode at once.
 
-    Sorted rows let variable-length attention take each mode as one slice.
+    Returns int64 tensors `(batch, sequence)`, `is_causal` (bool `(batch,)`), and what depends on data only and would
+    make a GPU wait: `segments` and `target_positions`, as `FlexQwenForCausalLM.forward` takes them.
     """
     items = sorted(items, key=lambda item: not item["is_causal"])
-    return {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]}
+    batch = {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]}
+    shift = batch["is_causal"] | (masked_prediction == "next_token")
+    batch["target_positions"] = find_labels(batch["labels"], shift)
+    batch["segments"] = packed_segments(document_numbers(batch["position_ids"]), batch["is_causal"])
+    return batch

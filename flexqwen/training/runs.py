@@ -39,7 +39,7 @@ from flexqwen.files import (
 )
 from flexqwen.remote import explain_failure
 from flexqwen.training.arguments import DEFAULTS, Arguments, TrainingArguments, as_dict
-from flexqwen.training.checkpoints import find_defect, last_checkpoint, list_checkpoints, step_of
+from flexqwen.training.checkpoints import find_defect, last_checkpoint, link_best, list_checkpoints, step_of
 from flexqwen.training.loss_figure import draw_loss
 from flexqwen.training.metrics import read_log
 from flexqwen.training.model import save_code
@@ -89,14 +89,14 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
         "command": redact(["train.py", *argv]),
         "data": summarize(dataset, data.dataset_config),
         "dataset_is_of_the_hub": dataset != data.dataset,  # the name alone does not tell it from a folder
-        "hardware": describe_hardware(training.world_size),
+        "hardware": describe_hardware(training),
     }
 
 
-def describe_hardware(processes: int) -> str:
+def describe_hardware(training: TrainingArguments) -> str:
     """What this machine trains on, for `run.json`."""
-    if torch.cuda.is_available():
-        return f"{processes} × {torch.cuda.get_device_name()}"
+    if training.device.type == "cuda":
+        return f"{training.world_size} × {torch.cuda.get_device_name()}"
     return f"CPU, {os.cpu_count()} cores ({platform.machine()})"
 
 
@@ -196,9 +196,10 @@ def start_run(folder: Path, description: dict, trainer, checkpoint: Path | None)
         clean_up(folder, checkpoint)
     write_description(folder, description)
     last, passes = trainer.train_dataset.phases[-1], trainer.metrics.passes(training.max_steps)
+    steps = f"{training.max_steps:,} steps of up to {last.tokens_per_step:,} tokens"
     print(
-        f"run: {folder}, {parameters:,} parameters, {training.max_steps:,} steps of up to {last.tokens_per_step:,} "
-        f"tokens, {passes:.2f} passes over {last.rows.info['documents']:,} documents"
+        f"run: {folder}, on {description['hardware']}, {parameters:,} parameters, {steps}, "
+        f"{passes:.2f} passes over {last.rows.info['documents']:,} documents"
         + (f", resuming from {checkpoint.name}" if checkpoint else "")
     )
 
@@ -234,6 +235,7 @@ def clean_up(folder: Path, last: Path) -> None:
         if evaluated and min(evaluated, key=lambda entry: entry["eval_loss"])["step"] > step_of(last):
             remove_path(folder / "best")  # of a step that is to be made again, perhaps with other settings
         kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step_of(last)]
+    link_best(folder)
     write_text(folder / "metrics.jsonl", "".join(kept))
 
 

@@ -1,6 +1,7 @@
 """transformers' Trainer with a mode for each row, losses by mode, and checkpoints that are complete or absent."""
 
 import contextlib
+import functools
 import json
 import math
 import sys
@@ -18,8 +19,16 @@ from flexqwen.files import atomic_write, read_json, remove_path
 from flexqwen.remote import reason
 from flexqwen.training.arguments import Arguments, fix_training_arguments
 from flexqwen.training.callbacks import OnStart, Progress, SaveOnSignal, ignore_signals
-from flexqwen.training.checkpoints import SUMS, finish_checkpoint, last_checkpoint, list_checkpoints, step_of
-from flexqwen.training.compat import allow_fsdp_on_cpu, refusals_named, saved_as
+from flexqwen.training.checkpoints import (
+    SUMS,
+    finish_checkpoint,
+    last_checkpoint,
+    link_best,
+    list_checkpoints,
+    step_of,
+    write_embedding_modules,
+)
+from flexqwen.training.compat import allow_fsdp_on_cpu, compile_layers, refusals_named, saved_as
 from flexqwen.training.finiteness import LossCheck, check_weights, suggest_remedy
 from flexqwen.training.metrics import TrainingMetrics
 from flexqwen.training.objectives import TrainingRows, collate
@@ -41,9 +50,12 @@ class FlexQwenTrainer(transformers.Trainer):
 
     def __init__(self, args: Arguments, folder: Path, model, tokenizer, phases: list[Phase], held_out: HeldOut):
         fix_training_arguments(args.training, folder)
+        if args.training.torch_compile:
+            compile_layers(model, args.training)
         rows = TrainingRows(phases, args.objective, args.training.seed)
+        collator = functools.partial(collate, masked_prediction=args.objective.masked_prediction)
         with refusals_named("the trainer"):
-            super().__init__(model, args.training, collate, rows, "held-out", tokenizer)
+            super().__init__(model, args.training, collator, rows, "held-out", tokenizer)
         self.pop_callback(ProgressCallback)
         if not self.args.disable_tqdm:
             self.add_callback(Progress)
@@ -150,7 +162,8 @@ class FlexQwenTrainer(transformers.Trainer):
         self.losses.check()
         metrics, length = {}, self.train_dataset.phases[-1].rows.info["sequence_length"]
         for mode in MODES:
-            with self.metrics.left_out(), self.accelerator.autocast():
+            eager = torch.compiler.set_stance("force_eager")  # held-out texts are of any length
+            with self.metrics.left_out(), self.accelerator.autocast(), eager:
                 scores = score(self.model_wrapped, self.held_out, mode, self.args.per_device_eval_batch_size * length)
             metrics[f"{metric_key_prefix}_loss_{mode}"] = float(scores.sum() / self.held_out.tokens.sum())
             bits = scores.sum() / math.log(2)
@@ -177,11 +190,15 @@ class FlexQwenTrainer(transformers.Trainer):
                 self.save_model(str(folder), _internal_call=True)
                 if self.args.should_save:
                     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing to publish
+            if self.args.should_save:
+                link_best(self.folder)
         return is_best
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         with saved_as(self.model, FlexQwenForCausalLM):
             super()._save(output_dir, state_dict)
+        if "masked" in self.objective.modes:
+            write_embedding_modules(Path(output_dir or self.folder), self.model.config.hidden_size)
 
     def _save_checkpoint(self, model, trial) -> None:
         self.losses.check()

@@ -1,4 +1,4 @@
-"""transformers' own Trainer, collators and loops on a checkpoint and on the plain Qwen3 of the same weights."""
+"""transformers: its own Trainer, collators, metrics and smoothed labels, torch.export, assisted generation."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,8 @@ from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArgum
 
 from modeling_flexqwen import FlexQwenForCausalLM, FlexQwenForMaskedLM, FlexQwenForSequenceClassification
 from tests.helpers.tiny import SHAPE, make_ids, make_model, make_qwen3
+
+CLIENTS = ("transformers",)
 
 WORDS = [{"input_ids": [1, *range(start, start + 10)]} for start in range(4, 54)]  # each token tells the next
 

@@ -2,6 +2,9 @@
 
 import gzip
 import os
+import re
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -11,7 +14,7 @@ from flexqwen.cli import InputError
 from flexqwen.data import corpus as corpus_module
 from flexqwen.data.corpus import ShardError, open_corpus, read_shard
 from flexqwen.data.sample.generate import shard_xml
-from tests.helpers.datasets import DOCUMENTS
+from tests.helpers.datasets import DOCUMENTS, ROOT
 
 SHARD = "wikis/pt/WIKb"
 
@@ -175,6 +178,35 @@ def test_not_a_shard(write_corpus):
     check_refused(write_corpus({SHARD: "<html/>"}), "does not begin with <teiCorpus>")
 
 
+TEI = 'xmlns="http://www.tei-c.org/ns/1.0"'
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda xml: xml.replace("<TEI>", '<TEI xmlns="">', 1), "<TEI> of no namespace out of place as document 1"),
+        (lambda xml: xml.replace("<TEI>", '<TEI xmlns="urn:x">', 1), "<TEI> of the namespace urn:x out of place"),
+        (lambda xml: xml.replace(TEI, ""), "<TEI> of no namespace out of place as document 1"),
+        (lambda xml: xml.replace("TEI>", "tei>"), "<tei> out of place after document 0"),
+        (lambda xml: xml.replace("<TEI>", "<TEI/><x/><TEI>", 1), "<x> out of place before document 2"),
+        (lambda xml: re.sub("<TEI>.*</TEI>", "", xml, flags=re.DOTALL), "holds no document"),
+        (lambda xml: put(xml, "<head>Um</head>"), "<head> out of place in document WIK000000001b"),
+        (lambda xml: put(xml, "<p>a<p>b</p></p>"), "<p> out of place in document WIK000000001b"),
+        (lambda xml: put(xml, "<p>a</p>b"), "text outside its paragraphs in document WIK000000001b"),
+        (lambda xml: put(xml, "<p xmlns=''>a</p>"), "<p> of no namespace out of place in document WIK000000001b"),
+        (lambda xml: xml.replace("</text>", "</text><text/>", 1), "<text> out of place in document WIK000000001b"),
+        (lambda xml: xml.replace("</body>", "</body><body/>", 1), "<body> out of place in document WIK000000001b"),
+    ],
+)
+def test_what_the_schema_does_not_have_is_neither_lost_nor_doubled(write_corpus, xml, change, what):
+    check_refused(write_corpus({SHARD: change(xml)}), what)
+
+
+def test_comments_are_no_text(write_corpus, xml):
+    (document, *_), _ = read(write_corpus({SHARD: put(xml, "<!-- a --><p>um<!-- b --> dois<?c d?></p>")}))
+    assert document.text.startswith("um dois\n")
+
+
 def test_unreadable_file(write_corpus, xml, monkeypatch):
     folder = write_corpus({SHARD: xml})
     if os.geteuid() == 0:  # root may read everything
@@ -215,6 +247,36 @@ def test_undeclared_entity(write_corpus, xml):
 def test_too_large_a_document(write_corpus, xml, monkeypatch):
     monkeypatch.setattr(corpus_module, "MAX_DOCUMENT_BYTES", 1 << 20)
     check_refused(write_corpus({SHARD: put(xml, "<p>" + "a " * (1 << 20) + "</p>")}), "document of more than 1 MiB")
+
+
+@pytest.mark.parametrize(
+    ("start", "unit", "times"),
+    [("", b"<x/>", 15 << 20), ("<TEI>", b"<p a=''>.</p>", 80 << 20), ("<TEI><text><body><p>", b"word ", 48 << 20)],
+)
+def test_bombs_are_refused_in_little_memory_and_time(write_corpus, xml, start, unit, times):
+    """60 MiB of elements between documents, 1 GiB of small ones in one document, 240 MiB of one text."""
+    folder = write_corpus({SHARD: xml})
+    (path,) = folder.rglob("*.xml.gz")
+    before, after = gzip.compress((xml[: xml.index("<TEI>")] + start).encode()), gzip.compress(b"</teiCorpus>")
+    piece = gzip.compress(unit * (times // 1024))  # a gzip file may have many members
+    path.write_bytes(before + piece * 1024 + after)
+    command = [sys.executable, "-c", READ, str(folder)]
+    begun = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "holds a document of more than 32 MiB or" in done.stdout and time.monotonic() - begun < 20
+    assert int(done.stdout.split()[-1]) < 1 << 20  # KiB at the peak
+
+
+READ = """
+import resource, sys
+from collections import Counter
+from flexqwen.data.corpus import ShardError, open_corpus, read_shard
+try:
+    list(read_shard(*open_corpus(sys.argv[1]).shards, Counter()))
+except ShardError as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 def test_long_text_nodes_are_read(write_corpus, xml):

@@ -3,7 +3,7 @@
 import re
 import shutil
 
-from flexqwen.data import documents
+from flexqwen.data import corpus as corpus_module
 from flexqwen.data.corpus import read_shard
 from flexqwen.data.texts import read_manifest
 from tests.helpers.datasets import DOCUMENTS, call, files, read_split, run, visible
@@ -35,7 +35,7 @@ def test_what_a_failed_build_has_read_is_not_read_again(corpus, built, tmp_path,
         seen.append(shard.name)
         return read_shard(shard, *options)
 
-    monkeypatch.setattr(documents, "read_shard", recorded)
+    monkeypatch.setattr(corpus_module, "read_shard", recorded)
     error = call(capsys, *words, expected=2)
     assert f"; finished shards are kept in {tmp_path / 'out.partial'} for the next build" in error
     first = seen[:-1]

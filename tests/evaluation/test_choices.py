@@ -14,7 +14,7 @@ class Scores:
     def __init__(self, scores):
         self.scores = scores
 
-    def score(self, requests, mode, within_word, progress):
+    def score(self, requests, mode, within_word, progress, mask_groups):
         return np.array([self.scores[request.text] for request in requests])
 
 

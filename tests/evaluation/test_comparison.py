@@ -47,5 +47,10 @@ def test_comparison_says_when_there_is_no_difference_and_what_cannot_be_compared
             result(items, [f"j{n}" for n in range(100)], mode="masked"),
         ],
     )
-    assert [row.details["verdict"] for row in differences] == ["no difference"] and differences[0].interval == [0, 0]
+    assert [row.details["verdict"] for row in differences] == ["not distinguishable, n = 100"]
+    assert differences[0].interval == [0, 0]
+    ((few,), _) = compare([result([0.0, 0.0])], [result([1.0, 1.0])])
+    assert few.value == 1 and few.details["verdict"] == "not distinguishable, n = 2"
+    ((third,), _) = compare([result([0.0] * 40)], [result([1.0] * 40)], "C")
+    assert third.details["verdict"] == "C is higher" and "C 1.000" in format_comparison([third])
     assert {key[1:5:3] for key in left} == {(1, "only A"), (2, "v"), (3, "v"), (1, "all")}

@@ -345,8 +345,18 @@ def test_macro_f1_and_its_baseline():
     gold, predicted = [0, 0, 0, 1], [0, 0, 1, 1]
     assert text_classification.compute_macro_f1(gold, predicted) == class_f1(gold, predicted, average="macro")
     assert text_classification.compute_macro_f1([0, 0], [0, 0]) == 0.5
-    levels = text_classification.score_baselines([0] * 70 + [1] * 30, [0] * 60 + [1] * 40)
-    assert levels["accuracy"]["baseline"] == 0.6 and levels["macro_f1"]["baseline"] == pytest.approx(0.5, abs=0.02)
+    levels = text_classification.score_without_reading([0] * 70 + [1] * 30, [0] * 60 + [1] * 40)
+    assert levels["accuracy"]["majority"] == 0.6 and levels["macro_f1"]["random"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_bag_of_words_reads_each_text_by_itself():
+    words = ("rio", "casa", "mar")
+    pairs = [
+        text_classification.Example(f"{n}", (words[n % 3], words[(n // 3) % 3]), int(n // 3 % 3 == 0))
+        for n in range(36)
+    ]
+    assert text_classification.predict_by_words(pairs, pairs).tolist() == [pair.label for pair in pairs]
+    assert text_classification.predict_by_words(pairs[:3], pairs).tolist() == [1] * 36  # one class in train
 
 
 def test_cut_texts_are_counted(checkpoints):

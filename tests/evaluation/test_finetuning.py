@@ -61,7 +61,7 @@ def test_every_kind_of_model_learns_to_classify(checkpoints, data, kind):
     data("hatebr")
     context = quick(learning_rates=(1e-9, 1e-2), seeds=2, num_train_epochs=4)
     accuracy, macro_f1 = hatebr.run(checkpoints[kind], context)
-    assert (accuracy.n, accuracy.baseline, macro_f1.metric) == (40, 0.5, "macro_f1")
+    assert (accuracy.n, accuracy.details["majority"], macro_f1.metric) == (40, 0.5, "macro_f1")
     assert accuracy.interval[0] > 0.6 and accuracy.value > 0.8 and macro_f1.value > 0.8
     assert accuracy.value == pytest.approx(np.mean(accuracy.items)) and len(accuracy.item_ids) == 40
     details = accuracy.details
@@ -117,9 +117,23 @@ def test_predictions_are_in_the_order_of_the_rows(checkpoints):
     head = Head(AutoModelForSequenceClassification, {"num_labels": 1, "problem_type": "regression"})
     context = quick(per_device_train_batch_size=2)
     choices = {"learning_rate": 1e-4, "seed": 0, "num_train_epochs": 1}
-    trainer = train(checkpoints["flexqwen"], head, tokenizer, labelled, context, **choices)
+    trainer, _ = train(checkpoints["flexqwen"], head, tokenizer, labelled, context, **choices)
     alone = [trainer.model(**{k: torch.tensor([v]) for k, v in row.items()}).logits.item() for row in rows]
     assert np.allclose(np.concatenate(predict(trainer, rows)), alone, atol=1e-5) and np.std(alone) > 1e-3
+
+
+def test_a_run_ends_after_an_epoch_that_is_no_better_and_gives_back_the_best(checkpoints):
+    tokenizer, seen = load_tokenizer(checkpoints["flexqwen"], quick()), []
+    rows = [{**tokenizer("o rio"), "labels": 1}]
+
+    def score(trainer):
+        seen.append(trainer.model.score.weight.detach().clone())
+        return [0.1, 0.3, 0.3, 0.2, 0.9][len(seen) - 1]
+
+    choices = {"learning_rate": 1e-2, "seed": 0, "num_train_epochs": 5}
+    trainer, best = train(checkpoints["flexqwen"], CLASSIFICATION, tokenizer, rows, quick(), score, **choices)
+    assert best == 0.3 and len(seen) == 4
+    assert torch.equal(trainer.model.score.weight, seen[1]) and not torch.equal(seen[1], seen[2])
 
 
 def test_the_learning_rate_is_chosen_on_dev_and_test_decides_nothing(checkpoints):
@@ -200,6 +214,7 @@ def test_what_cannot_be_fine_tuned_is_one_clear_line(checkpoints, tmp_path):
         ({"learning_rates": (1e-3, 1e-3)}, "each once"),
         ({"learning_rates": (0.0,)}, "above 0"),
         ({"limit": 0}, "limit is 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0"),
         ({"max_length": 8}, "max_length is 8"),
         ({"num_train_epochs": 0}, "num_train_epochs is 0"),
     ],

@@ -7,8 +7,9 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from flexqwen.cli import InputError
 from flexqwen.evaluation import likelihood
+from flexqwen.evaluation.bidirectional import encode
 from flexqwen.evaluation.likelihood import Request, Scorer
-from tests.helpers.tiny import make_model, make_qwen3
+from tests.helpers.tiny import make_ids, make_model, make_qwen3
 
 TEXTS = [
     "A cidade fica no Brasil.",
@@ -156,6 +157,67 @@ def test_a_word_masked_together_is_something_else_than_its_tokens_one_by_one(mod
     scorer = Scorer(*models["flexqwen"])
     one, together = scorer.score(TEXTS, "masked"), scorer.score(TEXTS, "masked", within_word=True)
     assert np.abs(one - together).max() > 0.1
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_bidirectional_pass_is_the_models_own(layers):
+    model = make_model(num_hidden_layers=layers, max_position_embeddings=48)
+    ids = make_ids(5, 12)
+    columns = torch.tensor([[0, 11], [3, 3], [5, 0], [1, 2], [11, 10]])
+    with torch.inference_mode():
+        expected = model.model(ids, is_causal=False).last_hidden_state[torch.arange(5)[:, None], columns]
+        torch.testing.assert_close(encode(model, ids, columns), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_grouped_masks_cover_each_token_once_and_lie_alike_in_both_sentences_of_a_pair(models):
+    scorer = Scorer(*models["flexqwen"])
+    texts = ["Os meninos da rua chegaram ontem cedo.", "Os meninos da rua chegou ontem cedo."]
+    places = []
+    for text in texts:
+        rows = scorer.make_rows(Request(text), True, False, 4)
+        tokens = len(rows[0].tokens)
+        assert len(rows) == 4 and sorted(np.concatenate([row.positions for row in rows])) == list(range(1, tokens))
+        ends = [end for _, end in scorer.backend.encode(text, add_special_tokens=False).offsets]
+        places.append([{text[: ends[place - 1]] for place in row.positions} for row in rows])
+    before = "Os meninos da rua"
+    for one, other in zip(*places, strict=True):
+        assert {start for start in one if len(start) <= len(before)} == {s for s in other if len(s) <= len(before)}
+    assert scorer.score(texts, "masked", mask_groups=4).max() < 0
+    words = ["a e o", "o que a"]  # a group of its own for each token: the full score
+    assert scorer.score(words, "masked", mask_groups=9) == pytest.approx(scorer.score(words, "masked"), abs=1e-4)
+
+
+def test_interrupted_scoring_goes_on_after_the_last_block(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(likelihood, "BLOCK_TOKENS", 200)
+    expected, scorer = Scorer(*models["flexqwen"]).score(TEXTS, "fused"), Scorer(*models["flexqwen"])
+    scorer.folder, run_rows, done = tmp_path, Scorer.run_rows, []
+
+    def run_two(self, *args):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(run_rows(self, *args))
+        return done[-1]
+
+    monkeypatch.setattr(Scorer, "run_rows", run_two)
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score(TEXTS, "fused")
+    monkeypatch.setattr(Scorer, "run_rows", run_rows)
+    again, kept = Scorer(*models["flexqwen"]), {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    again.folder = tmp_path
+    assert again.score(TEXTS, "fused").tolist() == expected.tolist()
+    assert len(kept) == 2 and all(file.stat().st_mtime_ns == time for file, time in kept.items())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_scores_are_the_same_whatever_the_threads(models, threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        scores = Scorer(*models["flexqwen"], batch_tokens=100).score(TEXTS, "masked")
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert scores.tolist() == Scorer(*models["flexqwen"], batch_tokens=100).score(TEXTS, "masked").tolist()
 
 
 def test_greedy_is_what_the_model_would_write(models):

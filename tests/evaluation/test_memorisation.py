@@ -75,8 +75,11 @@ def test_a_model_that_repeats_its_training_text_is_found_out(
     parrot = make_scorer(tokenizer, Parrot(tokenizer, trained))
     nats = iter((1.0, 3.0))  # for each byte, of the training documents and then of the held-out ones
     monkeypatch.setattr(memorisation, "score", lambda model, rows, *_, **__: next(nats) * np.log(2) * rows.bytes)
+    partners = [0, 0, 2, 3, 4, 5, 6, 7]  # one training document is beside two of the held-out ones
+    monkeypatch.setattr(memorisation, "match_sizes", lambda sizes, among: partners)
     gap, found = TASK.evaluate(parrot, TASK.load_items(context), "causal", context)
     assert (gap.metric, gap.value, gap.interval) == ("gap_bits_per_byte", pytest.approx(2), pytest.approx([2, 2]))
+    assert len(set(gap.clusters)) == len(set(partners)) < 8 and found.clusters is None
     assert (found.metric, found.value, found.baseline, found.n) == ("copied_7grams", copied, own, 8)
 
 

@@ -161,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         except Stop:
             pass
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_one
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_one
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -225,6 +225,8 @@ class Handler(BaseHTTPRequestHandler):
         self.allow(writing=True)
         kind, name = asked.get("type") or "model", f"{asked.get('organization') or 'me'}/{asked['name']}"
         url = f"{self.server.url}/{'' if kind == 'model' else kind + 's/'}{name}"
+        if kind == "space" and not asked.get("sdk"):
+            self.error(400, "a Space needs an sdk")
         with self.server.lock:
             if (kind, name) in self.server.repos:
                 self.json({"error": f"You already created this {kind} repo", "url": url}, 409)
@@ -285,6 +287,11 @@ class Handler(BaseHTTPRequestHandler):
         if named in refs:
             self.error(409, f"{place} {named} exists already")
         refs[named] = self.commit_of(repo, ref if place == "tag" else asked.get("startingPoint") or "main")
+        self.json({})
+
+    def delete_tag(self, kind: str, name: str, tag: str) -> None:
+        if self.repo(kind, name, writing=True).tags.pop(tag, None) is None:
+            self.error(404, f"no tag {tag}", code="RevisionNotFound")
         self.json({})
 
     def validate_yaml(self) -> None:
@@ -372,7 +379,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(206, content[start : end + 1], headers)
 
 
-_API, _PAGE = r"/api/(model|dataset)s/([^/]+/[^/]+)", r"/(datasets/)?([^/]+/[^/]+)"
+_API, _PAGE = r"/api/(model|dataset|space)s/([^/]+/[^/]+)", r"/(datasets/)?([^/]+/[^/]+)"
 ROUTES: list[tuple[str, str, Callable]] = [
     ("GET", "/api/whoami-v2", Handler.who_am_i),
     ("POST", "/api/repos/create", Handler.create_repo),
@@ -383,6 +390,7 @@ ROUTES: list[tuple[str, str, Callable]] = [
     ("POST", _API + "/paths-info/(.+)", Handler.paths_info),
     ("GET", _API + "/refs", Handler.refs),
     ("POST", _API + "/(tag|branch)/(.+)", Handler.create_ref),
+    ("DELETE", _API + "/tag/(.+)", Handler.delete_tag),
     ("POST", _API + "/preupload/(.+)", Handler.preupload),
     ("POST", _API + "/commit/(.+)", Handler.commit),
     ("POST", _PAGE + r"\.git/info/lfs/objects/batch", Handler.batch),

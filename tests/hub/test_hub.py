@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -13,9 +14,9 @@ import threading
 import time
 
 import pytest
+import safetensors.torch
 import yaml
 from huggingface_hub import ModelCard, constants, parse_eval_result_entries
-from safetensors.torch import load_file
 from transformers import AutoConfig
 
 import carolina_originality
@@ -24,6 +25,7 @@ from flexqwen import loading, remote
 from flexqwen.files import file_digest, read_json, remove_path
 from flexqwen.hub import model_card
 from flexqwen.hub import publisher as publishing
+from flexqwen.hub.export import main as export_main
 from flexqwen.hub.repository import Repository
 from flexqwen.hub.restore import compare, restore, restore_tokenizer
 from flexqwen.remote import fetch_snapshot
@@ -102,7 +104,7 @@ def test_training_is_not_held_up_and_what_is_there_loads_at_every_commit(hub, in
     assert {"README.md", "modeling_flexqwen.py", "configuration_flexqwen.py", "tokenizer.json"} <= first.keys()
     assert not any(path.endswith(".safetensors") for path in first)
     for files in later:  # a checkpoint is there whole or not at all
-        for folder in {path.rsplit("/", 1)[0] for path in files if "/step_" in path}:
+        for folder in {"/".join(path.split("/")[:2]) for path in files if "/step_" in path}:
             assert {f"{folder}/{name}" for name in ("model.safetensors", "optimizer.pt", "sums.json")} <= files.keys()
     assert not any("training_args" in path or path.endswith(".partial") for path in repo.files)
 
@@ -111,7 +113,7 @@ def test_an_interrupted_run_goes_on_from_the_hub_to_the_same_weights(hub, whole,
     assert "resuming from step_" in resumed and f"{RUN} was fetched from" in resumed
     folder = place / "two" / RUN
     assert same_weights(folder / "step_000012", whole / "step_000012")
-    assert same_weights(folder / "best", whole / "best")
+    assert same_weights(folder / "best", whole / "best") and same_weights(folder, whole)  # which loads as its best
     assert logged(folder) == logged(whole)
     published = hub.repos["model", MODEL].files
     for file in ("best/model.safetensors", "step_000012/optimizer.pt", "metrics.jsonl", "config.yaml", "loss.png"):
@@ -123,40 +125,50 @@ def test_an_interrupted_run_goes_on_from_the_hub_to_the_same_weights(hub, whole,
 LOAD = """
 import json, sys, torch, transformers
 from datasets import load_dataset
-repo, subfolder, revision, dataset, *classes = sys.argv[1:]
-there = {"subfolder": subfolder, "revision": revision, "trust_remote_code": True}
+repo, run, revision, tag, dataset, *classes = sys.argv[1:]
+there = {"revision": revision, "trust_remote_code": True}
 found = {"classes": {}}
 for name in classes:
     model = getattr(transformers, name).from_pretrained(repo, **there)
     found["classes"][name] = type(model).__name__
-tokenizer = transformers.AutoTokenizer.from_pretrained(repo, revision=revision)
+tokenizer = transformers.AutoTokenizer.from_pretrained(repo, **there)
 model = transformers.AutoModelForCausalLM.from_pretrained(repo, **there)
 found["weight"] = model.model.norm.weight.sum().item()
-written = transformers.pipeline("text-generation", model, tokenizer=tokenizer)("O Brasil", max_new_tokens=3)
-masked = transformers.AutoModelForMaskedLM.from_pretrained(repo, **there)
-filled = transformers.pipeline("fill-mask", masked, tokenizer=tokenizer)("O Brasil é um <mask> grande.")
+written = transformers.pipeline("text-generation", repo, **there)("O Brasil", max_new_tokens=3)
+filled = transformers.pipeline("fill-mask", repo, **there)("O Brasil é um <mask> grande.")
 found["pipelines"] = [written[0]["generated_text"], len(filled)]
-plain = transformers.AutoModelForCausalLM.from_pretrained(repo, subfolder=subfolder.replace("best", "qwen3"))
+masked = transformers.AutoModelForMaskedLM.from_pretrained(repo, **there)
+several = tokenizer("O <mask> é um <mask> grande.", return_tensors="pt")
+found["masks"] = int((masked.fill(**several) == tokenizer.mask_token_id).sum())
 ids = tokenizer("O Brasil é grande.", return_tensors="pt").input_ids
+twins = {"qwen3": transformers.AutoModelForCausalLM, "qwen3-bidirectional": transformers.AutoModel}
+twins = {name: auto.from_pretrained(repo, subfolder=f"{run}/{name}", revision=revision) for name, auto in twins.items()}
 with torch.no_grad():
-    found["plain"] = [type(plain).__name__, torch.equal(plain(ids).logits, model(ids).logits)]
+    one, two = twins["qwen3"](ids).logits, twins["qwen3-bidirectional"](ids)[0]
+    same = [torch.equal(one, model(ids).logits), torch.equal(two, model.model(ids, is_causal=False)[0])]
+found["twins"] = [[type(twin).__name__ for twin in twins.values()], same]
+best = transformers.AutoModelForCausalLM.from_pretrained(repo, subfolder=f"{run}/best", **there)
+found["same"] = torch.equal(best(ids).logits, model(ids).logits)
+step = transformers.AutoModelForCausalLM.from_pretrained(repo, revision=tag, trust_remote_code=True)
+found["step"] = step.model.norm.weight.sum().item()
 rows = load_dataset(dataset, "gold", split="train")
 streamed = load_dataset(dataset, "gold", split="train", streaming=True)
-found["rows"], found["same"] = len(rows), next(iter(streamed)) == rows[0]
+found["rows"], found["same"] = len(rows), found["same"] and next(iter(streamed)) == rows[0]
 print(json.dumps(found))
 """
 
 
 def test_everything_loads_from_the_hub_alone(hub, resumed, built, place):
     repo = hub.repos["model", MODEL]
-    pinned = repo.branches["main"]
+    pinned, tag = repo.branches["main"], min(tag for tag in repo.tags if tag.startswith("step_"))
     newer = dict(repo.commits[pinned])
-    newer[f"{RUN}/best/model.safetensors"] = newer["README.md"]  # what comes after the pin does not load at all
+    for file in ("model.safetensors", f"{RUN}/best/model.safetensors"):
+        newer[file] = newer["README.md"]  # what comes after the pin does not load at all
     repo.commit("main", newer, "broken later")
     own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     own |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(place / "three-home"), "HF_TOKEN": READ}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, MODEL, f"{RUN}/best", pinned, DATASET, *CLASSES],
+        [sys.executable, "-c", LOAD, MODEL, RUN, pinned, tag, DATASET, *CLASSES],
         cwd=place,
         env=own | {"HF_HUB_ETAG_TIMEOUT": "60", "HF_HUB_DOWNLOAD_TIMEOUT": "60"},  # a busy machine is no failure
         capture_output=True,
@@ -166,10 +178,12 @@ def test_everything_loads_from_the_hub_alone(hub, resumed, built, place):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["classes"] == CLASSES
-    weights = load_file(place / "two" / RUN / "best" / "model.safetensors")
+    weights = safetensors.torch.load_file(place / "two" / RUN / "best" / "model.safetensors")
     assert found["weight"] == pytest.approx(weights["model.norm.weight"].sum().item())
     assert found["pipelines"][0].startswith("O Brasil") and found["pipelines"][1] == 5
-    assert found["plain"] == ["Qwen3ForCausalLM", True]
+    assert found["twins"] == [["Qwen3ForCausalLM", "Qwen3Model"], [True, True]] and found["masks"] == 0
+    weights = safetensors.torch.load(repo.files[f"{RUN}/{tag}/model.safetensors"])
+    assert found["step"] == pytest.approx(weights["model.norm.weight"].sum().item())
     assert found["rows"] == read_json(built / "manifest.json")["splits"]["gold/train"]["documents"] and found["same"]
 
 
@@ -264,7 +278,8 @@ def test_the_card_tells_what_the_records_of_all_runs_say(hub, resumed, whole, cl
         f"![Loss against tokens]({RUN}/loss.png)",
         "### hybrid-shift-128",
         "Trained on generated text",
-        f'repo, best = "{MODEL}"',
+        f'repo = "{MODEL}"',
+        f"This is `{RUN}/best`",
     ):
         assert said in text
     assert card.data.to_dict()["library_name"] == "transformers" and DATASET in card.data.datasets
@@ -274,8 +289,8 @@ def test_the_card_tells_what_the_records_of_all_runs_say(hub, resumed, whole, cl
 @pytest.mark.parametrize(
     ("strategy", "task", "shown"),
     [
-        ("baseline-causal", "text-generation", {"AutoModelForCausalLM", 'pipeline("text-generation"', "qwen3`"}),
-        ("baseline-masked", "fill-mask", {"AutoModelForMaskedLM", 'pipeline("fill-mask"'}),
+        ("baseline-causal", "text-generation", {"AutoModelForCausalLM", 'pipeline("text-generation"', "/qwen3"}),
+        ("baseline-masked", "fill-mask", {"AutoModelForMaskedLM", 'pipeline("fill-mask"', "/qwen3-bidirectional"}),
     ],
 )
 def test_the_card_shows_what_the_strategy_trains(whole, tmp_path, strategy, task, shown):
@@ -286,16 +301,20 @@ def test_the_card_shows_what_the_strategy_trains(whole, tmp_path, strategy, task
     description = read_json(folder / "run.json")
     description["settings"] |= {"strategy": strategy, "dataset": "data/carolina"}  # a folder, though it looks otherwise
     (folder / "run.json").write_text(json.dumps(description))
-    model_card.write(tmp_path, MODEL)
+    model_card.write(tmp_path, MODEL, folder.name)
     text = (tmp_path / "README.md").read_text()
     use = text.partition("## Use")[2].partition("`AutoModelForSequenceClassification`")[0]
     tools = {"AutoModelForCausalLM", "AutoModelForMaskedLM", 'pipeline("text-generation"', 'pipeline("fill-mask"'}
     assert {tool for tool in tools if tool in use} == shown & tools
-    assert (f"`{folder.name}/qwen3`" in text) == ("qwen3`" in shown)
+    twins = {"/qwen3", "/qwen3-bidirectional"}
+    assert {twin for twin in twins if f'subfolder="{folder.name}{twin}"' in text} == shown & twins
     assert ModelCard(text).data.pipeline_tag == task and not ModelCard(text).data.datasets
+    assert f"This is `{folder.name}/best`" in text
     (folder / "finished.json").unlink()
-    model_card.write(tmp_path, MODEL)
-    assert f"{folder.name}/qwen3" not in (tmp_path / "README.md").read_text()
+    model_card.write(tmp_path, MODEL, "deleted-by-hand")
+    text = (tmp_path / "README.md").read_text()
+    assert f"{folder.name}/qwen3" not in text and "This is" not in text
+    assert model_card.read_root(tmp_path / "README.md") == "deleted-by-hand"
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_said_and_nothing_is_begun(
@@ -472,7 +491,8 @@ def test_a_run_there_with_other_settings_is_refused_or_replaced(whole, tokenizer
     (folder / "run.json").write_text(
         (whole / "run.json").read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.5')
     )
-    shutil.rmtree(folder / "step_000003")
+    for file in ("step_000003", "best", "finished.json"):
+        remove_path(folder / file)
     with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
         connect(hub.url, str(place / "home"), WRITE, patch)
         publishing.main([str(whole), "--repo", MODEL])
@@ -481,14 +501,119 @@ def test_a_run_there_with_other_settings_is_refused_or_replaced(whole, tokenizer
         assert "with other settings (learning_rate: 0.01 -> 0.5)" in capsys.readouterr().err
         before = hub.repos["model", MODEL].files
         publishing.main([str(folder), "--repo", MODEL, "--overwrite"])
-        after = hub.repos["model", MODEL].files
-    assert before.keys() - after.keys() == {path for path in before if "/step_000003/" in path} != set()
+        after, tags = hub.repos["model", MODEL].files, hub.repos["model", MODEL].tags
+    gone = {path for path in before if re.match(rf"{RUN}/(step_000003|best|qwen3.*|finished.json)(/|$)", path)}
+    assert before.keys() - after.keys() == gone | publishing.at_root(whole / "best").keys()
+    assert "model.safetensors" not in after  # the root is no model before the new run has a best
+    assert tags.keys() == {f"{run}step_0000{step}" for run in ("", f"{RUN}-") for step in ("06", "09", "12")}
     assert after[f"{RUN}/run.json"] == (folder / "run.json").read_bytes()
+
+
+def test_the_root_is_the_best_of_one_run_and_checkpoints_are_tags(whole, tokenizer_folder, place, tmp_path):
+    other, third = (shutil.copytree(whole, tmp_path / name) for name in ("baseline-masked-64", "biphasic-64"))
+    (other / "step_000012" / "model.safetensors").replace(other / "best" / "model.safetensors")
+    shutil.copy(whole / "step_000009" / "model.safetensors", other / "step_000012")
+    description = read_json(whole / "run.json")
+    description["settings"]["tokenizer"] = str(tmp_path / "gone")  # so that it is published with a checkpoint's copy
+    (other / "run.json").write_text(json.dumps(description))
+    (third / "best" / "modules.json").unlink()
+    steps = [f"step_{step:06d}" for step in (3, 6, 9, 12)]
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        connect(hub.url, str(place / "home"), WRITE, patch)
+        for run_folder in (whole, other):
+            publishing.main([str(run_folder), "--repo", MODEL])
+        repo = hub.repos["model", MODEL]
+
+        def check_tags(runs, root):
+            expected = {f"{run.name}-{step}": run / step for run in runs for step in steps}
+            expected |= {step: root / step for step in steps}
+            tagged = {tag: repo.commits[commit]["model.safetensors"].content for tag, commit in repo.tags.items()}
+            assert tagged == {tag: (step / "model.safetensors").read_bytes() for tag, step in expected.items()}
+
+        check_tags([whole, other], whole)
+        assert repo.files["model.safetensors"] == (whole / "best" / "model.safetensors").read_bytes()
+        assert "modules.json" in repo.files and "optimizer.pt" not in repo.files
+        own = (tokenizer_folder / "tokenizer_config.json").read_bytes()
+        assert repo.files["tokenizer_config.json"] == own != (other / "best" / "tokenizer_config.json").read_bytes()
+        before = dict(repo.tags)
+        files = dict(repo.commits[repo.branches["main"]])
+        repo.commit("main", files | {"models/a/x.safetensors": files["README.md"]}, "by hand")
+        publishing.main([str(other), "--repo", MODEL, "--root"])
+        publishing.main([str(whole), "--repo", MODEL])
+        assert f"This is `{other.name}/best`" in repo.files["README.md"].decode()
+        assert repo.files["model.safetensors"] == (other / "best" / "model.safetensors").read_bytes()
+        check_tags([whole, other], other)
+        assert all(repo.tags[f"{RUN}-{step}"] == before[step] for step in steps)
+        publishing.main([str(third), "--repo", MODEL, "--root"])
+        assert "modules.json" not in repo.files and "models/a/x.safetensors" in repo.files
+        check_tags([whole, other, third], third)
+        shutil.copy(whole / "step_000003" / "model.safetensors", third / "step_000012")
+        before = dict(repo.tags)
+        publishing.main([str(third), "--repo", MODEL])
+        check_tags([whole, other, third], third)
+        assert {tag for tag in before if before[tag] != repo.tags[tag]} == {"step_000012", f"{third.name}-step_000012"}
+
+
+def test_a_branch_has_no_tags_and_leaves_those_of_main(whole, place, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / RUN)
+    text = (whole / "run.json").read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.5')
+    (folder / "run.json").write_text(text)
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        connect(hub.url, str(place / "home"), WRITE, patch)
+        publishing.main([str(whole), "--repo", MODEL])
+        repo = hub.repos["model", MODEL]
+        tags, main = dict(repo.tags), repo.branches["main"]
+        publishing.main([str(folder), "--repo", MODEL, "--revision", "dev", "--overwrite"])
+        publishing.main([str(folder.rename(tmp_path / "other-64")), "--repo", MODEL, "--revision", "dev", "--root"])
+    assert repo.tags == tags != {} and repo.branches["main"] == main
+    assert "This is `other-64/best`" in repo.commits[repo.branches["dev"]]["README.md"].content.decode()
+
+
+def test_a_run_in_training_does_not_take_the_root_from_another(whole, tokenizer_folder, place, tmp_path):
+    folder, other = (shutil.copytree(whole, tmp_path / name) for name in (RUN, "baseline-masked-64"))
+    (folder / "finished.json").unlink()
+    shutil.copy(whole / "step_000003" / "model.safetensors", other / "best")
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        connect(hub.url, str(place / "home"), WRITE, patch)
+        publisher = publishing.Publisher(Repository(MODEL), folder, tokenizer_folder)
+        publisher.publish()
+        publishing.main([str(other), "--repo", MODEL, "--root"])
+        shutil.copy(whole / "step_000006" / "model.safetensors", folder / "best")
+        (folder / "metrics.jsonl").touch()
+        publisher.publish()
+        files = hub.repos["model", MODEL].files
+    assert files["model.safetensors"] == (other / "best" / "model.safetensors").read_bytes()
+    assert files[f"{RUN}/best/model.safetensors"] == (folder / "best" / "model.safetensors").read_bytes()
+    assert "This is `baseline-masked-64/best`" in files["README.md"].decode()
+
+
+def test_a_failed_look_at_the_repository_is_named_with_what_is_missing(hub, client, whole, tokenizer_folder, impatient):
+    code = {file.name: file.read_bytes() for file in publishing.CODE}
+    hub.new("model", "org/looked-at", code | {f"{RUN}/run.json": (whole / "run.json").read_bytes()})
+    hub.fail("GET", f"looked-at/resolve/.*/{RUN}/run.json", 500, times=1000)
+    publisher = publishing.Publisher(Repository("org/looked-at"), whole, tokenizer_folder)
+    with pytest.raises(publishing.InputError, match=r"not on the Hub yet: card.*best.*python -m flexqwen publish"):
+        publisher.finish()
+    hub.faults.clear()
+
+
+def test_a_damaged_run_on_the_hub_is_called_that(hub, client, whole, tokenizer_folder):
+    code = {file.name: file.read_bytes() for file in publishing.CODE}
+    hub.new("model", "org/damaged-run", code | {f"{RUN}/run.json": b"[1"})
+    publisher = publishing.Publisher(Repository("org/damaged-run"), whole, tokenizer_folder)
+    with pytest.raises(publishing.InputError, match=rf"holds a {RUN}/run\.json that is damaged .*; delete the folder"):
+        publisher.finish()
+
+
+def test_an_outtype_is_of_gguf(capsys):
+    with pytest.raises(SystemExit):
+        export_main(["model", "exported", "--outtype", "f32"])
+    assert "--outtype is of GGUF" in capsys.readouterr().err
 
 
 def test_a_mistyped_folder_is_called_that():
     with pytest.raises(
-        publishing.InputError, match=r"runs/one/best does not load .* is neither a folder nor a name on"
+        publishing.InputError, match=r"runs/one/best is no folder, .* is neither a folder nor a name on"
     ):
         loading.load(AutoConfig, "runs/one/best")
 
@@ -576,7 +701,8 @@ def test_what_the_repository_has_not_stays_where_its_checkpoint_is_fetched(
 def test_a_damaged_checkpoint_is_not_restored(hub, client, whole, tmp_path):
     files = {name: (whole / name).read_bytes() for name in ("run.json", "metrics.jsonl")}
     for step in ("step_000003", "step_000006"):
-        files |= {f"{step}/{file.name}": file.read_bytes() for file in (whole / step).iterdir()}
+        files |= {f"{step}/{file.name}": file.read_bytes() for file in (whole / step).iterdir() if file.is_file()}
+        files[f"{step}/1_Pooling/config.json"] = (whole / step / "1_Pooling" / "config.json").read_bytes()
         del files[f"{step}/training_args.bin"]
     code = {file.name: file.read_bytes() for file in publishing.CODE}
     hub.new("model", "org/damaged", code | {f"{RUN}/{name}": content for name, content in files.items()})
@@ -593,7 +719,7 @@ def test_a_damaged_checkpoint_is_not_restored(hub, client, whole, tmp_path):
         assert last_checkpoint(folder) == folder / "step_000006"
     files["step_000006/optimizer.pt"] = b"PK"
     hub.new("model", "org/damaged", code | {f"{RUN}/{name}": content for name, content in files.items()})
-    with pytest.raises(publishing.InputError, match=r"optimizer\.pt has 2 bytes .* delete that folder there"):
+    with pytest.raises(publishing.InputError, match=r"optimizer\.pt is not as it was saved.* delete that folder there"):
         restore(repository, tmp_path / RUN, description, "new")
     assert not (tmp_path / RUN).exists()
 

@@ -108,12 +108,17 @@ def test_prefixes_of_nothing_and_of_everything_are_the_other_two_modes():
         )
 
 
-def reference_varlen(query, key, value, starts, starts_k, longest, longest_k, *, scale, window_size):
+def reference_varlen(query, key, value, starts, starts_k, longest, longest_k, *, scale, window_size, enable_gqa=False):
     """What torch's CUDA kernel computes, a document at a time."""
     assert starts.dtype == torch.int32 and torch.equal(starts, starts_k) and longest == longest_k
-    assert longest == starts.diff().max() and query.shape == key.shape == value.shape
+    assert longest >= starts.diff().max() and starts[-1] == len(query) and key.shape == value.shape
+    groups = query.shape[1] // key.shape[1]
+    assert enable_gqa == (groups > 1)
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     outputs = []
     for start, end in itertools.pairwise(starts.tolist()):
+        if start == end:
+            continue
         q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
         is_causal = window_size == (-1, 0)
         outputs.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=is_causal))
@@ -135,7 +140,7 @@ def test_variable_length_attention_needs_no_mask_and_equals_sdpa(monkeypatch, ro
         raise AssertionError("a mask was built")
 
     monkeypatch.setattr("modeling_flexqwen.varlen_attn", reference_varlen)
-    monkeypatch.setattr("modeling_flexqwen.VARLEN_DEVICES", ("cpu",))
+    monkeypatch.setattr("modeling_flexqwen.VARLEN", {"cpu": (torch.float32,)})
     monkeypatch.setattr("modeling_flexqwen.create_bidirectional_mask", refuse)
     model = make_model(implementation="varlen").train()
     loss = model(ids, labels=ids, **inputs).loss
@@ -148,7 +153,7 @@ def test_variable_length_attention_needs_no_mask_and_equals_sdpa(monkeypatch, ro
 def test_variable_length_attention_is_sdpa_where_there_is_no_kernel_for_it(monkeypatch):
     ids, inputs = make_ids(), {"position_ids": packed_positions(2)[0], "is_causal": False, "use_cache": False}
     assert torch.equal(make_model(implementation="varlen")(ids, **inputs).logits, make_model()(ids, **inputs).logits)
-    monkeypatch.setattr("modeling_flexqwen.VARLEN_DEVICES", ("cpu",))
+    monkeypatch.setattr("modeling_flexqwen.VARLEN", {"cpu": (torch.float32,)})
     model, sdpa, ids = make_model(implementation="varlen"), make_model(), make_ids(length=6)
     mask = torch.ones_like(ids)
     mask[0, :2] = 0

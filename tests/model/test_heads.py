@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3ForCausalLM, StaticCache
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3ForTokenClassification,
+    Qwen3Model,
+    StaticCache,
+)
 
 from flexqwen.cli import InputError
 from flexqwen.hub.export import export
@@ -208,6 +218,35 @@ def test_qwen3_folders_load_as_they_are_and_exports_are_qwen3(tmp_path, tied, dt
         export(tmp_path / "qwen3", tmp_path / "other")
     with pytest.raises(InputError, match=r"config\.json is missing"):
         export(tmp_path, tmp_path / "other")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_bidirectional_export_is_an_encoder_that_stock_transformers_run(tmp_path, tied, implementation):
+    model, ids = make_model(tie_word_embeddings=tied, use_cache=False), make_ids()
+    model.save_pretrained(tmp_path / "flexqwen")
+    export(tmp_path / "flexqwen", tmp_path / "encoder", "bidirectional")
+    config = AutoConfig.from_pretrained(tmp_path / "encoder")
+    assert type(config) is Qwen3Config and config.architectures == ["Qwen3Model"] and config.use_cache
+    assert config.is_causal is False and config.use_bidirectional_attention is True
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    options = {"attn_implementation": implementation}
+    flexqwen = FlexQwenModel.from_pretrained(tmp_path / "flexqwen", is_causal=False, **options).eval()
+    stock = AutoModel.from_pretrained(tmp_path / "encoder", **options).eval()
+    assert type(stock) is Qwen3Model
+    for inputs in ({}, {"attention_mask": mask}, {"attention_mask": mask.flip(-1)}):
+        expected = flexqwen(ids, **inputs)[0]
+        assert torch.equal(stock(ids, **inputs)[0], expected)
+        assert not torch.equal(flexqwen(ids, is_causal=True, **inputs)[0], expected)
+    tagger = Qwen3ForTokenClassification.from_pretrained(
+        tmp_path / "encoder", attn_implementation=implementation
+    ).eval()
+    ours = FlexQwenForTokenClassification.from_pretrained(
+        tmp_path / "encoder", attn_implementation=implementation
+    ).eval()
+    ours.score.load_state_dict(tagger.score.state_dict())
+    assert torch.equal(ours(ids).logits, tagger(ids).logits)
 
 
 def test_sharded_checkpoints_reload(tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 from scipy import stats
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.tasks import Task
+from flexqwen.evaluation.tasks import Item, Task
 from flexqwen.study import cells, grid, report, runner
 from flexqwen.study import commands as command
 from flexqwen.study.cells import Measure, Results, load
@@ -373,6 +374,7 @@ def test_a_surface_is_a_grid(tmp_path):
 def test_a_study_is_made_in_stages_and_its_plan_is_of_its_grid(tmp_path):
     parts = [{"unique_tokens": [64, 16], "causal_fraction": ["1/2", 1]}, {"unique_tokens": 4, "causal_fraction": [1]}]
     ratio = {"measure": "bits_per_byte/test", "mode": "causal", "axis": "causal_fraction", "pair": ["1/2", 1]}
+    ratio["expected"] = "below 0"
     where = {"where": {"unique_tokens": 16, "mask_schedule": "linear"}, "minus": {"unique_tokens": 64}}
     config = {"grid": [[part] for part in parts], "seeds": [0, 1], "compare": {}, "sweep": {"over": "causal_fraction"}}
     study = grid.read(str(write_config(tmp_path, **config, planned={"more": ratio | where})))
@@ -380,6 +382,9 @@ def test_a_study_is_made_in_stages_and_its_plan_is_of_its_grid(tmp_path):
     assert {dict(cell.point)["unique_tokens"] for cell in study.cells[:8]} == {64, 16}
     sides = [(dict(side)["unique_tokens"], dict(side)["causal_fraction"]) for side in study.sides(study.planned[0])]
     assert sides == [(16, "1/2"), (16, 1), (64, "1/2"), (64, 1)]
+    with pytest.raises(InputError, match="planned more: expected is 'less'"):
+        grid.read(str(write_config(tmp_path, **config, planned={"more": ratio | where | {"expected": "less"}})))
+    ratio["where"] = {}
     with pytest.raises(InputError, match="planned more: 2 points have causal_fraction '1/2' there"):
         grid.read(str(write_config(tmp_path, **config, planned={"more": ratio})))
 
@@ -409,6 +414,16 @@ def test_a_planned_study_begins_with_a_commit_and_owns_up_to_changes(tmp_path, m
             file.write(f"- 2026-11-25, {runner.digest_plan(study)[name][:12]}: a mistake in the {name}.\n")
         report.check_plan(study)
     runner.register(study)  # of a study that has begun, nothing is written anew
+    registered = Path("results/tiny/registered.json")
+    before = registered.read_text()
+    edit(registered, lambda content: content.update(digests=runner.digest_plan(study)))
+    with pytest.raises(InputError, match=r"registered\.json has another config than commit"):
+        report.check_plan(study)
+    registered.unlink()
+    runner.write_json(study.cell_file(study.cells[0]), {})
+    with pytest.raises(InputError, match=r"registered\.json is missing, but cells are there"):
+        runner.register(study)
+    registered.write_text(before)
     plan.write_text(plan.read_text().replace("The plan", "Another plan"))
     with pytest.raises(InputError, match="the plan of tiny"):
         report.check_plan(study)
@@ -427,6 +442,25 @@ def test_a_cell_of_one_mode_adds_its_items_and_changes_none(tmp_path, monkeypatc
     with pytest.raises(InputError, match="names other items"):
         runner.write_items(study, [result([1], task="a", subset="all")])
     assert Path("results/s/items.json").read_text() == before
+
+
+def test_items_of_two_workers_at_once_are_all_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study, read = Study(Path("s.yaml"), {GOLD: {}}, [0]), runner.read_json
+    monkeypatch.setattr(runner, "read_json", lambda path: (read(path), time.sleep(0.05))[0])
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda n: runner.write_items(study, [result([1], task=f"t{n}", subset="all")]), range(4)))
+    assert len(json.loads(Path("results/s/items.json").read_text())) == 4
+
+
+def test_the_overlap_of_each_split_is_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = Study(Path("s.yaml"), {GOLD: {}}, [0], {"dataset": "d"}, grid.Measurement(heldout=["test", "other"]))
+    monkeypatch.setattr(Task, "load_items", lambda self, context: [Item(context.split, "words")] * len(context.split))
+    monkeypatch.setattr(runner.passages, "find_seen_shares", lambda texts, dataset: [0.0] * len(texts))
+    runner.find_overlap(study)
+    found = json.loads(Path("results/s/overlap.json").read_text())
+    assert {name: row["items"] for name, row in found.items()} == {"bits_per_byte/test": 4, "bits_per_byte/other": 5}
 
 
 def test_words_are_merged_into_their_sentences():

@@ -1,6 +1,7 @@
 """The report on shares of causal rows × repetitions, of cells whose answer is planted."""
 
 import itertools
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from scipy import stats
 
 from flexqwen.evaluation.statistics import correct_p_values, joint_interval, joint_p_value
 from flexqwen.files import digest
@@ -48,6 +50,23 @@ SURFACE = {
             "axis": "causal_fraction",
             "pair": ["1/2", 1],
             "where": PLACE | {"repetitions": 64},
+            "expected": "below 0",
+        },
+        "at first": {
+            "measure": "bits_per_byte/test_original",
+            "mode": "causal",
+            "axis": "causal_fraction",
+            "pair": ["1/2", 1],
+            "where": PLACE | {"repetitions": 1},
+            "expected": "below 0",
+        },
+        "even": {
+            "measure": "bits_per_byte/test_original",
+            "mode": "masked",
+            "axis": "causal_fraction",
+            "pair": ["1/2", 0],
+            "where": PLACE | {"repetitions": 1},
+            "expected": "between -0.5 and 0.5",
         },
         "once": {
             "measure": "memorisation/continuations",
@@ -55,6 +74,7 @@ SURFACE = {
             "axis": "causal_fraction",
             "pair": ["1/2", 1],
             "where": PLACE | {"repetitions": 1},
+            "expected": "below 0",
         },
         "more often": {
             "measure": "bits_per_byte/test_original",
@@ -63,6 +83,7 @@ SURFACE = {
             "pair": ["1/2", 1],
             "where": PLACE | {"repetitions": 64},
             "minus": {"repetitions": 1},
+            "expected": "below 0",
         },
     },
     "training": {
@@ -86,7 +107,7 @@ def plant(study: Study, cell: Cell) -> dict:
     return {"causal": causal, "masked": 2 + 0.3 * (share == 0) + 0.1 * excess}
 
 
-def write_cell(study: Study, cell: Cell, items: int = 40) -> None:
+def write_cell(study: Study, cell: Cell, items: int = 40, flat: bool = False) -> None:
     generator = np.random.default_rng(cell.seed)
     shared, losses = generator.normal(0, 0.2, items), plant(study, cell)
 
@@ -97,7 +118,7 @@ def write_cell(study: Study, cell: Cell, items: int = 40) -> None:
     figures = []
     for mode in set(study.modes(cell.point)) - {"fused"}:
         noise = generator.normal(0, 0.003) + generator.normal(0, 0.01, items)
-        figures.append(row("bits_per_byte", "test_original", mode, losses[mode] + shared + noise))
+        figures.append(row("bits_per_byte", "test_original", mode, (losses[mode] + shared + noise) * (not flat)))
         figures.append(row("minimal_pairs", "all", mode, shared + noise > 0.2 * (losses[mode] - 2.5)))
         figures.append(row("memorisation", "documents", mode, shared + noise))
         if mode == "causal":
@@ -139,14 +160,17 @@ def test_what_was_planted_is_found(study):
     assert [rank_values(results, loss, "causal", n)[0] for n in (1, 16, 64)] == [1, 1, Fraction(1, 2)]
     assert rank_values(results, loss, "masked", 1) == [Fraction(1, 2)]
     law = fit_law(results, loss, "causal", 1)
-    assert law.coefficient == pytest.approx(COEFFICIENT, rel=0.05) and law.miss < 0.5
+    assert law.coefficient.value == pytest.approx(COEFFICIENT, rel=0.05) and law.miss < 0.5
+    assert law.coefficient.low < COEFFICIENT < law.coefficient.high and law.excess.keys() == {16, 64}
     assert law.exponent == pytest.approx(1, abs=0.2)
-    assert fit_law(results, loss, "causal", Fraction(1, 2)).coefficient == pytest.approx(COEFFICIENT / 4, rel=0.1)
+    assert fit_law(results, loss, "causal", Fraction(1, 2)).coefficient.value == pytest.approx(COEFFICIENT / 4, rel=0.1)
     report.write(study)
     made = Path("results/planted/README.md").read_text()
     rows = {line.split(" | ")[0].strip("| "): line for line in made.splitlines() if line.startswith("| ")}
-    assert "| shown |" in rows["often"] and "| shown |" in rows["more often"] and "| not shown |" in rows["once"]
-    assert f"| {COEFFICIENT * 9 * 9000 / 9000:+.3f}"[:6] in made
+    verdicts = {"often": "supported", "more often": "supported", "once": "not shown", "even": "supported"}
+    for name, verdict in (verdicts | {"at first": "contradicted"}).items():
+        assert rows[name].endswith(f"| {verdict} |")
+    assert law.predict(10, 9000, 9000).value == pytest.approx(9 * COEFFICIENT, rel=0.05) and "predicted: `big`" in made
     report.check(study)
     for name in ("loss.png", "sweep.png"):
         with Image.open(study.results / name) as image:
@@ -162,7 +186,31 @@ def test_any_part_of_the_cells_is_reported(kept, study):
     report.write(study)
     report.check(study)
     made = Path("results/planted/README.md").read_text()
+    assert not re.search(r"\| (supported|not shown|contradicted) \|", made)
     assert f"| runs | {len(study.cells[kept])} of {len(study.cells)} finished |" in made and "not made" in made
+
+
+def test_the_law_begins_at_the_fewest_repetitions(study):
+    """And where nothing is in excess, it says so and divides by nothing."""
+    for cell in study.cells:
+        write_cell(study, cell)
+    results = load(study)
+    loss, whole = results.measures[0], fit_law(results, results.measures[0], "causal", 1)
+    results.cells = {cell: content for cell, content in results.cells.items() if cell.seed == 0}
+    assert fit_law(results, loss, "causal", 1).coefficient.seeds == 1
+    content = yaml.safe_load(Path("planted.yaml").read_text())
+    content["grid"][0][0]["unique_tokens"] = [TOKENS // 4, TOKENS // 16]
+    Path("planted.yaml").write_text(yaml.safe_dump({**content, "planned": {}}))
+    later = grid.read("planted.yaml")
+    for cell in later.cells:
+        write_cell(later, cell)
+    law = fit_law(load(later), loss, "causal", 1)
+    assert law.coefficient.value == pytest.approx(whole.coefficient.value, rel=0.05)
+    assert law.exponent is None and law.excess.keys() == {16, 64}
+    for cell in later.cells:
+        write_cell(later, cell, flat=True)
+    law = fit_law(load(later), loss, "causal", 1)
+    assert (law.coefficient.value, law.miss, law.exponent) == (0, 0, None)
 
 
 def test_a_p_value_is_that_of_the_interval():
@@ -177,6 +225,36 @@ def test_a_p_value_is_that_of_the_interval():
     assert joint_p_value(np.zeros((3, 4)), np.ones(4), range(4)) == 1
 
 
+def test_a_p_value_is_of_what_is_expected():
+    """Between two bounds it is Schuirmann's pair of tests; the seeds' variance may come from elsewhere."""
+    values, weights = np.full((3, 400), 0.01) + np.random.default_rng(0).normal(0, 0.1, (3, 400)), np.ones(400)
+    values -= values.mean() - 0.01
+    given = values, weights, range(400), (3 * 0.004**2, 20)
+    for bound in (-0.02, 0.02):
+        error = np.hypot(values.mean(0).std() / 20, 0.004)
+        assert 2 * stats.norm.sf(abs(0.01 - bound) / error) == pytest.approx(joint_p_value(*given, [bound]), abs=0.02)
+    assert joint_p_value(*given, [-0.02, 0.02]) == joint_p_value(*given, [0.02])
+    assert joint_p_value(*given, [0.02]) < joint_p_value(*given[:3], (3 * 0.004**2, 2), [0.02])
+    low, high = joint_interval(*given)[1:]
+    assert high - low < np.diff(joint_interval(*given[:3], (3 * 0.004**2, 2))[1:])
+
+
+def test_the_variance_of_the_seeds_is_pooled(study):
+    """Over the planned pairs that are measured so, each once: causally 2, and 1 in masked mode."""
+    for cell in study.cells:
+        write_cell(study, cell)
+    results = load(study)
+    loss, variances = results.measures[0], []
+    for line in (1, 64):
+        pair = [results.place(share, line)[0] for share in (Fraction(1, 2), 1)]
+        variances.append(results.sample(loss, [pair], "causal")[0].mean(1).var(ddof=1))
+    assert results.pool_variance(loss, "causal") == (pytest.approx(np.mean(variances)), 4)
+    assert results.pool_variance(loss, "masked")[1] == 2
+    once, more = (next(plan for plan in study.planned if plan.name == name) for name in ("at first", "more often"))
+    widths = [estimate.high - estimate.value for estimate in (results.test(once)[0], results.test(more)[0])]
+    assert widths[1] / widths[0] == pytest.approx(np.sqrt(2), rel=0.2)  # the items' part is its own
+
+
 def test_holms_correction():
     assert correct_p_values([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm, 1979
     assert correct_p_values([0.6, 0.9]) == [1, 1] and correct_p_values([]) == []
@@ -187,9 +265,9 @@ def test_the_surface_is_planned_and_goes_on_on_a_gpu():
     plan = (ROOT / study.plan).read_text()
     named = [row.split(" | ")[1] for row in plan.splitlines() if row.startswith("| H")]
     assert sorted(named) == sorted(one.name for one in study.planned)
-    assert len(study.cells) == 120 and {cell.seed for cell in study.cells[:31]} == {0}
+    assert len(study.cells) == 126 and {cell.seed for cell in study.cells[:33]} == {0}
     repetitions = [{one.value(point, "repetitions") for point in one.points} for one in (study, larger)]
-    assert repetitions == [{1, 4, 16, 64}, {16, 64, 256}]
+    assert repetitions == [{1, 4, 8, 12, 16, 64}, {16, 64, 256}]
     for name in ("causal_fraction", "dataset_config", "mask_schedule"):
         assert study.values(name) == larger.values(name)
     assert {dict(point)["unique_tokens"] for point in larger.points} < set(study.values("unique_tokens"))

@@ -12,7 +12,7 @@ import pytest
 
 import train
 from flexqwen.files import file_digest
-from flexqwen.training.checkpoints import find_defect
+from flexqwen.training.checkpoints import find_defect, link_best
 from flexqwen.training.objectives import STRATEGIES
 from flexqwen.training.runs import differences
 from tests.helpers.runs import logged, options, run, same_weights, start, wait_for_step
@@ -106,8 +106,9 @@ def test_a_checkpoint_lists_its_files(name, whole, tmp_path):
     checkpoint = tmp_path / "step_000012"
     shutil.copytree(whole("hybrid-shift") / checkpoint.name, checkpoint)
     listed = json.loads((checkpoint / "files.json").read_text())
+    files = {file.relative_to(checkpoint).as_posix(): file for file in checkpoint.rglob("*") if file.is_file()}
     left = {"files.json", "training_args.bin"}
-    assert listed == {file.name: file_digest(file) for file in checkpoint.iterdir() if file.name not in left}
+    assert listed == {name: file_digest(file) for name, file in files.items() if name not in left}
     assert find_defect(checkpoint) is None
     if name != "files.json":  # an older list has sizes
         sizes = {file: (checkpoint / file).stat().st_size for file in listed}
@@ -239,3 +240,21 @@ def test_the_config_of_a_run_makes_it_again(built, tokenizer_folder, place, whol
         json.loads((folder / "run.json").read_text()) for folder in (expected, place / "again" / "hybrid-shift-64")
     )
     assert differences(before, after) == []
+
+
+def test_a_run_s_folder_loads_as_its_best_even_where_files_have_the_place_of_links(tmp_path):
+    best = tmp_path / "best"
+    (best / "1_Pooling").mkdir(parents=True)
+    (tmp_path / "run.json").write_text("{}")
+    for name in ("model.safetensors", "modules.json", "1_Pooling/config.json"):
+        (best / name).write_text("new")
+    shutil.copytree(best / "1_Pooling", tmp_path / "1_Pooling")
+    (tmp_path / "model.safetensors").write_text("old")  # as in a copy that followed links
+    (tmp_path / "modules.json").symlink_to("step_000001/modules.json")
+    link_best(tmp_path)
+    link_best(tmp_path)
+    links = {path.name: os.readlink(path) for path in tmp_path.iterdir() if path.is_symlink()}
+    assert links == {name: f"best/{name}" for name in ("model.safetensors", "modules.json", "1_Pooling")}
+    shutil.rmtree(best)
+    link_best(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

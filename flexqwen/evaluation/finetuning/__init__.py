@@ -1,13 +1,16 @@
 """Fine-tunes a checkpoint on a labelled task with transformers' Trainer, and scores it over seeds.
 
-The learning rate is chosen on the development set with the first seed; the other seeds are trained with the chosen one.
-The test set is predicted after that choice and decides nothing. A FlexQwen attends bidirectionally under every head; a
+A run ends when a third of its epochs in a row were no better on the development set than the best one, whose weights
+count. The learning rate is chosen there, too, with the first seed; the other seeds are trained with the chosen one. The
+test set is predicted after that choice and decides nothing. A FlexQwen attends bidirectionally under every head; a
 model of another kind runs as its own class does (a BERT bidirectionally, a plain Qwen3 causally).
 
 Same checkpoint, data and settings: same bits on CPU.
 """
 
+import math
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +24,7 @@ from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -118,10 +122,42 @@ class _Progress(ProgressCallback):
         pass
 
 
-def train(model_folder: str, head: Head, tokenizer, rows: list[Row], context: Context, **choices) -> Trainer:
+class _BestEpoch(TrainerCallback):
+    """Scores the development set after each epoch; ends training when a third of all epochs did not raise the best.
+
+    Attributes:
+        best: the score of the best epoch; weights: the model's after it.
+    """
+
+    def __init__(self, score: Callable[[], float]):
+        self.score, self.best, self.weights, self.waited = score, -math.inf, {}, 0
+
+    def on_epoch_end(self, args, state, control, model, **kwargs):
+        if (score := self.score()) > self.best:
+            self.best, self.weights = score, {name: weight.clone() for name, weight in model.state_dict().items()}
+            self.waited = 0
+        else:
+            self.waited += 1
+            control.should_training_stop |= self.waited >= args.num_train_epochs / 3
+
+
+def train(
+    model_folder: str,
+    head: Head,
+    tokenizer,
+    rows: list[Row],
+    context: Context,
+    score: Callable[[Trainer], float] = lambda trainer: 0.0,
+    **choices,
+) -> tuple[Trainer, float]:
     """One run: AdamW, 10 % of the steps to warm up, then linear decay to 0; bfloat16 where CUDA has it.
 
-    `choices` are `seed`, `learning_rate` and `num_train_epochs` of `TrainingArguments`.
+    Args:
+        score: how good the model is, higher is better.
+        choices: `seed`, `learning_rate` and `num_train_epochs` of `TrainingArguments`.
+
+    Returns:
+        The Trainer with the model of the best epoch, and that epoch's score.
     """
     set_seed(choices["seed"])
     model = load_model(model_folder, head, tokenizer, context.trust_remote_code)
@@ -145,15 +181,18 @@ def train(model_folder: str, head: Head, tokenizer, rows: list[Row], context: Co
         trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
         trainer.pop_callback(ProgressCallback)
         trainer.add_callback(_Progress)
+        trainer.add_callback(epochs := _BestEpoch(lambda: float(score(trainer))))
         trainer.train()
-    arguments.train_sampling_strategy = "sequential"  # grouped by length, predictions would be shuffled too
-    return trainer
+    trainer.model.load_state_dict(epochs.weights)
+    return trainer, epochs.best
 
 
 def predict(trainer: Trainer, rows: list[Row]) -> list[np.ndarray]:
     """Logits of rows without labels, as `fine_tune` gives them; NaN, of a run that diverged, is 0: no preference."""
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number]["input_ids"]))  # less padding
+    grouped, trainer.args.train_sampling_strategy = trainer.args.train_sampling_strategy, "sequential"  # else shuffled
     logits = trainer.predict([rows[number] for number in order]).predictions
+    trainer.args.train_sampling_strategy = grouped
     if isinstance(logits, tuple):  # start and end of an answer
         logits = np.stack(logits, axis=-1)
     outputs = [np.empty(0)] * len(rows)
@@ -188,19 +227,24 @@ def fine_tune(
     epochs, rates = context.num_train_epochs or epochs, context.learning_rates
     bar = tqdm(total=len(rates) + context.seeds - 1, desc=name, unit="run", leave=False)
 
-    def run(rate: float, seed: int) -> Trainer:
-        choices = {"learning_rate": rate, "seed": seed, "num_train_epochs": epochs}
-        trainer = train(model_folder, head, tokenizer, rows["train"], context, **choices)
+    def score(trainer: Trainer) -> float:
+        return dev_score(predict(trainer, rows["dev"]))
+
+    def run(rate: float, seed: int) -> tuple[Trainer, float]:
+        choices, start = {"learning_rate": rate, "seed": seed, "num_train_epochs": epochs}, time.monotonic()
+        found = train(model_folder, head, tokenizer, rows["train"], context, score, **choices)
         bar.update()
-        return trainer
+        left = (time.monotonic() - start) * (bar.total - 1) / 60
+        if bar.n == 1 and left > 1:
+            print(f"{name}: {bar.total - 1} more runs, about {left:.0f} minutes", flush=True)
+        return found
 
     dev_scores: dict[float, float] = {}
     for rate in rates:
-        trainer = run(rate, 0)
-        dev_scores[rate] = float(dev_score(predict(trainer, rows["dev"])))
+        trainer, dev_scores[rate] = run(rate, 0)
         if max(dev_scores, key=dev_scores.get) == rate:  # the first of those that are even
             chosen, outputs = rate, [predict(trainer, rows["test"])]
-    outputs += [predict(run(chosen, seed), rows["test"]) for seed in range(1, context.seeds)]
+    outputs += [predict(run(chosen, seed)[0], rows["test"]) for seed in range(1, context.seeds)]
     bar.close()
     details = {
         "model_class": type(trainer.model).__name__,

@@ -6,7 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
+from sklearn.pipeline import make_pipeline, make_union
+from sklearn.preprocessing import FunctionTransformer
 from transformers import AutoModelForSequenceClassification
 
 from flexqwen.evaluation import finetuning, sources
@@ -46,18 +50,35 @@ def compute_macro_f1(gold, predicted) -> float:
     return f1_score(gold, predicted, labels=[0, 1], average="macro", zero_division=0)
 
 
-def score_baselines(train: list[int], test: list[int]) -> dict[str, dict]:
-    """What can be had without reading: accuracy of training's most frequent class, macro F1 of random labels.
+def predict_by_words(train: list[Example], test: list[Example]) -> np.ndarray:
+    """Labels by logistic regression over the counts of words and pairs of neighbours, of each text by itself."""
+    if len({example.label for example in train}) == 1:
+        return np.full(len(test), train[0].label, dtype=int)
+    texts = [
+        make_pipeline(FunctionTransformer(_take_text, kw_args={"place": place}), CountVectorizer(ngram_range=(1, 2)))
+        for place in range(len(train[0].texts))
+    ]
+    model = make_pipeline(make_union(*texts), LogisticRegression(max_iter=1000))
+    return model.fit(train, [int(example.label) for example in train]).predict(test)
+
+
+def _take_text(examples: list[Example], place: int) -> list[str]:
+    return [example.texts[place] for example in examples]
+
+
+def score_without_reading(train: list[int], test: list[int]) -> dict[str, dict[str, float]]:
+    """By metric what training's most frequent class would reach, and random labels in training's proportions.
 
     A constant answer has a low macro F1 (1/3 of two even classes); random labels are the harder level to pass.
     """
-    frequent = Counter(train).most_common(1)[0][0]
-    random = np.random.default_rng(0)
-    drawn = [compute_macro_f1(test, random.choice(train, len(test))) for _ in range(DRAWS)]
-    accuracy = accuracy_score(test, [frequent] * len(test))
+    constant, random = [Counter(train).most_common(1)[0][0]] * len(test), np.random.default_rng(0)
+    drawn = [random.choice(train, len(test)) for _ in range(DRAWS)]
     return {
-        "accuracy": {"baseline": accuracy, "baseline_name": "majority class of train"},
-        "macro_f1": {"baseline": float(np.mean(drawn)), "baseline_name": "random labels in train's proportions"},
+        metric: {
+            "majority": float(compute(test, constant)),
+            "random": float(np.mean([compute(test, d) for d in drawn])),
+        }
+        for metric, compute in (("accuracy", accuracy_score), ("macro_f1", compute_macro_f1))
     }
 
 
@@ -85,16 +106,18 @@ def classify(
     details = {**details, **overlap, "cut_texts": {"train": cut["train"], "test": cut["test"]}}
     test, gold = splits["test"], np.array(labels["test"])
     predicted = np.array([[output.argmax() for output in seed] for seed in outputs])
+    by_words = predict_by_words(splits["train"], test)
     results = []
     for subset in [name, *sorted(set().union(*(example.subsets for example in test)))]:
         part = np.array([number for number, e in enumerate(test) if subset == name or subset in e.subsets])
         true, said = gold[part], predicted[:, part]
-        baselines = score_baselines(labels["train"], true.tolist())
+        levels = score_without_reading(labels["train"], true.tolist())
         items = {"items": (true == said).mean(0).tolist(), "item_ids": [test[number].id for number in part]}
         for metric, compute, more in (
             ("accuracy", lambda true, said: np.mean(true == said), items),
             ("macro_f1", compute_macro_f1, {}),
         ):
-            fields = {**baselines[metric], "subset": subset, "details": details, **more}
+            fields = {"baseline": float(compute(true, by_words[part])), "baseline_name": "bag of words", **more}
+            fields |= {"subset": subset, "details": {**details, **levels[metric]}}
             results.append(finetuning.seeds_result(task, metric, compute, true, said, **fields))
     return results

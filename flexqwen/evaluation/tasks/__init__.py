@@ -4,6 +4,7 @@ Modules are imported when they are asked for, since the libraries of some are ma
 """
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,10 @@ ZERO_SHOT = {
     "wsc_pt": "choices",
     "mpararel_pt": "mpararel_pt",
     "arc_pt": "choices",
+    "assin2_embeddings": "assin2_embeddings",
     "multiblimp_por": "choices",
     "calame_pt": "calame_pt",
+    "ud_probe": "ud_probe",
     "memorisation": "memorisation",
 }
 FINE_TUNED = ("assin2", "harem", "bosque_pos", "hatebr", "toldbr", "faquad")
@@ -36,6 +39,7 @@ class Context:
     Attributes:
         dataset: folder made by carolina_originality.py; split: of its held-out config; documents: of it, at most.
         within_word: mask all tokens of a word together.
+        mask_groups: masked scoring with so many copies of a text; None for one a token.
         limit: items of a task, and of each split of a fine-tuned one, at most.
         exclude_seen: leave out items of which a 13-gram stands in the dataset's training splits.
         seeds: runs of a fine-tuned task. The seed decides the head's first weights, the order of examples and dropout.
@@ -53,6 +57,7 @@ class Context:
     split: str = "test"
     documents: int = 500
     within_word: bool = False
+    mask_groups: int | None = None
     limit: int | None = None
     exclude_seen: bool = False
     seeds: int = 3
@@ -64,7 +69,8 @@ class Context:
     model: str = ""
 
     def __post_init__(self):
-        for name, minimum in (("documents", 1), ("limit", 1), ("seeds", 1), ("max_length", 32)):
+        least = {"documents": 1, "limit": 1, "seeds": 1, "mask_groups": 2, "max_length": 32}
+        for name, minimum in {**least, "per_device_train_batch_size": 1}.items():
             if (value := getattr(self, name)) is not None and value < minimum:
                 raise InputError(f"--{name} is {value}; it must be at least {minimum}")
         if not self.learning_rates or len(set(self.learning_rates)) < len(self.learning_rates):
@@ -89,6 +95,8 @@ class Item:
         groups: subsets of the task that the item counts in.
         cluster: items of one cluster depend on each other; by default each is one by itself.
         commit: of the Hub's data set that it is from.
+        seen: the share of its 13-grams that stand in the training splits, where that is known.
+        label: what people said of it.
     """
 
     id: str
@@ -97,6 +105,8 @@ class Item:
     groups: Sequence[str] = ("all",)
     cluster: str | None = None
     commit: str | None = None
+    seen: float = math.nan
+    label: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,7 @@ class Task:
         modes: those of a likelihood task.
         groups: the order in which subsets of items are shown; others follow, by the alphabet.
         has_limit: `Context.limit` holds for it.
+        settings: names in `Context` that decide its figures, besides those that do so for every task.
     """
 
     name: str
@@ -121,6 +132,11 @@ class Task:
     modes: Sequence[str] = MODES
     groups: Sequence[str] = ("all",)
     has_limit: bool = True
+    settings: Sequence[str] = ()
+
+    def find_modes(self, modes: Sequence[str]) -> list[str]:
+        """Those of the modes that the task has; "finetuned" for a fine-tuned one."""
+        return ["finetuned"] if self.fine_tune else [mode for mode in modes if mode in self.modes]
 
     def load_items(self, context: Context) -> list[Item]:
         """The items of a likelihood task, at most `context.limit`."""
@@ -140,5 +156,7 @@ class Task:
 
 
 def load_task(name: str) -> Task:
-    """The task of that name, one of `NAMES`."""
+    """The task of that name, one of `NAMES`, or of that file or data set, as `own` reads them."""
+    if name not in NAMES:
+        return importlib.import_module(f"{__name__}.own").make_task(name)
     return getattr(importlib.import_module(f"{__name__}.{ZERO_SHOT.get(name, name)}"), name.upper())

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from flexqwen.data.texts import read_texts
-from flexqwen.evaluation.heldout import score, score_unigram, tokenize_texts
+from flexqwen.evaluation.heldout import MODES, score, score_unigram, tokenize_texts
 from flexqwen.evaluation.likelihood import Scorer
 from flexqwen.evaluation.metrics.bpb.bpb import bits_per_byte
 from flexqwen.evaluation.results import Result
@@ -30,19 +30,21 @@ def load_ud(context: Context) -> list[Item]:
 def predict_texts(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
     """Nats per predicted token and bits per byte of texts, beside the unigram model of the same tokenizer.
 
-    A model that is no FlexQwen is scored as `likelihood` does: whole texts, one masked copy a token, beside uniform
-    bytes.
+    A model that is no FlexQwen is scored as `likelihood` does: whole texts, one masked copy a token. Beside it, and
+    where there is no dataset to count on, stands a model to which all bytes are alike.
     """
     texts = [item.text for item in items]
     if scorer.kind == "flexqwen":
         text = tokenize_texts(texts, scorer.tokenizer, scorer.length)
         nats = score(scorer.model, text, mode, scorer.batch_tokens, progress=True)
         tokens, sizes = text.tokens, text.bytes
-        baseline, name = score_unigram(context.dataset, scorer.tokenizer, text), "unigram"
     else:
         nats = -scorer.score(texts, mode, progress=task.name)
         tokens = np.array([len(ids.ids) for ids in scorer.backend.encode_batch(texts, add_special_tokens=False)])
         sizes = np.array([len(text.encode()) for text in texts])
+    if scorer.kind == "flexqwen" and context.has_dataset:
+        baseline, name = score_unigram(context.dataset, scorer.tokenizer, text), "unigram"
+    else:
         baseline, name = sizes * math.log(256), "uniform bytes"
     details = {"tokens": int(tokens.sum()), "bytes": int(sizes.sum())}
     shared = {"mode": mode, "subset": items[0].groups[0], "baseline_name": name, "details": details}
@@ -55,5 +57,7 @@ def predict_texts(task: Task, scorer: Scorer, items: list[Item], mode: str, cont
 
 
 # Fused is no one model's; how many documents there are, `Context.documents` says.
-BITS_PER_BYTE = Task("bits_per_byte", 1, load, predict_texts, modes=("causal", "masked"), has_limit=False)
-BITS_PER_BYTE_UD = Task("bits_per_byte_ud", 1, load_ud, predict_texts, modes=("causal", "masked"))
+BITS_PER_BYTE = Task(
+    "bits_per_byte", 1, load, predict_texts, modes=MODES, has_limit=False, settings=("split", "documents")
+)
+BITS_PER_BYTE_UD = Task("bits_per_byte_ud", 1, load_ud, predict_texts, modes=MODES)

@@ -115,4 +115,4 @@ def run(model_folder: str, context: Context) -> list[Result]:
     ]
 
 
-BOSQUE_POS = Task("bosque_pos", 2, fine_tune=run)
+BOSQUE_POS = Task("bosque_pos", 3, fine_tune=run)

@@ -21,10 +21,10 @@ def load(context: Context) -> list[Item]:
 
 
 def score(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
-    """Accuracy; chance is next to nothing."""
+    """Accuracy, beside that of a model that guesses no word: chance is next to nothing."""
     requests = tuple(item.questions[0][0] for item in items)
     _, greedy = scorer.run(requests, mode == "masked", within_word=True, progress=task.name)
-    fields = {"mode": mode, "metric": "accuracy", "baseline": 0.0, "baseline_name": "chance"}
+    fields = {"mode": mode, "metric": "accuracy", "baseline": 0.0, "baseline_name": "no word guessed"}
     return [task.mean_result(items, greedy, **fields)]
 
 

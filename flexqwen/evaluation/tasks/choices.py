@@ -26,7 +26,7 @@ def choose(
         by_length: give the accuracy of log-probabilities per byte of the options, too.
     """
     requests = [option for item in items for question in item.questions for option in question]
-    scores = iter(scorer.score(requests, mode, context.within_word, progress=task.name))
+    scores = iter(scorer.score(requests, mode, context.within_word, task.name, context.mask_groups))
     scored = [[[next(scores) for _ in question] for question in item.questions] for item in items]
     groups = {group for item in items for group in item.groups}
     results = []
@@ -50,6 +50,36 @@ def choose(
 def _lengths(options: Sequence[Request]) -> list[int]:
     """Bytes of the scored part of each option, without the space before it."""
     return [len(option.text[option.start : option.end].removeprefix(" ").encode()) for option in options]
+
+
+def make_item(row: dict, number: int) -> Item:
+    """An item of two sentences, `good` and `bad`; or of `context`, `options` and `answer`, the right one's number.
+
+    Numbers are from 0.
+
+    An option is scored after the context and a space. `id` (by default the item's number), `group` and `text`, what a
+    model must not have been trained on, may be there.
+
+    Raises:
+        KeyError: a field is missing.
+        TypeError, ValueError: a field is no text, or the answer is no number of an option.
+    """
+    if not isinstance(row, dict):
+        raise TypeError("this is no JSON object")
+    id, groups = str(row.get("id", number)), ("all", str(row["group"])) if row.get("group") else ("all",)
+    if "context" not in row:
+        good, bad = row["good"], row["bad"]
+        if not (isinstance(good, str) and isinstance(bad, str) and good and bad):
+            raise TypeError("good and bad must be sentences")
+        return make_pair(id, good, bad, groups)
+    context, options, answer = row["context"], row["options"], row["answer"]
+    if not (isinstance(context, str) and isinstance(options, list) and all(isinstance(o, str) and o for o in options)):
+        raise TypeError("context must be a text, options a list of texts")
+    if not isinstance(answer, int) or not 0 <= answer < len(options) or len(options) < 2:
+        raise ValueError(f"answer is {answer!r}, and must be the number of one of two options or more, from 0")
+    ordered = [options[answer], *options[:answer], *options[answer + 1 :]]
+    requests = [Request(f"{context} {option}" if context else option, len(context)) for option in ordered]
+    return Item(id, row.get("text", requests[0].text), [requests], groups)
 
 
 def make_pair(id: str, good: str, bad: str, groups: Sequence[str] = ("all",), commit: str | None = None) -> Item:
@@ -76,9 +106,10 @@ def load_wsc_pt(context: Context) -> list[Item]:
     Each of the 285 is two sentences in which the pronoun is replaced by the right and by the wrong antecedent; the
     corrected versions are used, as PoETa v2 does.
     """
+    names = {"good": "manually_fixed_correct_sentence", "bad": "manually_fixed_incorrect_sentence"}
     schemas = json.loads(sources.read("wsc_pt/portuguese_wsc.json"))
-    names = ("manually_fixed_correct_sentence", "manually_fixed_incorrect_sentence")
-    return [make_pair(f"{number}", *(schema[name] for name in names)) for number, schema in enumerate(schemas)]
+    rows = [{field: schema[name] for field, name in names.items()} for schema in schemas]
+    return [make_item(row, number) for number, row in enumerate(rows)]
 
 
 def load_multiblimp_por(context: Context) -> list[Item]:
@@ -93,12 +124,11 @@ def load_multiblimp_por(context: Context) -> list[Item]:
 def load_arc_pt(context: Context) -> list[Item]:
     """ARC-Challenge in Portuguese (Okapi's translation): the 1,170 questions of the test set."""
     items = []
-    for question in json.loads(sources.read("okapi_pt/m_arc/pt_test.json")):
+    for number, question in enumerate(json.loads(sources.read("okapi_pt/m_arc/pt_test.json"))):
+        asked, answer = question["instruction"], LETTERS.index(question["answer"].lower())
         options = [question[f"option_{letter}"] for letter in LETTERS if question.get(f"option_{letter}")]
-        right = options.pop(LETTERS.index(question["answer"].lower()))
-        prompt = f"Pergunta: {question['instruction']}\nResposta:"
-        requests = [Request(f"{prompt} {option}", len(prompt)) for option in (right, *options)]
-        items.append(Item(question["id"], f"{question['instruction']} {right}", [requests]))
+        row = {"id": question["id"], "context": f"Pergunta: {asked}\nResposta:", "options": options, "answer": answer}
+        items.append(make_item({**row, "text": f"{asked} {options[answer]}"}, number))
     return items
 
 

@@ -200,4 +200,4 @@ def run(model_folder: str, context: Context) -> list[Result]:
     return results
 
 
-FAQUAD = Task("faquad", 2, fine_tune=run)
+FAQUAD = Task("faquad", 3, fine_tune=run)

@@ -112,4 +112,4 @@ def run(model_folder: str, context: Context) -> list[Result]:
     return [fine_tune_scenario(scenario, model_folder, context) for scenario in SCENARIOS]
 
 
-HAREM = Task("harem", 1, fine_tune=run)
+HAREM = Task("harem", 2, fine_tune=run)

@@ -33,4 +33,4 @@ def run(model_folder: str, context: Context) -> list[Result]:
     return classify(HATEBR, model_folder, read(), context, NUM_TRAIN_EPOCHS)
 
 
-HATEBR = Task("hatebr", 1, fine_tune=run)
+HATEBR = Task("hatebr", 2, fine_tune=run)

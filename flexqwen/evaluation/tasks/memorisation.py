@@ -4,12 +4,14 @@
   figure is the share of a continuation's word 7-grams that stand in the training documents; the baseline is the same
   share of the documents' own next 48 tokens. A continuation of under 7 words counts as 0.
 - Documents: bits per byte of held-out documents minus those of training documents of the same lengths, each cut to one
-  row. Where the two are not of one kind of text, that is in the difference, too: compare it between models.
+  row; those that are held beside the same one are a cluster. Where the two are not of one kind of text, that is in the
+  difference, too: compare it between models.
 
 The training documents are those of the run's token store, which the run.json beside the checkpoint's folder leads to.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +53,13 @@ def measure(task: Task, scorer: Scorer, items: list[Item], mode: str, context: C
         InputError: as `TrainingTexts`.
     """
     texts, trained = [item.text for item in items], TrainingTexts(context.model, context.dataset)
-    partners = trained.pick(match_sizes([len(text.encode()) for text in texts], trained.sizes()))
-    known, other = (measure_rows(scorer, those, mode) for those in (partners, texts))
-    shared = {"mode": mode, "baseline": 0.0, "details": {"training_documents": len(trained.sizes())}}
+    sizes = trained.sizes()
+    places = match_sizes([len(text.encode()) for text in texts], sizes)
+    known, other = (measure_rows(scorer, those, mode) for those in (trained.pick(places), texts))
+    shared = {"mode": mode, "baseline": 0.0, "details": {"training_documents": len(sizes)}}
+    pairs = [replace(item, cluster=str(place)) for item, place in zip(items, places, strict=True)]
     fields = {"metric": "gap_bits_per_byte", "subset": "documents", "baseline_name": "no gap", **shared}
-    results = [task.mean_result(items, other - known, **fields)]
+    results = [task.mean_result(pairs, other - known, **fields)]
     if mode == "causal":
         starts = [ids[1 : 1 + PROMPT + NEW] for ids in encode_documents(scorer.tokenizer, texts)]
         prompts = np.array([[scorer.prefix[0], *ids[:PROMPT]] for ids in starts])
@@ -172,4 +176,4 @@ def find_copied(texts: list[str], trained: TrainingTexts) -> np.ndarray:
     return np.bincount(copied, minlength=len(texts)) / np.maximum(total, 1)
 
 
-MEMORISATION = Task("memorisation", 1, load, measure, modes=("causal", "masked"))
+MEMORISATION = Task("memorisation", 2, load, measure, modes=("causal", "masked"))

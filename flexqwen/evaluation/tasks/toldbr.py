@@ -31,4 +31,4 @@ def run(model_folder: str, context: Context) -> list[Result]:
     return classify(TOLDBR, model_folder, read(), context, NUM_TRAIN_EPOCHS)
 
 
-TOLDBR = Task("toldbr", 1, fine_tune=run)
+TOLDBR = Task("toldbr", 2, fine_tune=run)

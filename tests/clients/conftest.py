@@ -1,0 +1,69 @@
+"""A checkpoint as training leaves it, with its tokenizer; its plain Qwen3s; and the table of what was tested.
+
+`CLIENTS_TABLE=docs/clients.md python -m pytest tests/clients` writes the versions that passed into the table there.
+"""
+
+import importlib.metadata
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from flexqwen.hub.export import export
+from flexqwen.training.checkpoints import write_embedding_modules
+from tests.helpers.tiny import make_model
+
+OUTCOMES: dict[str, Counter] = {}  # by the name of a test file
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" and "tests/clients/" in report.nodeid:
+        OUTCOMES.setdefault(report.nodeid.split("::")[0].rsplit("/", 1)[1], Counter())[report.outcome] += 1
+
+
+def pytest_sessionfinish(session):
+    if not (page := os.environ.get("CLIENTS_TABLE")):
+        return
+    rows = []
+    for module in dict.fromkeys(item.module for item in session.items):
+        outcomes = OUTCOMES.get(Path(module.__file__).name, Counter())
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in module.CLIENTS)
+        told = " ".join(module.__doc__.split()).partition(": ")[2].rstrip(".")
+        rows.append(f"| {versions} | {told} | {outcomes['passed']} of {outcomes.total()} |\n")
+    text = Path(page).read_text(encoding="utf-8")
+    table = "| client | what is tested | passed |\n|---|---|---:|\n" + "".join(sorted(rows))
+    Path(page).write_text(re.sub(r"\| client .*?\n\n", lambda _: table + "\n", text, flags=re.DOTALL), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tokenizer, tmp_path_factory):
+    """A tiny FlexQwen of random weights that is sure of something."""
+    folder = tmp_path_factory.mktemp("clients") / "checkpoint"
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "mask")}
+    model = make_model(vocab_size=len(tokenizer), max_position_embeddings=128, **ids)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_embedding_modules(folder, model.config.hidden_size)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def twins(checkpoint, tmp_path_factory):
+    """The plain Qwen3s of the checkpoint, by mode."""
+    folder = tmp_path_factory.mktemp("twins")
+    for mode in ("causal", "bidirectional"):
+        export(checkpoint, folder / mode, mode)
+    return {mode: folder / mode for mode in ("causal", "bidirectional")}
+
+
+@pytest.fixture
+def sentences():
+    return ["O Brasil é grande.", "A menina leu o livro que estava sobre a mesa da sala.", "Choveu."]
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    torch.manual_seed(0)

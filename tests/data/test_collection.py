@@ -1,0 +1,117 @@
+"""Any other collection of texts: its kinds of files, the columns, and each kind of bad input."""
+
+import gzip
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flexqwen.data.texts import read_manifest
+from tests.helpers.datasets import call, files, read_split, run
+
+
+def write_lines(path, rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.output_stream(str(path), compression="detect") as out:
+        out.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+@pytest.fixture(scope="session")
+def rows(sample_documents) -> list[dict]:
+    return [{"name": d.id, "body": d.text} for d in sample_documents]
+
+
+@pytest.fixture
+def collection(rows, tmp_path):
+    """The texts of the sample corpus, in four files of four kinds."""
+    folder = tmp_path / "collection"
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows[:200]), folder / "a.parquet")
+    write_lines(folder / "part/b.jsonl", rows[200:400])
+    write_lines(folder / "part/c.jsonl.gz", rows[400:600])
+    write_lines(folder / "part/d.jsonl.zst", rows[600:])
+    return folder
+
+
+NAMES = ("--text_column", "body", "--id_column", "name")
+
+
+def test_the_scores_are_those_of_the_same_texts_in_tei(collection, built, tmp_path, capsys):
+    words = ("build", "--corpus", collection, *NAMES, "--output", tmp_path / "out")
+    assert "the recomputed one" in call(capsys, *words, "--workers", 1)
+    scores = [
+        {row["id"]: row["ngram_originality"] for row in read_split(folder, "index").to_pylist()}
+        for folder in (built, tmp_path / "out")
+    ]
+    assert scores[0] == scores[1]
+    found = read_manifest(tmp_path / "out")
+    assert found["columns"] == {"text": "body", "id": "name"} and found["parameters"]["measure"] == "ngram"
+    assert "Carolina's" not in (tmp_path / "out/README.md").read_text()
+    run(*words[:-1], tmp_path / "two", "--workers", 2, "--memory", 0.25)
+    assert files(tmp_path / "two") == files(tmp_path / "out")
+
+
+def test_plain_text_is_a_document_a_file(rows, tmp_path, capsys):
+    (tmp_path / "texts/sub").mkdir(parents=True)
+    for number, row in enumerate(rows[:300]):
+        (tmp_path / f"texts/sub/{number:03}.txt").write_text(row["body"])
+    (tmp_path / "texts/last.txt.gz").write_bytes(gzip.compress(rows[300]["body"].encode()))
+    (tmp_path / "texts/notes.md").write_text("?")
+    call(capsys, "build", "--corpus", tmp_path / "texts", "--output", tmp_path / "out", "--workers", 1)
+    table = read_split(tmp_path / "out", "index").to_pylist()
+    assert {row["id"] for row in table} == {f"sub/{n:03}.txt" for n in range(300)} | {"last.txt.gz"}
+    assert read_manifest(tmp_path / "out")["stray_files"] == ["notes.md"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"texto": "a"}\n', "1: has no column 'text' (it has: texto), give --text_column"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 3}\n', "2: the text is of type int, not text"),
+        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "2: is list, where an object"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "2: is no JSON of UTF-8 text"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "1: is no JSON of UTF-8 text"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "1: is no JSON of UTF-8 text"),
+        ("a.jsonl", b"[" * 100_000, "1: is no JSON of UTF-8 text"),
+        ("a.jsonl.zst", b"no zstandard", "cannot be read ("),
+        ("a.jsonl.gz", gzip.compress(os.urandom(1000))[:500], "cannot be read ("),
+        ("a.parquet", b"PAR1", "cannot be read ("),
+        ("a.txt", b"\xff\xfe", "cannot be read ("),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path, capsys, name, content, message):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(content)
+    words = ("build", "--corpus", tmp_path / "in", "--output", tmp_path / "out", "--workers", 1)
+    error = call(capsys, *words, expected=2)
+    assert message in error and str(tmp_path / "in" / name) in error and "--skip_bad_shards" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_zstandard_stream(rows, tmp_path, capsys):
+    write_lines(tmp_path / "in/a.jsonl.zst", [{"text": row["body"]} for row in rows])
+    path = tmp_path / "in/a.jsonl.zst"
+    path.write_bytes(path.read_bytes()[:-2000])
+    words = ("build", "--corpus", path, "--output", tmp_path / "out", "--workers", 1)
+    assert "a.jsonl.zst: cannot be read (" in call(capsys, *words, expected=2)
+
+
+def test_nulls_and_ids_that_stand_twice_are_counted(rows, tmp_path, capsys):
+    texts = [{"text": row["body"], "id": row["name"]} for row in rows]
+    write_lines(tmp_path / "in/a.jsonl", [{"text": None, "id": "null"}, *texts, texts[0], {"text": " \n", "id": "x"}])
+    call(capsys, "build", "--corpus", tmp_path / "in", "--output", tmp_path / "out", "--workers", 1)
+    assert read_manifest(tmp_path / "out")["documents"]["dropped"] == {"duplicate id": 1, "empty text": 2}
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("hf://datasets/name", "is not hf://datasets/<org>/<name>"),
+        ("nowhere", "nowhere: no such folder or file"),
+    ],
+)
+def test_wrong_places(tmp_path, capsys, monkeypatch, place, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in call(capsys, "build", "--corpus", place, "--workers", 1, expected=2)
