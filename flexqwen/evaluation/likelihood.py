@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, Qwen3Model
 
 from flexqwen import loading
 from flexqwen.cli import InputError
@@ -285,7 +285,7 @@ class Scorer:
         device, (line, column) = self.model.device, batch.predicted
         shift = 0 if masked and getattr(self.model.config, "masked_prediction", "in_place") == "in_place" else 1
         input_ids = batch.input_ids.to(device)
-        if masked and self.kind == "flexqwen":
+        if masked and isinstance(self.model.base_model, Qwen3Model) and self.kind == "flexqwen":
             columns = torch.from_numpy((column - shift).reshape(len(input_ids), -1)).to(device)
             # Sentences that differ only where they are masked are one row.
             (distinct, back), read = input_ids.unique(dim=0, return_inverse=True), torch.empty_like(columns)
@@ -293,7 +293,7 @@ class Scorer:
             hidden = encode(self.model, distinct, read[: len(distinct)])[back]
             return self.model.lm_head(hidden.flatten(0, 1)[None])[0].float()
         places.read = line, column - shift
-        options = {"is_causal": True} if self.kind == "flexqwen" else {}
+        options = {"is_causal": not masked} if self.kind == "flexqwen" else {}
         if masked and not batch.attention_mask.all():  # causally, no token sees the padding, which is on the right
             options["attention_mask"] = batch.attention_mask.to(device)
         if self.kind != "masked":
