@@ -109,7 +109,7 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
         except (InputError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, OSError):
                 error = InputError(describe_os_error(error))
-            elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            elif isinstance(error, MemoryError) or re.search("DefaultCPUAllocator|out of memory", str(error)):
                 error = InputError("out of memory; free some, raise its limit (ulimit -v), or ask for less at a time")
             elif isinstance(error, RuntimeError):
                 raise

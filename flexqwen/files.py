@@ -35,6 +35,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         remove_path(partial)
         if isinstance(error, OSError) and error.errno and not error.filename:
             error.filename = str(path)
+        elif isinstance(error, InputError):  # which says what it is of
+            raise
         elif number := re.search(r"\(os error (\d+)\)", str(error)):  # as the libraries in Rust say it
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         raise

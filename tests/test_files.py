@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from flexqwen.cli import InputError, command
 from flexqwen.files import atomic_write, remove_leftovers, replace_path
 
 KILLED_AT = """
@@ -59,3 +60,20 @@ def test_an_error_leaves_what_was_there(tmp_path):
     (tmp_path / "new").write_text("new")
     replace_path(tmp_path / "new", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "new"
+
+
+def test_an_error_of_another_file_is_not_taken_for_the_outputs(tmp_path):
+    with pytest.raises(InputError, match="input is damaged"), atomic_write(tmp_path / "output"):
+        raise InputError("input is damaged (os error 13)")
+    with pytest.raises(PermissionError, match="output"), atomic_write(tmp_path / "output"):
+        raise RuntimeError("cannot be written (os error 13)")
+
+
+def test_a_gpu_without_memory_is_one_line(capsys):
+    @command
+    def main(argv):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 1.00 GiB.")  # torch.OutOfMemoryError is one
+
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: out of memory; ")
