@@ -152,7 +152,9 @@ class _OneKeyLoader(yaml.SafeLoader):
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "it has an alias (*); write the value out", self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, "it has an alias (*); write the value out", self.peek_event().start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
