@@ -6,7 +6,8 @@ For `model_type: flexqwen` the Auto classes give this repository's own, not the 
 import functools
 import math
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -42,17 +43,17 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
 
     Raises `InputError`, whatever goes wrong; also where code would have to be run.
     """
-    before = set(sys.modules)
     try:
         given, is_alone = {}, Path(path).is_dir() and not (Path(path) / "config.json").is_file()
         if is_alone and cls is not AutoTokenizer:
             raise InputError(f"no checkpoint in {path}: config.json is missing")  # a default would stand in for it
-        with suppress(*[OSError] * (cls is AutoTokenizer)):  # which may be all that the Hub has there
+        with suppress(OSError) if cls is AutoTokenizer else nullcontext():  # which may be all that the Hub has there
             given = {} if is_alone else PreTrainedConfig.get_config_dict(path)[0]
         trust_remote_code &= given.get("model_type") != FlexQwenConfig.model_type
         if not 0 < given.get("num_hidden_layers", 1) <= MOST_LAYERS:
             raise InputError(f"{path}: num_hidden_layers is {given['num_hidden_layers']}, which no model has")
-        return cls.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+        with say_what_runs(path):
+            return cls.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except InputError:
         raise
     except Exception as error:  # damaged files and foreign code raise anything
@@ -62,6 +63,14 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
         if not Path(path).exists():
             raise InputError(f"{path} is no folder, and the Hub does not give it: {reason(error)}") from error
         raise InputError(f"{path} does not load as {cls.__name__}: {reason(error)}") from error
+
+
+@contextmanager
+def say_what_runs(path: str | Path) -> Iterator[None]:
+    """Says, once a checkpoint, that its own code ran, if it did so within the block."""
+    before = set(sys.modules)
+    try:
+        yield
     finally:
         if any(name.startswith("transformers_modules.") for name in set(sys.modules) - before):
             _say_once(f"note: code of {path} is run (--trust_remote_code)")
@@ -104,10 +113,7 @@ def load_model(cls: type, path: str | Path, new_head: bool = False, trust_remote
 
 
 def check_tokenizer(tokenizer, config, path: str | Path) -> None:
-    """
-    Raises:
-        InputError: the tokenizer has no tokens, or ids that a model of this config does not know.
-    """
+    """Raises `InputError` where the tokenizer has no tokens, or ids that a model of this config does not know."""
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= largest < config.vocab_size or not tokenizer("a", add_special_tokens=False).input_ids:
         what = f"ids up to {largest}" if largest >= 0 else "no tokens"
@@ -135,6 +141,7 @@ def check_shapes(cls: type, path: str | Path, trust_remote_code: bool = False, c
     with (
         explain_failure(f"{path}: config.json describes no {cls.__name__}", "bring the right one"),
         torch.device("meta"),
+        say_what_runs(path),
     ):
         is_auto = not issubclass(cls, PreTrainedModel)
         model = cls.from_config(config, trust_remote_code=trust_remote_code) if is_auto else cls(config)

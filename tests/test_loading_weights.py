@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import eval as evaluation
 from configuration_flexqwen import AUTO_MAP
@@ -140,6 +140,14 @@ def test_foreign_code_is_run_only_when_asked_for_and_that_is_said(checkpoint, ma
         load(str(checkpoint))
     assert "\n" not in str(caught.value) and "eval.py" not in str(caught.value) and not marker.exists()
     load(str(checkpoint), trust_remote_code=True)
+    assert marker.exists() and capsys.readouterr().err.count("is run (--trust_remote_code)") == 1
+
+
+def test_code_that_the_check_of_shapes_runs_is_said_too(checkpoint, marker, capsys):
+    make_qwen3(make_model(vocab_size=len(AutoTokenizer.from_pretrained(checkpoint)))).save_pretrained(checkpoint)
+    spoil(checkpoint, marker)
+    change_config(checkpoint, model_type="qwen3", auto_map={"AutoModelForCausalLM": "foreign.CausalLM"})
+    loading.check_shapes(AutoModelForCausalLM, checkpoint, trust_remote_code=True)
     assert marker.exists() and capsys.readouterr().err.count("is run (--trust_remote_code)") == 1
 
 
