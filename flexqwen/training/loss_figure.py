@@ -31,7 +31,8 @@ def draw_loss(run: Path) -> None:
     if len({entry["tokens_seen"] for entry in entries}) == 1:  # the axis would be of hundredths
         axes.set_ylim(0, 1.5 * axes.get_ylim()[1])
     axes.set_xlabel("tokens seen (millions)")
-    figure.text(0.5, -0.04, NOTE, fontsize=8, ha="center", va="top")
+    if any("loss_masked" in entry for entry in entries):
+        figure.text(0.5, -0.04, NOTE, fontsize=8, ha="center", va="top")
     axes.set_ylabel("loss (nats per predicted token)")
     strategy, _, length = run.name.rpartition("-")
     axes.set_title(f"{to_words(strategy)}, rows of {length} tokens")
