@@ -97,6 +97,12 @@ def describe_os_error(error: OSError) -> str:
     return f"{what}; {remedies.get(error.errno, 'name another path, or mend this one')}"
 
 
+def fail(error: InputError | str) -> NoReturn:
+    """Ends the program with one line on stderr and exit status 2."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
 def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], None]:
     """Decorates a `main(argv=None)`: an `InputError`, or what the system refuses, becomes one line on stderr and exit
     status 2.
@@ -106,15 +112,14 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
     def wrapper(argv: list[str] | None = None) -> None:
         try:
             main(argv)
-        except (InputError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, OSError):
-                error = InputError(describe_os_error(error))
-            elif isinstance(error, MemoryError) or re.search("DefaultCPUAllocator|out of memory", str(error)):
-                error = InputError("out of memory; free some, raise its limit (ulimit -v), or ask for less at a time")
-            elif isinstance(error, RuntimeError):
+        except InputError as error:
+            fail(error)
+        except OSError as error:
+            fail(InputError(describe_os_error(error)))
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not re.search("DefaultCPUAllocator|out of memory", str(error)):
                 raise
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            fail("out of memory; free some, raise its limit (ulimit -v), or ask for less at a time")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
