@@ -16,14 +16,11 @@ from flexqwen.evaluation.likelihood import Request, load
 
 @register_model("flexqwen")
 class ScoredLM(LM):
-    """A checkpoint as the harness wants it.
+    """A checkpoint, in a folder or on the Hub, as the harness wants it.
 
-    Args:
-        pretrained: folder of the checkpoint, or its name on the Hub.
-        mode: "causal", "masked" (pseudo-log-likelihood) or "fused"; by default the last that the model has.
-        within_word: mask all tokens of a word together.
-        batch_size: tokens of a batch, padding included; those of `eval.py` by default.
-        others: what the harness tells every model, which is decided elsewhere here.
+    `mode` is "causal", "masked" (pseudo-log-likelihood) or "fused", by default the last that the model has;
+    `within_word` masks all tokens of a word together; `batch_size` is in tokens, padding included. `others` are what
+    the harness tells every model, which is decided elsewhere here.
     """
 
     def __init__(

@@ -24,19 +24,12 @@ BATCH_TOKENS = {"cpu": 8192, "cuda": 65_536}  # by device
 
 @dataclass
 class HeldOut:
-    """Tokenized held-out documents.
+    """Tokenized held-out documents."""
 
-    Attributes:
-        pieces: int64 `(length,)`, documents or, of those longer than a row, stretches that begin with BOS; and the
-            number of the document.
-        tokens: int64 `(documents,)`, predicted tokens of each document.
-        bytes: int64 `(documents,)`, UTF-8 bytes of each document's text.
-        eos_token_id, mask_token_id: of the tokenizer.
-    """
-
-    pieces: list[tuple[np.ndarray, int]]
-    tokens: np.ndarray
-    bytes: np.ndarray
+    # Documents or, of those longer than a row, stretches that begin with BOS; and the number of the document.
+    pieces: list[tuple[np.ndarray, int]]  # int64 `(length,)`
+    tokens: np.ndarray  # int64 `(documents,)`, predicted tokens of each
+    bytes: np.ndarray  # int64 `(documents,)`, of the text in UTF-8
     eos_token_id: int
     mask_token_id: int
 
@@ -65,9 +58,7 @@ def tokenize_texts(texts: list[str], tokenizer, sequence_length: int) -> HeldOut
 def score(model, text: HeldOut, mode: str, batch_tokens: int | None = None, progress: bool = False) -> np.ndarray:
     """Minus the log-probability of each document's tokens for a `FlexQwenForCausalLM`: float64 `(documents,)`, in nats.
 
-    Args:
-        mode: "causal" or "masked".
-        batch_tokens: tokens of a batch, padding included; BATCH_TOKENS by default.
+    A batch has at most `batch_tokens` tokens, padding included; BATCH_TOKENS by default.
     """
     masked = mode == "masked"
     nats, training, device = np.zeros(len(text)), model.training, next(model.parameters()).device

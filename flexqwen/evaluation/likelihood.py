@@ -43,11 +43,10 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True)
 class Request:
-    """A text and the part of it that is scored.
+    """A text and the part of it that is scored, in characters.
 
-    Attributes:
-        start, end: characters. Masked scoring counts the tokens of this part (all by default); causal scoring those
-            from `start` to the end of the text, since what follows the part depends on it.
+    Masked scoring counts the tokens of this part (all by default); causal scoring those from `start` to the end of the
+    text, since what follows the part depends on it.
     """
 
     text: str
@@ -56,34 +55,21 @@ class Request:
 
 
 class Row(NamedTuple):
-    """A sequence to be run through the model.
+    """A sequence to be run through the model."""
 
-    Attributes:
-        tokens: int64 `(length,)`.
-        positions: int64, the tokens that are predicted; in masked mode they are masked. There may be none.
-        owner: what their log-probabilities are added to.
-    """
-
-    tokens: np.ndarray
-    positions: np.ndarray
-    owner: int
+    tokens: np.ndarray  # int64 `(length,)`
+    positions: np.ndarray  # int64, of the tokens that are predicted, in masked mode masked; there may be none
+    owner: int  # what their log-probabilities are added to
 
 
 class Batch(NamedTuple):
-    """Rows as one array, padded with 0 on the right.
+    """Rows as one array, padded with 0 on the right."""
 
-    Attributes:
-        input_ids, attention_mask: int64 `(rows, longest)`.
-        owners: int64 `(rows,)`.
-        predicted: rows and columns of the predicted tokens, int64 `(positions,)` each.
-        targets: the predicted tokens, int64 `(positions,)`; in `input_ids` they are masked, if they are to be.
-    """
-
-    input_ids: torch.Tensor
+    input_ids: torch.Tensor  # int64 `(rows, longest)`, as the next
     attention_mask: torch.Tensor
-    owners: np.ndarray
-    predicted: tuple[np.ndarray, np.ndarray]
-    targets: torch.Tensor
+    owners: np.ndarray  # int64 `(rows,)`
+    predicted: tuple[np.ndarray, np.ndarray]  # rows and columns of the predicted tokens, int64 `(positions,)` each
+    targets: torch.Tensor  # the predicted tokens, int64 `(positions,)`; in `input_ids` masked, if they are to be
 
 
 def make_batches(
@@ -94,15 +80,11 @@ def make_batches(
     most_positions: float = math.inf,
     rectangular: bool = False,
 ) -> Iterator[Batch]:
-    """Yields the rows, longest first.
+    """Yields the rows, longest first; the predicted tokens masked, if `mask_token_id` is given.
 
-    Args:
-        batch_tokens, most_positions: tokens, padding included, and predicted tokens of a batch that has more than one
-            row, at most.
-        mask_token_id: what the predicted tokens are masked with; None leaves them as they are.
-        progress: title of a progress bar; no bar by default.
-        rectangular: the rows of a batch are of one length, and have as many predicted tokens; those in which the same
-            are predicted stand together.
+    A batch of more than one row has at most `batch_tokens` tokens, padding included, and `most_positions` predicted
+    ones. In `rectangular` ones all rows have one length and as many predicted tokens; those in which the same are
+    predicted stand together. `progress` is the title of a bar.
     """
 
     def shape(row: Row) -> tuple[int, int]:
@@ -130,13 +112,11 @@ def make_batches(
 
 
 class Scorer:
-    """A language model and its tokenizer.
+    """A language model and its tokenizer; `kind` is "flexqwen", "causal" or "masked".
 
-    Attributes:
-        kind: "flexqwen", "causal" or "masked".
-        modes: those of MODES that the model has.
-        length: tokens that it takes at a time; prefix, suffix: the special tokens around a text.
-        folder: where scored blocks of requests are kept, so that interrupted scoring goes on; None for nowhere.
+    `modes` are those of MODES that the model has, `length` is how many tokens it takes at a time, and `prefix` and
+    `suffix` are the special tokens around a text. Scored blocks of requests are kept in `folder`, if there is one, so
+    that interrupted scoring goes on.
     """
 
     def __init__(self, model, tokenizer, kind: str, batch_tokens: int | None = None):
@@ -240,14 +220,11 @@ class Scorer:
 
     @torch.inference_mode()
     def run_rows(self, rows: Sequence[Row], owners: int, masked: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Runs rows through the model; logits are computed at the predicted positions only.
+        """For each owner the summed log-probability of its rows' predicted tokens (float64, nats), and whether each of
+        them was the likeliest token (bool). Logits are computed at the predicted positions only.
 
         On a CPU each of torch's threads takes batches of its own: threads that share a batch wait for each other at
         every step, for long where another program has the core.
-
-        Returns:
-            For each owner the summed log-probability of its rows' predicted tokens (float64, nats), and whether each of
-            them was the likeliest token (bool).
         """
         device, places = self.model.device, threading.local()
         batch_tokens = self.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
@@ -328,11 +305,7 @@ def _words(text: str, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 def load(path: str, batch_tokens: int | None = None, trust_remote_code: bool = False) -> Scorer:
-    """Loads a checkpoint, from a folder or the Hub, in float32, on the GPU if there is one, as `loading.load_model`.
-
-    Raises:
-        InputError: as there; also if it is neither a FlexQwen nor a causal or masked model.
-    """
+    """Loads a checkpoint, from a folder or the Hub, in float32, on the GPU if there is one, as `loading.load_model`."""
     if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")) and not list(Path(path).glob("*.bin")):
         raise InputError(f"no checkpoint in {path}: model.safetensors is missing")
     config = loading.load(AutoConfig, path, trust_remote_code)

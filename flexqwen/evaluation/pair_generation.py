@@ -49,25 +49,16 @@ _DETERMINER = {form: (row, cell) for row in _ROWS for form, cell in zip(row, _CE
 
 @dataclass
 class Pair:
-    """A minimal pair.
+    """A minimal pair."""
 
-    Attributes:
-        id: treebank and split, sentence, phenomenon, number of the changed token.
-        phenomenon: one of PHENOMENA.
-        good, bad: the sentence as it stands in the treebank, and with one word changed.
-        word, changed: that word in each.
-        distance: words that stand between it and the word that it agrees with.
-        attractors: how many nominals between the two have the value that the changed word wrongly has.
-    """
-
-    id: str
+    id: str  # treebank and split, sentence, phenomenon, number of the changed token
     phenomenon: str
-    good: str
-    bad: str
-    word: str
+    good: str  # the sentence as it stands in the treebank
+    bad: str  # with one word changed
+    word: str  # that word in each
     changed: str
-    distance: int
-    attractors: int
+    distance: int  # words that stand between it and the word that it agrees with
+    attractors: int  # nominals between the two that have the value which the changed word wrongly has
 
 
 def could_agree(one: tuple, other: tuple) -> bool:

@@ -23,38 +23,23 @@ _SIDE = ("items", "item_ids", "weights", "clusters")
 
 @dataclass
 class Result:
-    """One figure.
-
-    Attributes:
-        task, version: name and version of the task; figures of different versions are not compared.
-        mode: "causal", "masked", "fused" or "finetuned".
-        metric: what `value` is, e.g. "accuracy".
-        interval: 95 %, bootstrap over items or clusters of them, and over seeds where there are several.
-        n: items.
-        baseline, baseline_name: the level of knowing nothing, and what it is ("chance", "majority", "unigram").
-        subset: which of the task's items, e.g. a phenomenon; "all" of them by default.
-        details: what else is to be known, JSON-serialisable (ties, share seen in training, values of each seed).
-        items: each item's contribution: `value` is their mean, or their mean weighted by `weights`.
-        item_ids: names of the items, by which two models' items are paired.
-        weights: of the items in their mean, e.g. bytes; equal by default.
-        clusters: number of the cluster that each item is of; by default each is one by itself.
-    """
+    """One figure."""
 
     task: str
-    version: int
-    mode: str
-    metric: str
+    version: int  # of the task; figures of different versions are not compared
+    mode: str  # "causal", "masked", "fused" or "finetuned"
+    metric: str  # what `value` is, e.g. "accuracy"
     value: float
-    interval: list[float]
-    n: int
-    baseline: float
-    baseline_name: str
-    subset: str = "all"
-    details: dict = field(default_factory=dict)
-    items: list[float] | None = None
-    item_ids: list[str] | None = None
-    weights: list[float] | None = None
-    clusters: list[int] | None = None
+    interval: list[float]  # 95 %, bootstrap over items or clusters of them, and over seeds where there are several
+    n: int  # items
+    baseline: float  # the level of knowing nothing
+    baseline_name: str  # what it is: "chance", "majority", "unigram"
+    subset: str = "all"  # which of the task's items, e.g. a phenomenon
+    details: dict = field(default_factory=dict)  # JSON-serialisable: ties, share seen in training, values of each seed
+    items: list[float] | None = None  # each one's contribution: `value` is their mean, weighted by `weights`
+    item_ids: list[str] | None = None  # names, by which two models' items are paired
+    weights: list[float] | None = None  # e.g. bytes; equal by default
+    clusters: list[int] | None = None  # number of the cluster of each item; by default each is one by itself
 
     @property
     def key(self) -> tuple:
@@ -88,10 +73,7 @@ def is_share(metric: str) -> bool:
 
 
 def check_finite(results: list[Result], place: str = "") -> None:
-    """
-    Raises:
-        InputError: a value, a bound or an item is NaN or infinite; it names the task, the mode and the first such item.
-    """
+    """Raises `InputError`, which names the task, the mode and the item, where a number is NaN or infinite."""
     for result in results:
         items = zip(result.item_ids or range(result.n), result.items or [], strict=False)
         numbers = [*((f"item {name}", item) for name, item in items), ("value", result.value)]
@@ -104,11 +86,7 @@ def check_finite(results: list[Result], place: str = "") -> None:
 
 
 def write_results(folder: str | Path, header: dict, results: list[Result]) -> None:
-    """Writes both files: `items.json` first, so that a `results.json` always has its items.
-
-    Raises:
-        InputError: a figure is not finite.
-    """
+    """Writes both files: `items.json` first, so that a `results.json` always has its items."""
     check_finite(results)
     rows = [asdict(result) for result in results]
     sides = [{name: row.pop(name) for name in _SIDE} for row in rows]
@@ -117,11 +95,7 @@ def write_results(folder: str | Path, header: dict, results: list[Result]) -> No
 
 
 def read_results(folder: str | Path) -> tuple[dict, list[Result]]:
-    """What `write_results` wrote: the header and the results, items included.
-
-    Raises:
-        InputError: the folder holds no results, its two files are not of one evaluation, or a figure is not finite.
-    """
+    """What `write_results` wrote: the header and the results, items included."""
     header, sides = read_json(Path(folder) / RESULTS), read_json(Path(folder) / ITEMS)
     if header is None or sides is None:
         missing = RESULTS if header is None else ITEMS

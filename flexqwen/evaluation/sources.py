@@ -34,17 +34,11 @@ GITHUB = "https://raw.githubusercontent.com"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file comes from.
-
-    Attributes:
-        urls: what is downloaded.
-        sha256: of the content, after decompression of a `.gz` name.
-        make: the content, from the file's name, the addresses and what they hold.
-        digest: the part of the content that `sha256` speaks of.
-    """
+    """Where a file comes from."""
 
     urls: tuple[str, ...]
-    sha256: str
+    sha256: str  # of the content, after decompression of a `.gz` name
+    # The content, from the file's name, the addresses and what they hold; and the part of it that `sha256` speaks of.
     make: Callable[[str, tuple[str, ...], list[bytes]], bytes] = lambda name, urls, parts: b"".join(parts)
     digest: Callable[[bytes], bytes] = lambda content: content
 
@@ -96,11 +90,7 @@ def data_folder() -> Path:
 
 
 def read(name: str) -> bytes:
-    """The content of a file of the layout, uncompressed and verified.
-
-    Raises:
-        InputError: the file is not in the local folder, cannot be downloaded, or has the wrong digest.
-    """
+    """The content of a file of the layout, uncompressed and verified."""
     source, path = SOURCES[name], data_folder() / name
     if path.is_file() and (content := _verify(source, lambda: _uncompress(path))) is not None:
         return content
@@ -167,11 +157,7 @@ def _fetch(url: str) -> bytes:
 
 
 def read_hub_rows(repository: str, config: str, split: str, columns: tuple[str, ...]) -> tuple[list[dict], str]:
-    """The rows of a data set that lives on the Hub only, and their commit: the newest, or that in the local cache.
-
-    Raises:
-        InputError: it can be had neither from the Hub nor from the local cache, or lacks a column.
-    """
+    """The rows of a data set that lives on the Hub only, and their commit: the newest, or that in the local cache."""
     from datasets import load_dataset_builder  # slow to import, and needed by few tasks
 
     remedy = "try again with a network, or leave its task out"

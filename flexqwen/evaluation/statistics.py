@@ -88,23 +88,16 @@ JOINT_SAMPLES = 2000
 
 
 def joint_interval(
-    values: np.ndarray,
-    weights: np.ndarray,
-    clusters: Sequence[Hashable],
-    pooled: tuple[float, int] | None = None,
+    values: np.ndarray, weights: np.ndarray, clusters: Sequence[Hashable], pooled: tuple[float, int] | None = None
 ) -> tuple[float, float, float]:
     """The mean over seeds of a mean of items, and its 95 % interval: chance of the items and of the seeds.
 
     The two are independent: a percentile bootstrap over clusters of items, drawn whole, of the mean over seeds; and
     Student's t on the seeds' figures. Their half-widths are added as the root of the sum of their squares.
 
-    Args:
-        values: float64 `(seeds, items)`; differences of two models are taken seed by seed and item by item.
-        weights: of the items in their mean, `(items,)`.
-        pooled: variance of a seed's figure and its degrees of freedom, where more than these seeds tell it.
-
-    Returns:
-        The mean and the interval's bounds.
+    `values` are float64 `(seeds, items)`; differences of two models are taken seed by seed and item by item. `weights`,
+    `(items,)`, are those of the items in their mean. `pooled` is the variance of a seed's figure and its degrees of
+    freedom, where more than these seeds tell it.
     """
     by_seed, drawn = _draw_means(values, weights, clusters)
     low, high = np.nanpercentile(drawn, [2.5, 97.5])

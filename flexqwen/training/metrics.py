@@ -34,11 +34,7 @@ def attended_length(phase: Phase) -> float:
 
 
 class TrainingMetrics:
-    """Sums over the steps since the last log. They stay on the device until they are asked for.
-
-    Args:
-        phases: the run's, in order.
-    """
+    """Sums over the steps since the last log. They stay on the device until they are asked for."""
 
     def __init__(self, phases: list[Phase]):
         self.phases = phases

@@ -26,11 +26,7 @@ SPECIAL = ("pad", "bos", "eos", "mask")
 
 
 def load_tokenizer(folder: str, sequence_length: int):
-    """The tokenizer of a run.
-
-    Raises:
-        InputError: it lacks a special token that training needs, or has one id for several.
-    """
+    """The tokenizer of a run."""
     tokenizer = loading.load(AutoTokenizer, folder, model_max_length=sequence_length)
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
     if missing := [name for name, number in ids.items() if number is None]:
@@ -41,11 +37,7 @@ def load_tokenizer(folder: str, sequence_length: int):
 
 
 def check_vocabulary(checkpoint: str, tokenizer_folder: str) -> None:
-    """Compares a checkpoint's own tokenizer, where it has one, with that of the run.
-
-    Raises:
-        InputError: they have different vocabularies.
-    """
+    """Refuses a vocabulary other than that of the checkpoint's own tokenizer, where it has one."""
     try:
         own = cached_file(checkpoint, "tokenizer.json")
     except OSError:  # it has none of this kind: nothing to compare with
@@ -63,11 +55,7 @@ def check_vocabulary(checkpoint: str, tokenizer_folder: str) -> None:
 
 
 def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer):
-    """A `FlexQwenForCausalLM` for training, for rows of the tokenizer's length; new weights depend on torch's seed.
-
-    Raises:
-        InputError: a shape that cannot be, or a checkpoint that does not load or has fewer tokens than the tokenizer.
-    """
+    """A `FlexQwenForCausalLM` for training, for rows of the tokenizer's length; new weights depend on torch's seed."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
     ids["masked_prediction"] = objective.masked_prediction
     if checkpoint := model.model_name_or_path:

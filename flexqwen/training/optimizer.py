@@ -60,11 +60,9 @@ def orthogonalize(matrices: torch.Tensor, coefficients: tuple[float, float, floa
 class MuonWithAdamW(torch.optim.Optimizer):
     """torch's own Muon and AdamW behind the interface of one optimizer, as schedulers and checkpoints expect.
 
-    Args:
-        model: its layers' 2D weights go to Muon; embeddings, head, norms and biases to AdamW.
-        learning_rate: of both. Muon's update is scaled to the RMS of AdamW's (arXiv 2502.16982, section 2.2), so that
-            one rate, one schedule and one weight decay serve both.
-        weight_decay: not applied to vectors.
+    The layers' 2D weights go to Muon; embeddings, head, norms and biases to AdamW. Muon's update is scaled to the RMS
+    of AdamW's (arXiv 2502.16982, section 2.2), so that one rate, one schedule and one weight decay, from which vectors
+    are free, serve both.
     """
 
     def __init__(self, model, learning_rate: float, weight_decay: float, betas: tuple[float, float], eps: float):

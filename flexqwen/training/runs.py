@@ -60,11 +60,7 @@ def run_folder(arguments: Arguments) -> Path:
 def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
     """What `run.json` says of a run that is about to start.
 
-    Args:
-        dataset: its folder, which may be a copy of what the Hub has under the name that was given.
-
-    Raises:
-        InputError: neither the dataset nor its token store is there.
+    The folder `dataset` may be a copy of what the Hub has under the name that was given.
     """
     data, training = args.data, args.training
     tokenizer = Path(data.tokenizer) / "tokenizer.json"
@@ -102,11 +98,7 @@ def describe_hardware(training: TrainingArguments) -> str:
 
 @contextlib.contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Keeps other processes from training in the same folder. The lock lies beside it: a new run empties the folder.
-
-    Raises:
-        InputError: another one is training there, or no file can be made there.
-    """
+    """Keeps other processes from training in the same folder. The lock lies beside it: a new run empties the folder."""
     path, is_new = folder.with_name(f"{folder.name}.lock"), not folder.parent.exists()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -142,14 +134,8 @@ def _open_locked(path: Path) -> int:
 
 
 def find_state(folder: Path, description: dict, training: TrainingArguments) -> str:
-    """What is to be done with a run's folder. Changes nothing.
-
-    Returns:
-        "new" (nothing there, or something to be replaced), "resume" (it was interrupted) or "finished".
-
-    Raises:
-        InputError: the folder holds a run made with other settings or data, and neither `overwrite` nor
-            `resume_changed` is set; the message names what differs. Or it cannot resume from any of its checkpoints.
+    """What is to be done with a run's folder: "new" (nothing there, or something to be replaced), "resume" (it was
+    interrupted) or "finished". Changes nothing.
     """
     if not folder.exists() or not any(folder.iterdir()):
         return "new"

@@ -40,12 +40,7 @@ from modeling_flexqwen import FlexQwenForCausalLM
 class FlexQwenTrainer(transformers.Trainer):
     """Trains on the rows of a run's phases.
 
-    Args:
-        folder: the run's.
-        held_out: what `evaluate` measures, in every mode; `eval_loss` is the mean over the modes that are trained.
-
-    Raises:
-        InputError: options that the Trainer or accelerate refuses.
+    `held_out` is what `evaluate` measures, in every mode; `eval_loss` is the mean over the modes that are trained.
     """
 
     def __init__(self, args: Arguments, folder: Path, model, tokenizer, phases: list[Phase], held_out: HeldOut):
@@ -243,14 +238,8 @@ class FlexQwenTrainer(transformers.Trainer):
     def train_to_end(self, checkpoint: Path | None, on_start) -> bool:
         """Trains to the last step, from a checkpoint if there is one; `best/` is there in the end.
 
-        Args:
-            on_start: called once all is made that can fail, and before anything is written.
-
-        Returns:
-            Whether it came to the last step; Ctrl-C or SIGTERM stop it early, with a checkpoint.
-
-        Raises:
-            InputError: out of memory, or a loss that is not a number.
+        Calls `on_start` once all is made that can fail, and before anything is written. False where Ctrl-C or SIGTERM
+        stopped it early, with a checkpoint.
         """
         # Sums since the last log; an old checkpoint has none.
         step, sums = (step_of(checkpoint), read_json(checkpoint / SUMS)) if checkpoint else (0, None)

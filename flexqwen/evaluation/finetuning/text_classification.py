@@ -85,10 +85,7 @@ def score_without_reading(train: list[int], test: list[int]) -> dict[str, dict[s
 def classify(
     task: Task, model_folder: str, splits: dict[str, list[Example]], context: Context, epochs: float, name="all"
 ) -> list[Result]:
-    """Accuracy and macro F1 on the test examples, and on each of their subsets; macro F1 decides on dev.
-
-    `name` is what `Result.subset` says of all test examples.
-    """
+    """Accuracy and macro F1 on the test examples (`name`), and on each of their subsets; macro F1 decides on dev."""
     splits, overlap = finetuning.prepare_splits(splits, lambda example: " ".join(example.texts), context)
     tokenizer = finetuning.load_tokenizer(model_folder, context)
     rows, cut = finetuning.encode_splits(encode, tokenizer, splits)

@@ -22,8 +22,7 @@ def choose(
 ) -> list[Result]:
     """Accuracy over all items and over groups of them; an item with several questions counts with their mean.
 
-    Args:
-        by_length: give the accuracy of log-probabilities per byte of the options, too.
+    `by_length` adds the accuracy of log-probabilities per byte of the options.
     """
     requests = [option for item in items for question in item.questions for option in question]
     scores = iter(scorer.score(requests, mode, context.within_word, task.name, context.mask_groups))
@@ -53,16 +52,10 @@ def _lengths(options: Sequence[Request]) -> list[int]:
 
 
 def make_item(row: dict, number: int) -> Item:
-    """An item of two sentences, `good` and `bad`; or of `context`, `options` and `answer`, the right one's number.
-
-    Numbers are from 0.
+    """An item of two sentences, `good` and `bad`; or of `context`, `options` and `answer`, the number of the right one.
 
     An option is scored after the context and a space. `id` (by default the item's number), `group` and `text`, what a
-    model must not have been trained on, may be there.
-
-    Raises:
-        KeyError: a field is missing.
-        TypeError, ValueError: a field is no text, or the answer is no number of an option.
+    model must not have been trained on, may be there. Raises KeyError, TypeError or ValueError.
     """
     if not isinstance(row, dict):
         raise TypeError("this is no JSON object")

@@ -42,17 +42,13 @@ a token that is not of the context."""
 
 @dataclass(frozen=True)
 class Question:
-    """A question on a paragraph, all in lower case.
-
-    `answers` are those of the annotators; `span`, of the first one that stands in the context, its characters
-    `[start, end)`.
-    """
+    """A question on a paragraph, all in lower case."""
 
     id: str
     question: str
     context: str
-    answers: tuple[str, ...]
-    span: tuple[int, int] | None
+    answers: tuple[str, ...]  # of the annotators
+    span: tuple[int, int] | None  # characters `[start, end)` of the first answer that stands in the context
 
 
 def locate(context: str, answer: str, start: int) -> tuple[int, int] | None:
@@ -82,11 +78,7 @@ def _question(paragraph: dict, asked: dict) -> Question:
 
 
 def encode(tokenizer, questions: list[Question]) -> tuple[list[finetuning.Row], list[tuple[int, Places]]]:
-    """Windows of question and context, without labels, that overlap by a third; their questions' numbers and places.
-
-    Raises:
-        InputError: a question that takes more than a third of the window.
-    """
+    """Windows of question and context, without labels, that overlap by a third; their questions' numbers and places."""
     third = tokenizer.model_max_length // 3
     overlapping = {"stride": third, "return_overflowing_tokens": True, "return_offsets_mapping": True}
     rows, windows = [], []

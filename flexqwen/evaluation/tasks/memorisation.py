@@ -36,22 +36,14 @@ _BATCH_CHARACTERS = 1 << 22
 
 
 def load(context: Context) -> list[Item]:
-    """The held-out documents that surely have tokens enough for a prompt and its continuation.
-
-    Raises:
-        InputError: as `TrainingTexts`.
-    """
-    TrainingTexts(context.model, context.dataset)
+    """The held-out documents that surely have tokens enough for a prompt and its continuation."""
+    TrainingTexts(context.model, context.dataset)  # says what is wrong with them
     texts = read_texts(context.dataset, "heldout", context.split)
     return [Item(name, text) for name, text in texts if len(text.split()) >= PROMPT + NEW]
 
 
 def measure(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
-    """The gap in bits per byte; in causal mode also what the continuations have copied.
-
-    Raises:
-        InputError: as `TrainingTexts`.
-    """
+    """The gap in bits per byte; in causal mode also what the continuations have copied."""
     texts, trained = [item.text for item in items], TrainingTexts(context.model, context.dataset)
     sizes = trained.sizes()
     places = match_sizes([len(text.encode()) for text in texts], sizes)
@@ -74,12 +66,7 @@ def measure(task: Task, scorer: Scorer, items: list[Item], mode: str, context: C
 
 
 class TrainingTexts:
-    """The documents that a run was trained on, read from its dataset each time anew.
-
-    Raises:
-        InputError: no run.json is beside the checkpoint, or it is of another dataset; or the run was trained on a part
-            of a split, and its token store, which names the documents, is not there.
-    """
+    """The documents that a run was trained on, read from its dataset each time anew."""
 
     def __init__(self, checkpoint: str, dataset: str):
         path, self.dataset, self.ids = Path(checkpoint).parent / "run.json", dataset, None
@@ -132,14 +119,8 @@ def measure_rows(scorer: Scorer, texts: list[str], mode: str) -> np.ndarray:
 
 @torch.inference_mode()
 def sample_continuations(scorer: Scorer, prompts: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Tokens drawn one after another from the model at temperature 1, no special token among them.
-
-    Args:
-        prompts: int64 `(prompts, length)`, BOS included.
-        names: of the prompts; a prompt's draws depend on its name and on nothing else.
-
-    Returns:
-        int64 `(prompts, NEW)`.
+    """Tokens drawn one after another from the model at temperature 1, no special token among them: int64 `(prompts,
+    NEW)`. The prompts are int64 `(prompts, length)`, BOS included; a prompt's draws depend on its name alone.
     """
     model, never = scorer.model, scorer.tokenizer.all_special_ids
     draws = np.stack([np.random.default_rng(int(digest(name)[:16], 16)).random(NEW) for name in names])

@@ -28,11 +28,9 @@ RANK, REACH, EPOCHS, BATCH, RATE = 64, 10, 15, 64, 3e-3
 
 
 class Words:
-    """The words of a sentence that are probed.
+    """The words of a sentence that are probed: their forms, tags, and the characters of the text at which they end.
 
-    Attributes:
-        ends: of each word, the character of the text at which it ends; forms and tags of them.
-        heads: int64, of each word the place of its head among them; -1 where it is the root or its head is left out.
+    `heads`: int64, of each word the place of its head among them; -1 where it is the root or its head is left out.
     """
 
     def __init__(self, sentence: Sentence):
