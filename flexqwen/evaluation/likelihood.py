@@ -11,6 +11,7 @@ Log-probabilities are natural logarithms at temperature 1, in float32. They do n
 nor, but for rounding, on the size of the batches.
 """
 
+import copy
 import functools
 import math
 import re
@@ -120,6 +121,8 @@ class Scorer:
     """
 
     def __init__(self, model, tokenizer, kind: str, batch_tokens: int | None = None):
+        # A tokenizer of its own: padding that the caller sets on theirs would change scores.
+        tokenizer = copy.deepcopy(tokenizer)
         self.model, self.tokenizer, self.kind, self.batch_tokens = model.eval(), tokenizer, kind, batch_tokens
         self.run = functools.lru_cache(maxsize=2)(self.run)  # fused asks again for what causal and masked were
         self.folder: Path | None = None

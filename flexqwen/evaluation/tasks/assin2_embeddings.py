@@ -1,8 +1,4 @@
-"""ASSIN 2's similarities without fine-tuning: the cosine of two sentences' embeddings, the mean of the hidden states.
-
-Causally or bidirectionally, as sentence-transformers embeds with the same checkpoint. Pearson's correlation with the
-similarities that people gave; the baseline is that of the share of words that both sentences have.
-"""
+"""ASSIN 2's similarities without fine-tuning: the cosine of two sentences' embeddings. See docs/tasks.md."""
 
 from collections.abc import Sequence
 
@@ -42,19 +38,26 @@ def embed(scorer: Scorer, texts: Sequence[str], is_causal: bool) -> np.ndarray:
 
 
 def score(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
-    """Pearson's correlation: the mean over the pairs of the product of the two standard scores."""
     pairs = [Example(item.id, tuple(request.text for request in item.questions[0]), item.label) for item in items]
     one, other = (embed(scorer, [pair.texts[place] for pair in pairs], mode == "causal") for place in (0, 1))
     cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
-    gold = _standardize([pair.label for pair in pairs])
-    products = [gold * _standardize(values) for values in (cosines, assin2.measure_overlap(pairs))]
-    baseline = {"baseline": float(products[1].mean()), "baseline_name": "word overlap"}
-    return [task.mean_result(items, products[0], mode=mode, metric="pearson", **baseline)]
+    gold = [pair.label for pair in pairs]
+    items_of = [influences(gold, values) for values in (cosines, assin2.measure_overlap(pairs))]
+    baseline = {"baseline": float(items_of[1].mean()), "baseline_name": "word overlap"}
+    return [task.mean_result(items, items_of[0], mode=mode, metric="pearson", **baseline)]
 
 
-def _standardize(values) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    return (values - values.mean()) / (values.std() or 1.0)
+def influences(one, other) -> np.ndarray:
+    """What each pair of values does to Pearson's correlation r: float64 `(pairs,)`, whose mean is r.
+
+    The influence function of r (Devlin, Gnanadesikan and Kettenring, 1975) plus r. The mean of the products of standard
+    scores is r, too, but takes mean and spread for known: its interval is far too wide where r is high.
+    """
+    values = np.array([one, other], dtype=np.float64)
+    spread = values.std(1, keepdims=True)
+    scores = (values - values.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1)
+    r = scores.prod(0).mean()
+    return scores.prod(0) - r * (scores**2).mean(0) + r
 
 
-ASSIN2_EMBEDDINGS = Task("assin2_embeddings", 1, load, score, modes=("causal", "masked"))
+ASSIN2_EMBEDDINGS = Task("assin2_embeddings", 2, load, score, modes=("causal", "masked"))
