@@ -74,18 +74,13 @@ class Batch(NamedTuple):
 
 
 def make_batches(
-    rows: Sequence[Row],
-    batch_tokens: int,
-    mask_token_id: int | None,
-    progress: str | None = None,
-    most_positions: float = math.inf,
-    rectangular: bool = False,
+    rows: list[Row], batch_tokens: int, mask_token_id: int | None, progress=None, positions=math.inf, rectangular=False
 ) -> Iterator[Batch]:
     """Yields the rows, longest first; the predicted tokens masked, if `mask_token_id` is given.
 
-    A batch of more than one row has at most `batch_tokens` tokens, padding included, and `most_positions` predicted
-    ones. In `rectangular` ones all rows have one length and as many predicted tokens; those in which the same are
-    predicted stand together. `progress` is the title of a bar.
+    A batch of more than one row has at most `batch_tokens` tokens, padding included, and `positions` predicted ones. In
+    `rectangular` ones all rows have one length and as many predicted tokens; those in which the same are predicted
+    stand together. `progress` is the title of a bar.
     """
 
     def shape(row: Row) -> tuple[int, int]:
@@ -96,14 +91,14 @@ def make_batches(
         while start < len(rows):
             part = rows[start : start + max(1, batch_tokens // len(rows[start].tokens))]
             ends = np.cumsum([len(row.positions) for row in part])
-            part = part[: max(1, int(np.searchsorted(ends, most_positions, side="right")))]
+            part = part[: max(1, int(np.searchsorted(ends, positions, side="right")))]
             if rectangular:
                 part = [row for row in part if shape(row) == shape(part[0])]
-            tokens, positions, owners = zip(*part, strict=True)
+            tokens, places, owners = zip(*part, strict=True)
             start += len(tokens)
             input_ids = pad_sequence([torch.from_numpy(ids) for ids in tokens], batch_first=True)
             attention_mask = pad_sequence([torch.ones(len(ids), dtype=torch.int64) for ids in tokens], batch_first=True)
-            predicted = np.repeat(np.arange(len(tokens)), [len(row) for row in positions]), np.concatenate(positions)
+            predicted = np.repeat(np.arange(len(tokens)), [len(row) for row in places]), np.concatenate(places)
             targets = input_ids[predicted]
             if mask_token_id is not None:
                 input_ids[predicted] = mask_token_id
@@ -144,12 +139,7 @@ class Scorer:
                 raise InputError("the tokenizer has neither a BOS nor an EOS token to predict the first token from")
 
     def score(
-        self,
-        requests: Sequence[Request | str],
-        mode: str,
-        within_word: bool = False,
-        progress: str | None = None,
-        mask_groups: int | None = None,
+        self, requests: Sequence[Request | str], mode: str, within_word=False, progress=None, mask_groups=None
     ) -> np.ndarray:
         """Log-probability of each request: float64 `(requests,)`, in nats."""
         if mode not in self.modes:
@@ -160,12 +150,7 @@ class Scorer:
         return sum(self.run(requests, *options)[0] for options in how[mode])
 
     def run(
-        self,
-        requests: tuple[Request, ...],
-        masked: bool,
-        within_word: bool = False,
-        progress: str | None = None,
-        mask_groups: int | None = None,
+        self, requests: tuple[Request, ...], masked: bool, within_word=False, progress=None, mask_groups=None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probability of each request, and whether every token of it was the likeliest: see `run_rows`."""
         distinct = list(dict.fromkeys(requests))
@@ -188,10 +173,9 @@ class Scorer:
                     owned = [row._replace(owner=owner) for owner, member in enumerate(members) for row in rows[member]]
                     nats[members], greedy[members] = self.run_rows(owned, len(members), masked)
                     if len(wrong := members[~np.isfinite(nats[members])]):  # a choice between such would look like one
-                        raise InputError(
-                            f"{title or 'scores'}: the log-probability of {distinct[wrong[0]].text[:60]!r} is "
-                            f"{nats[wrong[0]]}, which is not finite; look for such numbers in the model's weights"
-                        )
+                        what = f"the log-probability of {distinct[wrong[0]].text[:60]!r} is {nats[wrong[0]]}"
+                        remedy = "look for such numbers in the model's weights"
+                        raise InputError(f"{title or 'scores'}: {what}, which is not finite; {remedy}")
                     if file:
                         write_json(file, [nats[members].tolist(), greedy[members].tolist()])
                     left = (time.monotonic() - start) / sizes[members].sum() * sizes[order][blocks > block].sum()
@@ -233,7 +217,7 @@ class Scorer:
         batch_tokens = self.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
         mask_token_id = self.tokenizer.mask_token_id if masked else None
         most, rectangular = LOGITS // self.model.config.vocab_size, masked and self.kind == "flexqwen"
-        batches = list(make_batches(rows, batch_tokens, mask_token_id, most_positions=most, rectangular=rectangular))
+        batches = list(make_batches(rows, batch_tokens, mask_token_id, positions=most, rectangular=rectangular))
 
         def keep_positions(module, args, output):
             """The head sees the hidden states of these positions only, as one row; every head works on each alone."""

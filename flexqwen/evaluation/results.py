@@ -5,14 +5,14 @@ A folder holds `results.json` (figures) and `items.json` (a number for each item
 
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.statistics import mean_interval, number_clusters
+from flexqwen.evaluation.statistics import Clusters, mean_interval, number_clusters
 from flexqwen.files import read_json, write_json
 from flexqwen.remote import explain_failure
 from flexqwen.tables import markdown_table
@@ -48,11 +48,7 @@ class Result:
 
 
 def mean_result(
-    items: Sequence[float],
-    item_ids: Sequence[str],
-    weights: Sequence[float] | None = None,
-    clusters: Sequence[Hashable] | None = None,
-    **fields,
+    items: Sequence[float], item_ids: Sequence[str], weights=None, clusters: Clusters | None = None, **fields
 ) -> Result:
     """The `Result` of a metric that is the mean of its items, with its interval."""
     return Result(
@@ -79,10 +75,9 @@ def check_finite(results: list[Result], place: str = "") -> None:
         numbers = [*((f"item {name}", item) for name, item in items), ("value", result.value)]
         for what, number in [*numbers, *(("interval", bound) for bound in result.interval)]:
             if not math.isfinite(number):
-                raise InputError(
-                    f"{place}{result.task}, {result.mode}: the {result.metric} of {result.subset!r} has {what} "
-                    f"{number}, which is not finite; look for such numbers in the model's weights"
-                )
+                where = f"{place}{result.task}, {result.mode}: the {result.metric} of {result.subset!r}"
+                remedy = "look for such numbers in the model's weights"
+                raise InputError(f"{where} has {what} {number}, which is not finite; {remedy}")
 
 
 def write_results(folder: str | Path, header: dict, results: list[Result]) -> None:

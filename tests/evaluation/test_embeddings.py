@@ -8,7 +8,7 @@ from scipy.stats import pearsonr
 from flexqwen.evaluation.likelihood import Request, Scorer
 from flexqwen.evaluation.statistics import mean_interval
 from flexqwen.evaluation.tasks import Context, Item, load_task
-from flexqwen.evaluation.tasks.assin2_embeddings import embed, influences
+from flexqwen.evaluation.tasks.assin2 import embed, influences
 from tests.helpers.tiny import make_model
 
 PAIRS = [

@@ -16,19 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from tqdm import tqdm
-from transformers import (
-    AutoConfig,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    DataCollatorForTokenClassification,
-    DataCollatorWithPadding,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
-from transformers.trainer_callback import ProgressCallback
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, Trainer, TrainingArguments
+from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from flexqwen import loading
 from flexqwen.cli import InputError
@@ -126,23 +117,18 @@ class _BestEpoch(TrainerCallback):
 
 
 def train(
-    model_folder: str,
-    head: Head,
-    tokenizer,
-    rows: list[Row],
-    context: Context,
-    score: Callable[[Trainer], float] = lambda trainer: 0.0,
-    **choices,
+    model_folder: str, head: Head, tokenizer, rows: list[Row], context: Context, score=lambda trainer: 0.0, **choices
 ) -> tuple[Trainer, float]:
     """The Trainer with the model of a run's best epoch, and that epoch's score (higher is better).
 
     AdamW, 10 % of the steps to warm up, then linear decay to 0; bfloat16 where CUDA has it. `choices` are `seed`,
     `learning_rate` and `num_train_epochs` of `TrainingArguments`.
     """
-    set_seed(choices["seed"])
+    transformers.set_seed(choices["seed"])
     model = load_model(model_folder, head, tokenizer, context.trust_remote_code)
     is_token_task = head.auto_class is AutoModelForTokenClassification
-    collator = (DataCollatorForTokenClassification if is_token_task else DataCollatorWithPadding)(tokenizer)
+    collator = "DataCollatorForTokenClassification" if is_token_task else "DataCollatorWithPadding"
+    collator = getattr(transformers, collator)(tokenizer)
     with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one; nothing is saved
         arguments = TrainingArguments(
             output_dir=folder,
@@ -190,7 +176,7 @@ def fine_tune(
     dev_score: Callable,
     dev_metric,
     context: Context,
-    epochs: float,
+    epochs,
 ) -> tuple[list[list[np.ndarray]], dict[str, Any]]:
     """Chooses the learning rate and predicts the test rows with each seed.
 

@@ -15,21 +15,15 @@ from flexqwen.evaluation.results import Result, mean_result
 from flexqwen.subsampling import subsample
 
 OPTIONAL = ("multiblimp_por", "calame_pt", "memorisation")  # of the Hub alone, or of a model in its run's folder
-ZERO_SHOT = {
-    "bits_per_byte": "bits_per_byte",
-    "bits_per_byte_ud": "bits_per_byte",
-    "minimal_pairs": "choices",
-    "wsc_pt": "choices",
-    "mpararel_pt": "mpararel_pt",
-    "arc_pt": "choices",
-    "assin2_embeddings": "assin2_embeddings",
-    "multiblimp_por": "choices",
-    "calame_pt": "calame_pt",
-    "ud_probe": "ud_probe",
-    "memorisation": "memorisation",
-}
 FINE_TUNED = ("assin2", "harem", "bosque_pos", "hatebr", "toldbr", "faquad")
-NAMES = (*ZERO_SHOT, *FINE_TUNED)
+MODULES = {  # of tasks that are not named as theirs
+    **dict.fromkeys(("minimal_pairs", "wsc_pt", "mpararel_pt", "arc_pt", "multiblimp_por", "calame_pt"), "choices"),
+    **dict.fromkeys(("hatebr", "toldbr"), "offensive"),
+    "bits_per_byte_ud": "bits_per_byte",
+    "assin2_embeddings": "assin2",
+}
+_LIKELIHOOD = ("minimal_pairs", "wsc_pt", "mpararel_pt", "arc_pt", "assin2_embeddings", "multiblimp_por", "calame_pt")
+NAMES = ("bits_per_byte", "bits_per_byte_ud", *_LIKELIHOOD, "ud_probe", "memorisation", *FINE_TUNED)
 
 
 @dataclass(frozen=True)
@@ -119,4 +113,4 @@ def load_task(name: str) -> Task:
     """The task of that name, one of `NAMES`, or of that file or data set, as `own` reads them."""
     if name not in NAMES:
         return importlib.import_module(f"{__name__}.own").make_task(name)
-    return getattr(importlib.import_module(f"{__name__}.{ZERO_SHOT.get(name, name)}"), name.upper())
+    return getattr(importlib.import_module(f"{__name__}.{MODULES.get(name, name)}"), name.upper())

@@ -1,14 +1,4 @@
-"""How much of what a model writes stands in what it was trained on, and how much better it knows that.
-
-- Continuations: held-out documents are continued causally, at temperature 1, from their first 16 tokens by 48. The
-  figure is the share of a continuation's word 7-grams that stand in the training documents; the baseline is the same
-  share of the documents' own next 48 tokens. A continuation of under 7 words counts as 0.
-- Documents: bits per byte of held-out documents minus those of training documents of the same lengths, each cut to one
-  row; those that are held beside the same one are a cluster. Where the two are not of one kind of text, that is in the
-  difference, too: compare it between models.
-
-The training documents are those of the run's token store, which the run.json beside the checkpoint's folder leads to.
-"""
+"""How much of what a model writes stands in what it was trained on, and how much better it knows it: docs/tasks.md."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -45,7 +35,7 @@ def load(context: Context) -> list[Item]:
 def measure(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
     """The gap in bits per byte; in causal mode also what the continuations have copied."""
     texts, trained = [item.text for item in items], TrainingTexts(context.model, context.dataset)
-    sizes = trained.sizes()
+    sizes = [len(text.encode()) for text in trained]
     places = match_sizes([len(text.encode()) for text in texts], sizes)
     known, other = (measure_rows(scorer, those, mode) for those in (trained.pick(places), texts))
     shared = {"mode": mode, "baseline": 0.0, "details": {"training_documents": len(sizes)}}
@@ -88,10 +78,6 @@ class TrainingTexts:
         for name, text in read_texts(self.dataset, self.config, "train"):
             if self.ids is None or name in self.ids:
                 yield text
-
-    def sizes(self) -> list[int]:
-        """UTF-8 bytes of each."""
-        return [len(text.encode()) for text in self]
 
     def pick(self, places: Sequence[int]) -> list[str]:
         """Those at these places, which may come several times."""
