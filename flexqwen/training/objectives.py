@@ -172,16 +172,9 @@ class TrainingRows(Dataset):
                 hidden = (rng.random(len(input_ids)) < share) & ~np.isin(input_ids, self.special_ids)
                 input_ids = np.where(hidden, info["mask_token_id"], input_ids)
         else:
-            progress = step / max(1, self.max_steps - 1)
-            input_ids, labels = mask_spans(
-                input_ids,
-                self.objective.mask_probability(progress, rng),
-                rng,
-                self.objective,
-                self.special_ids,
-                info["mask_token_id"],
-                info["vocab_size"],
-            )
+            share = self.objective.mask_probability(step / max(1, self.max_steps - 1), rng)
+            ids = self.special_ids, info["mask_token_id"], info["vocab_size"]
+            input_ids, labels = mask_spans(input_ids, share, rng, self.objective, *ids)
         return {"input_ids": input_ids, "position_ids": positions, "labels": labels, "is_causal": is_causal}
 
 

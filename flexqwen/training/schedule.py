@@ -56,9 +56,8 @@ def parse_phases(given: list[str] | None, sequence_length: int) -> list[PhaseSet
     if ends != sorted(set(ends)) or ends[-1] != 1:
         raise InputError(f"phases: until must rise to 1, got {', '.join(map(str, ends))}")
     if phases[-1].sequence_length != sequence_length or phases[-1].batch_fraction != 1:
-        raise InputError(
-            f"phases: the last must have the run's sequence_length, {sequence_length}, and batch_fraction 1"
-        )
+        what = f"the run's sequence_length, {sequence_length}, and batch_fraction 1"
+        raise InputError(f"phases: the last must have {what}")
     return phases
 
 
