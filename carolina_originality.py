@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     given.add_argument("--generations", type=path, help="JSON lines, objects with a `text` each")
     add("--words", type=int, default=NGRAM, help="length from which a passage is shown")
     add("--split", nargs="+", default=[], help="configs or <config>/<split> of the dataset to search; all by default")
-    add("--index", type=path, help="where the index is kept; `<folder>.trace` by default")
+    add("--index", type=path, help="where the index is kept; <folder>.trace by default")
     add("--json", action="store_true", help="a JSON object for each text, with all documents of each passage")
     add("--workers", type=int, default=os.cpu_count(), help="processes that make the index")
 

@@ -39,6 +39,7 @@ from flexqwen.remote import explain_failure
 
 FORMAT = 1  # of the index
 _COLUMNS = ("id", "license", "source")
+_READ = pa.schema([pa.field(name, pa.string(), nullable=False) for name in (*_COLUMNS, "text")])
 _PART_BYTES = 32 << 20  # of compressed files that one task reads
 _SEGMENT_WORDS = 1 << 24  # sorted in about 600 MB, searched in 128 MB or less
 _BATCH_CHARACTERS = 1 << 23
@@ -106,15 +107,16 @@ def index_part(split: str, files: list[Path | Shard], path: Path) -> list[tuple[
 
 def read_tables(files: list[Path | Shard]) -> Iterator[pa.Table]:
     """The documents of Parquet files or shards, a batch at a time."""
-    columns = [*_COLUMNS, "text"]
     for file in files:
         if isinstance(file, Path):
             with explain_failure(f"{file} is damaged", REMEDY), pq.ParquetFile(file) as parquet:
-                yield from map(pa.table, parquet.iter_batches(1024, columns=columns))
+                for batch in parquet.iter_batches(1024, columns=_READ.names):
+                    yield pa.table(batch).select(_READ.names).cast(_READ)
         else:
             documents = file.read(Counter(), False)
             for batch in cut_batches(documents, _BATCH_CHARACTERS, lambda document: len(document.text)):
-                yield pa.table({name: [getattr(document, name) for document in batch] for name in columns})
+                rows = ([getattr(document, name) for name in _READ.names] for document in batch)
+                yield pa.table(list(zip(*rows, strict=True)), schema=_READ)
 
 
 def sort_suffixes(words: np.ndarray) -> np.ndarray:
@@ -268,11 +270,17 @@ def read_inputs(text: str | None, file: Path | None, generations: Path | None) -
 
 
 def describe_spans(text: str, found: dict[str, Any]) -> str:
-    """What `Index.trace` found in a text: the text with the spans in ⟦ ⟧; then each span, and who holds it."""
-    marked, last = "", 0
-    for place, mark in sorted(edge for span in found["spans"] for edge in zip(span["characters"], "⟦⟧", strict=True)):
-        marked, last = marked + text[last:place] + mark, place
-    what = f"{found['words']:,} words, {100 * found['coverage']:.1f} % of them in {len(found['spans']):,} passages"
+    """What `Index.trace` found in a text: the text with what is copied in ⟦ ⟧; then each span, and who holds it."""
+    marked, last, depth = "", 0, 0
+    for place, step in sorted(
+        edge for span in found["spans"] for edge in zip(span["characters"], (1, -1), strict=True)
+    ):
+        depth += step
+        if depth == (step > 0):
+            marked, last = marked + text[last:place] + "⟧⟦"[depth], place
+    what = (
+        f"{found['words']:,} words, {100 * found['coverage']:.1f} % of them copied; passages: {len(found['spans']):,}"
+    )
     lines = [what, marked + text[last:]]
     for span in found["spans"]:
         (start, end), documents = span["characters"], span["documents"]

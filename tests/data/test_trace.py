@@ -111,9 +111,9 @@ def test_copies_are_shown_with_licence_and_source(built, place, capsys):
         named = next(document for document in span["documents"] if document["id"] == row["id"])
         assert (named["license"], named["source"]) == (row["license"], row["source"])
     printed = call(capsys, *words)
-    assert "28 words, 85.7 % of them in 2 passages" in printed and f"⟦{copies[0]}⟧ xis ⟦{copies[1]}⟧" in printed
+    assert "28 words, 85.7 % of them copied; passages: 2" in printed and f"⟦{copies[0]}⟧ xis ⟦{copies[1]}⟧" in printed
     assert f"words 3-14, characters 16-{16 + len(copies[0])}, in " in printed and rows[0]["license"] in printed
-    assert "0 passages" in call(capsys, *words, "--words", 13)
+    assert "passages: 0" in call(capsys, *words, "--words", 13)
     in_tokenizer = json.loads(call(capsys, *words, "--split", "tokenizer", "--json"))
     assert copies[1] in [span["text"] for span in in_tokenizer["spans"]]
     assert {split for s in in_tokenizer["spans"] for d in s["documents"] for split in d["splits"]} == {
@@ -156,10 +156,10 @@ def test_an_index_is_made_again_where_the_dataset_changed(tmp_path, capsys):
     folder, place = tmp_path / "dataset", tmp_path / "dataset.trace"
     words = ("trace", folder, "--text", PASSAGE, "--workers", 1)
     write_dataset(folder, {"gold/train-0": ["outro texto"]})
-    assert "0 passages" in call(capsys, *words)
+    assert "passages: 0" in call(capsys, *words)
     stamp = place / "index.json"
     before = stamp.stat().st_mtime_ns
-    assert "0 passages" in call(capsys, *words) and stamp.stat().st_mtime_ns == before
+    assert "passages: 0" in call(capsys, *words) and stamp.stat().st_mtime_ns == before
     write_dataset(folder, {"gold/train-0": [f"Sim, {PASSAGE}"]})
     assert "words 1-13, characters 0-68, in 1:" in call(capsys, *words)
     assert stamp.stat().st_mtime_ns != before
@@ -178,6 +178,29 @@ def test_an_index_is_made_again_where_the_dataset_changed(tmp_path, capsys):
 
 def test_a_corpus_is_traced(sample_corpus, sample_documents, tmp_path, capsys):
     document = sample_documents[3]
-    printed = call(capsys, "trace", sample_corpus, "--index", tmp_path / "index", "--text", document.text)
-    assert "100.0 % of them in 1 passages" in printed and document.id in printed and document.genre.license in printed
+    words = ("trace", sample_corpus, "--index", tmp_path / "index", "--workers", 1)
+    printed = call(capsys, *words, "--text", document.text)
+    assert (
+        "100.0 % of them copied; passages: 1" in printed
+        and document.id in printed
+        and document.genre.license in printed
+    )
     assert "no such folder" in call(capsys, "trace", tmp_path / "none", "--text", "a", expected=2)
+
+
+def test_passages_that_overlap_are_marked_as_one(tmp_path, capsys):
+    write_dataset(tmp_path / "dataset", {"gold/train-0": ["a b c d", "c d e f"]})
+    words = ("trace", tmp_path / "dataset", "--words", 4, "--workers", 1)
+    assert "7 words, 85.7 % of them copied; passages: 2\n⟦a b  c d e f⟧ g\n" in call(
+        capsys, *words, "--text", "a b  c d e f g"
+    )
+
+
+@pytest.mark.parametrize("damage", [{"text": None}, {"license": None}, {}])
+def test_a_damaged_dataset_ends_in_one_line(tmp_path, capsys, damage):
+    write_dataset(tmp_path / "dataset", {"gold/train-0": ["a b c d"]})
+    row = {"id": "D", "text": "a", "source": "", "license": ""} | damage if damage else {"id": "D", "text": "a"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "dataset/data/gold/train-0.parquet")
+    words = ("trace", tmp_path / "dataset", "--text", "a", "--workers", 1)
+    assert "train-0.parquet is damaged" in call(capsys, *words, expected=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
