@@ -38,13 +38,13 @@ from flexqwen.parallel import Pool
 from flexqwen.remote import explain_failure
 
 FORMAT = 1  # of the index
-_COLUMNS = ("id", "license", "source")
-_READ = pa.schema([pa.field(name, pa.string(), nullable=False) for name in (*_COLUMNS, "text")])
+_READ = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("id", "license", "source", "text")])
+_SHOWN = _READ.remove(3)  # of a document
 _PART_BYTES = 32 << 20  # of compressed files that one task reads
-_SEGMENT_WORDS = 1 << 24  # sorted in about 600 MB, searched in 128 MB or less
+_SEGMENT_WORDS = 1 << 24  # sorted in less than 1 GiB, searched in 128 MiB or less
 _BATCH_CHARACTERS = 1 << 23
 _FEW = 4  # words in a row that mostly stand nowhere
-_SHOWN = 3  # documents named for each passage in a terminal
+_NAMED = 3  # documents of each passage in a terminal
 
 
 def hash_text(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +86,7 @@ def make_index(sources: list[tuple[str, int, Path | Shard]], key: str, output: P
 def index_part(split: str, files: list[Path | Shard], path: Path) -> list[tuple[str, str, int]]:
     """Writes the segments `<path>-<number>` of some files; returns split, name and number of words of each."""
     segments = []
-    batches = ((table.select(_COLUMNS), *hash_text(table["text"].to_pylist())) for table in read_tables(files))
+    batches = ((table.select(_SHOWN.names), *hash_text(table["text"].to_pylist())) for table in read_tables(files))
     for batch in cut_batches(batches, _SEGMENT_WORDS, lambda batch: len(batch[1])):
         tables, hashes, counts = zip(*batch, strict=True)
         folder = path.with_name(f"{path.name}-{len(segments):04}")
@@ -97,7 +97,7 @@ def index_part(split: str, files: list[Path | Shard], path: Path) -> list[tuple[
         words.astype(">u4").tofile(folder / "words")
         sort_suffixes(words).tofile(folder / "places")
         table = pa.concat_tables(tables).combine_chunks()
-        columns = {name: table[name].dictionary_encode() for name in _COLUMNS[1:]}
+        columns = {name: table[name].dictionary_encode() for name in _SHOWN.names[1:]}
         starts = (np.append(0, ends[:-1]) + np.arange(len(ends))).astype(np.uint32)
         table = pa.table({"start": starts, "id": table["id"], **columns})
         with pa.OSFile(str(folder / "documents.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
@@ -125,7 +125,8 @@ def sort_suffixes(words: np.ndarray) -> np.ndarray:
     Each round orders by twice as many words those places that what stands from there on does not yet tell apart.
     """
     rank = np.append(words, np.uint32(0))  # what stands behind the end comes first
-    order, active, depth = np.arange(len(words)), np.arange(len(words)), 1
+    order, depth = np.arange(len(words), dtype=np.uint32), 1
+    active = order.copy()
     while len(active):
         place = order[active]
         key = rank[place].astype(np.uint64) << np.uint64(32) | rank[np.minimum(place + depth, len(words))]
@@ -136,7 +137,7 @@ def sort_suffixes(words: np.ndarray) -> np.ndarray:
         rank[place] = np.maximum.accumulate(np.where(is_first, active, 0)) + 1
         active = active[~(is_first & np.append(is_first[1:], True))]
         depth *= 2
-    return order.astype(np.uint32)
+    return order
 
 
 class Segment:
@@ -192,7 +193,7 @@ class Segment:
         places = np.asarray(self.places)[self.find(passage)]
         rows = np.unique(np.searchsorted(self.documents["start"].to_numpy(), places, side="right") - 1)
         self.release()
-        return self.documents.select(_COLUMNS).take(pa.array(rows)).to_pylist()
+        return self.documents.select(_SHOWN.names).take(pa.array(rows)).cast(_SHOWN).to_pylist()
 
     def release(self) -> None:
         """Gives up the memory of the pages that were read; they stay in the system's cache."""
@@ -286,10 +287,10 @@ def describe_spans(text: str, found: dict[str, Any]) -> str:
         (start, end), documents = span["characters"], span["documents"]
         lines += [f"\nwords {span['start'] + 1}-{span['end']}, characters {start}-{end}, in {len(documents):,}:"]
         lines += [f"  «{textwrap.shorten(span['text'], 300, placeholder=' …')}»"]
-        for document in documents[:_SHOWN]:
+        for document in documents[:_NAMED]:
             where = ", ".join(filter(None, [document["id"], *document["splits"]]))
             source, licence = document["source"] or "no source", document["license"] or "no licence"
             lines += [f"  {where}: {source}, {licence}"]
-        if len(documents) > _SHOWN:
-            lines += [f"  and {len(documents) - _SHOWN:,} more"]
+        if len(documents) > _NAMED:
+            lines += [f"  and {len(documents) - _NAMED:,} more"]
     return "\n".join(lines)
