@@ -204,3 +204,11 @@ def test_a_damaged_dataset_ends_in_one_line(tmp_path, capsys, damage):
     words = ("trace", tmp_path / "dataset", "--text", "a", "--workers", 1)
     assert "train-0.parquet is damaged" in call(capsys, *words, expected=2)
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+
+
+def test_a_dataset_that_lacks_a_split_is_refused(tmp_path, capsys):
+    write_dataset(tmp_path / "dataset", {"gold/train-0": ["a b c d"]})
+    manifest = {"dataset": "test", "splits": {"gold/train": {"documents": 1}, "matched/train": {"documents": 1}}}
+    (tmp_path / "dataset/manifest.json").write_text(json.dumps(manifest))
+    words = ("trace", tmp_path / "dataset", "--text", "a", "--workers", 1)
+    assert "no split matched/train" in call(capsys, *words, expected=2)
