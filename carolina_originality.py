@@ -1,5 +1,6 @@
 """Carolina Originality: from Corpus Carolina's shards to a dataset of originality splits."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,7 +8,9 @@ from flexqwen.cli import ArgumentParser, command, path
 from flexqwen.data.build import NAME, Parameters, build
 from flexqwen.data.collection import FIELDS
 from flexqwen.data.inspection import describe_dataset, describe_document, describe_folder
+from flexqwen.data.ngrams import NGRAM
 from flexqwen.data.sample.generate import make_sample
+from flexqwen.data.trace import Index, describe_spans, read_inputs
 from flexqwen.hub.dataset import publish
 from flexqwen.hub.repository import Repository
 from flexqwen.parallel import Pool
@@ -29,6 +32,14 @@ def run_build(args) -> None:
 def run_inspect(args) -> None:
     with Pool(args.workers) as pool:
         print(describe_document(args.folder, args.id, pool) if args.id else describe_folder(args.folder, pool))
+
+
+def run_trace(args) -> None:
+    texts = read_inputs(args.text, args.file, args.generations)
+    index = Index(args.folder, args.index, args.split, args.workers)
+    for text in texts:
+        found = index.trace(text, args.words)
+        print(json.dumps(found, ensure_ascii=False) if args.json else describe_spans(text, found))
 
 
 def run_push(args) -> None:
@@ -72,6 +83,20 @@ def main(argv: list[str] | None = None) -> None:
     inspect.add_argument("--id", help="show where the copied passages of this document are, and who else holds them")
     inspect.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     inspect.set_defaults(run=run_inspect)
+
+    trace = verbs.add_parser("trace", help="show which passages of a text a dataset or a corpus holds, and of whom")
+    trace.set_defaults(run=run_trace)
+    add = trace.add_argument
+    add("folder", type=path, help="a built dataset, or a corpus as build takes it")
+    given = trace.add_mutually_exclusive_group(required=True)
+    given.add_argument("--text", help="the text")
+    given.add_argument("--file", type=path, help="a file with the text")
+    given.add_argument("--generations", type=path, help="JSON lines, objects with a `text` each")
+    add("--words", type=int, default=NGRAM, help="length from which a passage is shown")
+    add("--split", nargs="+", default=[], help="configs or <config>/<split> of the dataset to search; all by default")
+    add("--index", type=path, help="where the index is kept; <folder>.trace by default")
+    add("--json", action="store_true", help="a JSON object for each text, with all documents of each passage")
+    add("--workers", type=int, default=os.cpu_count(), help="processes that make the index")
 
     push = verbs.add_parser("push", help="publish a built dataset on the Hugging Face Hub")
     push.add_argument("folder", type=path, nargs="?", default=Path(NAME))

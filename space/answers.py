@@ -233,6 +233,13 @@ def show_fill(checkpoint: Checkpoint, texts: dict, text: str) -> str:
     return f'<p class="filled">{whole}</p>' + table(head, rows)
 
 
+def find_copies(index, written: str) -> list[Copy]:
+    """What the model wrote word for word as a dataset has it, of which `index` is the index of `trace`, or None."""
+    spans = index.trace(written)["spans"] if index else []
+    first = [(span["characters"], span["documents"][0]) for span in spans]
+    return [Copy(*characters, document["source"], document["license"]) for characters, document in first]
+
+
 def show_written(prompt: str, written: str, texts: dict, copies: Sequence[Copy] = ()) -> str:
     """A prompt and what was written, in which what is copied is marked, with its source and licence."""
     shown, done = "", 0

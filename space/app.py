@@ -14,7 +14,7 @@ from pathlib import Path
 
 import gradio as gr
 import yaml
-from answers import Checkpoint, Refused, escape, show_fill, show_likelier, show_modes, show_written
+from answers import Checkpoint, Refused, escape, find_copies, show_fill, show_likelier, show_modes, show_written
 
 HERE = Path(__file__).parent
 MODEL = "runs/quickstart/hybrid-shift-256/best"  # `python -m flexqwen publish --space` writes the published one
@@ -54,12 +54,25 @@ def line(text: str) -> str:
     return f'<p class="line" role="alert">{escape(text)}</p>'
 
 
+def load(model: str, dataset: Path | None, place: Path | None) -> Checkpoint:
+    """The checkpoint; its `index` is that of the dataset in which to look for what it writes, if there is one."""
+    checkpoint = Checkpoint(model)
+    checkpoint.index = None
+    if dataset:
+        from flexqwen.data.trace import Index  # a page that was published has no library
+
+        checkpoint.index = Index(dataset, place)
+    return checkpoint
+
+
 def write(checkpoint, texts, prompt, prefix, tokens, temperature, seed):
     """Yields the answer of the tab that writes, a token longer each time."""
     prompt = prompt.strip()
     yield show_written(prompt, "", texts)
+    written = ""
     for written in checkpoint.write(prompt, bool(prefix), int(tokens), temperature, int(seed)):
         yield show_written(prompt, written, texts)
+    yield show_written(prompt, written, texts, find_copies(checkpoint.index, written))
 
 
 ANSWERS = {"modes": show_modes, "fill": show_fill, "write": write, "likelier": show_likelier}
@@ -165,8 +178,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=MODEL, help="a folder, or a repository of the Hub")
     parser.add_argument("--port", type=int, help="7860 by default, or the next one that is free")
+    parser.add_argument("--dataset", type=Path, help="mark what the model copies from it when it writes")
+    parser.add_argument("--trace_index", type=Path, help="where the index of that is; <dataset>.trace by default")
     args = parser.parse_args()
-    loading = ThreadPoolExecutor(1).submit(Checkpoint, args.model)
+    loading = ThreadPoolExecutor(1).submit(load, args.model, args.dataset, args.trace_index)
     with gr.Blocks(title="FlexQwen", analytics_enabled=False) as page:
         build(page, "pt", args.model, loading)
     with page.route("English", "/en"):

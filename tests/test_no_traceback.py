@@ -20,6 +20,7 @@ import train
 from flexqwen import __main__ as flexqwen
 from flexqwen.data.sample.generate import write_sample
 from flexqwen.data.tokenizer import QWEN3_ROLES
+from flexqwen.data.trace import Index
 from tests.helpers.hub_server import WRITE, HubServer
 from tests.helpers.mutations import mutate
 from tests.helpers.runs import ROOT, connect, options
@@ -40,6 +41,12 @@ COMMANDS = {  # what is run, its arguments, the inputs that are damaged, and oth
     "build": (carolina_originality.main, ["build", "--corpus", "corpus", "--workers", "1"], ["corpus"], []),
     "inspect": (carolina_originality.main, ["inspect", "dataset", "--workers", "1"], ["dataset"], []),
     "inspect a corpus": (carolina_originality.main, ["inspect", "corpus", "--workers", "1"], ["corpus"], []),
+    "trace": (
+        carolina_originality.main,
+        ["trace", "dataset", "--text", "o museu e a casa e os rios", "--words", "2", "--workers", "1"],
+        ["dataset", "dataset.trace"],
+        [],
+    ),
     "push": (carolina_originality.main, ["push", "dataset", "--repo", "org/carolina"], ["dataset"], []),
     "tokenizer": (flexqwen.main, ["tokenizer", "--dataset", "dataset", "--vocab_size", "400"], ["dataset"], []),
     "adapt": (flexqwen.main, ["tokenizer", "--adapt", "qwen3"], ["qwen3"], []),
@@ -94,6 +101,7 @@ def whole(built, tokenizer_folder, tmp_path_factory):
     place = tmp_path_factory.mktemp("whole")
     copy(built, place / "dataset")
     copy(tokenizer_folder, place / "tokenizer")
+    Index(place / "dataset")
     write_sample(place / "corpus", 100)
     study = sorted((ROOT / "results").glob("*/cells"))[0].parent
     copy(ROOT / "configs" / f"{study.name}.yaml", place / STUDY)

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
+from flexqwen.data.trace import Index
 from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.likelihood import Request
 from space import answers
 from space.answers import Checkpoint, Copy, Refused
+from tests.helpers.datasets import read_split
 from tests.helpers.tiny import make_model
 
 SPACE = Path(__file__).parents[2] / "space"
@@ -161,6 +163,16 @@ def test_copies_are_marked_with_their_source_and_licence():
     page = answers.show_written("O", " rio corre", TEXTS["en"], copies)
     assert ' rio<mark title="Wikipédia; CC BY-SA" tabindex="0"> corr</mark>e' in page
     assert "<li>Wikipédia (CC BY-SA)</li>" in page
+
+
+def test_what_a_dataset_holds_is_a_copy(built, tmp_path):
+    row = read_split(built, "gold").to_pylist()[0]
+    copied = " ".join(row["text"].split()[:10])
+    index = Index(built, tmp_path / "index", ["gold"])
+    assert answers.find_copies(index, f"novo {copied} novo") == [
+        Copy(5, 5 + len(copied), row["source"], row["license"])
+    ]
+    assert answers.find_copies(index, "novo") == answers.find_copies(None, copied) == []
 
 
 def test_both_languages_say_the_same_things():
