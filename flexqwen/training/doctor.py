@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 import platform
+import sys
 import time
 import weakref
 from types import SimpleNamespace
@@ -272,19 +273,21 @@ def time_attention(config: FlexQwenConfig, args: Arguments, seconds: float) -> l
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m flexqwen doctor", description=__doc__)
-    parser.add_argument("config", nargs="?", help="a config of train.py; its options may follow")
+    usage = "python -m flexqwen doctor [config.yaml] [options below] [options of train.py]"
+    parser = ArgumentParser(prog="python -m flexqwen doctor", usage=usage, description=__doc__)
     parser.add_argument("--gpu", choices=GPUS, default=find_gpu() or "H100", help="the GPU that is estimated")
     parser.add_argument("--price", type=float, help="of an hour, in whatever currency")
     parser.add_argument("--vocab_size", type=int, default=8192, help="of the tokenizer, which need not be there yet")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each attention implementation is timed")
-    options, further = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    config_file, words = (words[0], words[1:]) if words and not words[0].startswith("-") else (None, words)
+    options, further = parser.parse_known_args(words)
     print(plain_table([["this machine", ""], *describe_machine()]))
     training = [*further, "--use_cpu", str(not torch.cuda.is_available()), "--torch_compile", "false"]
     shape = [f"--{name}={value}" for name, value in TRIED.items()]
-    args = parse([*([options.config] if options.config else shape), *training])
-    if options.config:
-        what = f"estimate of {options.config} on one {options.gpu}, which never ran there"
+    args = parse([*([config_file] if config_file else shape), *training])
+    if config_file:
+        what = f"estimate of {config_file} on one {options.gpu}, which never ran there"
         print("\n" + plain_table([[what, ""], *estimate(args, options.vocab_size, options.gpu, options.price)]))
     if not torch.cuda.is_available():
         args.training.per_device_train_batch_size = min(8, args.training.train_batch_size)
