@@ -1,10 +1,4 @@
-"""Carolina Originality: from Corpus Carolina's shards to a dataset of originality splits.
-
-python carolina_originality.py sample sample_corpus
-python carolina_originality.py build --corpus sample_corpus
-python carolina_originality.py inspect carolina_originality
-python carolina_originality.py push --repo <org>/carolina_originality
-"""
+"""Carolina Originality: from Corpus Carolina's shards to a dataset of originality splits."""
 
 import os
 from pathlib import Path

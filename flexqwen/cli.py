@@ -15,16 +15,11 @@ def redact(words: list[str]) -> list[str]:
     """Words of a command, or of a message, without tokens: what looks like one, and the value of any `--...token`."""
     hidden, before = [], ""
     for word in words:
-        name, equals, _ = word.partition("=")
-        if equals and _takes_token(name):
-            word = f"{name}=<hidden>"
-        hidden.append("<hidden>" if _takes_token(before) else re.sub(r"\bhf_\w+(?![\w/])", "<hidden>", word))
+        word = re.sub(r"^(--[\w-]*token)=.*", r"\1=<hidden>", word, flags=re.DOTALL)
+        is_token = re.fullmatch(r"--[\w-]*token", before)
+        hidden.append("<hidden>" if is_token else re.sub(r"\bhf_\w+(?![\w/])", "<hidden>", word))
         before = word
     return hidden
-
-
-def _takes_token(option: str) -> bool:
-    return re.fullmatch(r"--[\w-]*token", option) is not None
 
 
 class InputError(Exception):
@@ -57,9 +52,8 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser, but a wrong option is one line on stderr (no usage dump) and options are never abbreviated."""
 
     def __init__(self, *args, **kwargs):
-        kwargs.setdefault("allow_abbrev", False)
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
-        super().__init__(*args, **kwargs)
+        own = {"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+        super().__init__(*args, **own | kwargs)
 
     def parse_known_args(self, args=None, namespace=None):
         """Options have one spelling, the Trainer's, with underscores; with dashes they are understood as well."""
@@ -75,7 +69,6 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message}{nearest} (see {self.prog} --help)")
 
     def _list_options(self) -> list[str]:
-        """Options of this parser and of its verbs."""
         found = list(self._option_string_actions)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -104,9 +97,7 @@ def fail(error: InputError | str) -> NoReturn:
 
 
 def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], None]:
-    """Decorates a `main(argv=None)`: an `InputError`, or what the system refuses, becomes one line on stderr and exit
-    status 2.
-    """
+    """Decorates a `main(argv=None)`: an `InputError`, or what the system refuses, is one line and exit status 2."""
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> None:

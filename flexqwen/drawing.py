@@ -28,11 +28,7 @@ def to_words(names: Any) -> str:
 
 
 def save_figure(figure, path: Path, source: str | None = None, dpi: int = 150) -> None:
-    """Writes a matplotlib figure as PNG, and beside it as PDF for papers, each whole or not at all.
-
-    Args:
-        source: what it was drawn from; the PNG says it.
-    """
+    """Writes a matplotlib figure as PNG, which says its `source`, and as PDF for papers, each whole or not at all."""
     pdf = dict.fromkeys(["CreationDate", "Creator", "Producer"])  # none of them: the same figure has the same bytes
     png = {"Software": None} | ({"Source": source} if source else {})
     for kind, metadata in (("pdf", pdf), ("png", png)):

@@ -21,8 +21,7 @@ from flexqwen.cli import InputError
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields `<path>.<pid>.partial` to write to; renames it to `path` on success and removes it on error.
 
-    An existing `path` is replaced only at the rename, so a reader never sees half of an output, and two processes that
-    write the same output do not touch each other's. What killed processes left is removed first.
+    An existing `path` is replaced only at the rename. What killed processes left is removed first.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -43,10 +42,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes what this process, or one that was killed, left beside `path` as `<path>.<pid>.partial`.
-
-    What `replace_path` was about to replace when it was killed comes back, if nothing is in its place.
-    """
+    """Removes what this process, or a killed one, left as `<path>.<pid>.partial`; puts back what was being replaced."""
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
         pid = left.name[len(path.name) + 1 : -len(".partial")]
         number = pid.removeprefix("old.")
@@ -79,7 +75,6 @@ def is_made(output: Path, found: Any, made_by: dict[str, Any], overwrite: bool) 
     """Whether `output` is there, made by `made_by`, rather than to be made or replaced.
 
     `found` is what `output` says of how it was made, a dict if this project made it; what else it says decides nothing.
-    Raises `InputError` where `output` holds anything else that may not be replaced.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
@@ -109,8 +104,7 @@ def sync(*paths: Path) -> None:
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            # Some file systems have it for files only.
-            with suppress(OSError) if path.is_dir() else nullcontext():
+            with suppress(OSError) if path.is_dir() else nullcontext():  # some file systems have it for files only
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -123,10 +117,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented UTF-8 JSON, whole or not at all.
-
-    Raises `InputError` where it holds NaN or an infinite number, which JSON cannot hold.
-    """
+    """Writes `value` as indented UTF-8 JSON, whole or not at all; `InputError` for NaN or an infinite number in it."""
     try:
         text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
     except ValueError as error:

@@ -37,11 +37,7 @@ for _auto_class, _place in AUTO_MAP.items():
 def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options):
     """`cls.from_pretrained`, for a config or a tokenizer, in a folder or on the Hub; says so where foreign code ran.
 
-    Args:
-        cls: a class of transformers or of this repository, or an Auto class.
-        trust_remote_code: run the code that a checkpoint brings along, if it is no FlexQwen.
-
-    Raises `InputError`, whatever goes wrong; also where code would have to be run.
+    With `trust_remote_code` a checkpoint's own code is run, if it is no FlexQwen. Any error is an `InputError`.
     """
     try:
         given, is_alone = {}, Path(path).is_dir() and not (Path(path) / "config.json").is_file()
@@ -84,9 +80,8 @@ def _say_once(line: str) -> None:
 def load_model(cls: type, path: str | Path, new_head: bool = False, trust_remote_code: bool = False, **options):
     """`load` for a model, in float32 unless `options` have a dtype.
 
-    Raises `InputError` as `load`; also for weights that are missing (other than tied ones), of another shape, too many,
-    or not finite: it names the file and the first of them. With `new_head` the class's head may be missing in the
-    checkpoint, and another head be there.
+    `InputError` too for weights that are missing, of another shape, too many, or not finite. With `new_head` the head
+    may be missing in the checkpoint, and another be there.
     """
     check_shapes(cls, path, trust_remote_code, options.get("config"))
     verbosity = transformers.logging.get_verbosity()
@@ -116,18 +111,12 @@ def check_tokenizer(tokenizer, config, path: str | Path) -> None:
     """Raises `InputError` where the tokenizer has no tokens, or ids that a model of this config does not know."""
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= largest < config.vocab_size or not tokenizer("a", add_special_tokens=False).input_ids:
-        what = f"ids up to {largest}" if largest >= 0 else "no tokens"
-        raise InputError(
-            f"the tokenizer of {path} does not fit: it has {what}, and the model a vocabulary of {config.vocab_size}"
-        )
+        has = f"it has {f'ids up to {largest}' if largest >= 0 else 'no tokens'}, and the model a vocabulary of"
+        raise InputError(f"the tokenizer of {path} does not fit: {has} {config.vocab_size}")
 
 
 def check_shapes(cls: type, path: str | Path, trust_remote_code: bool = False, config=None) -> None:
-    """Compares the model that a config describes with the headers of its weights, before any memory is taken.
-
-    Raises:
-        InputError: a file of weights is damaged, or the model has other shapes, or far more weights.
-    """
+    """Compares the model that a config describes with the headers of its weights, before any memory is taken."""
     shapes = {}
     for file in find_weights(path):
         try:

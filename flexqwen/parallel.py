@@ -27,8 +27,8 @@ def check_shared_memory(remedy: str) -> None:
 class Pool:
     """`workers` processes that run tasks; with one worker the tasks run in this process.
 
-    Workers are spawned (pyarrow's threads do not survive a fork). They leave Ctrl-C to this process, which then stops
-    their tasks. They end at once when it ends, however it ends, so that nothing is written behind the next run's back.
+    Workers are spawned (pyarrow's threads do not survive a fork), leave Ctrl-C to this process, which then stops their
+    tasks, and end at once when it ends, so that nothing is written behind the next run's back.
     """
 
     def __init__(self, workers: int):
@@ -75,8 +75,8 @@ class Pool:
                     raise futures[min(failed)].exception()
                 return [futures[i].result() for i in range(len(tasks))]
             except BrokenProcessPool as error:
-                what_died = f"{what}: a worker process was killed (out of memory?)"
-                raise InputError(f"{what_died}; try fewer --workers") from error
+                died = "a worker process was killed (out of memory?); try fewer --workers"
+                raise InputError(f"{what}: {died}") from error
             finally:
                 for future in futures.values():
                     future.cancel()

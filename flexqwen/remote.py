@@ -21,8 +21,7 @@ PATIENCE = 5  # seconds in which an action is begun again
 def with_retries(action: Callable[[], T]) -> T:
     """Calls `action()` until it comes through, and raises its last error `PATIENCE` seconds after the first call.
 
-    The client itself tries most requests again, for longer than that. So only what it gives up at once comes a second
-    time: its tries and these never multiply.
+    The client itself tries most requests again, for longer: only what it gives up at once comes a second time.
     """
     start, wait = time.monotonic(), 0.5
     while True:
@@ -44,9 +43,8 @@ def is_permanent(error: BaseException) -> bool:
     if isinstance(error, OfflineModeIsEnabled):  # a ConnectionError, but the user wants it so
         return True
     # Neither an InputError nor a wrong argument nor a full disk passes; a lost connection, which is an OSError, does.
-    return isinstance(error, (OSError, ValueError, InputError)) and not isinstance(
-        error, (ConnectionError, TimeoutError)
-    )
+    is_passing = isinstance(error, (ConnectionError, TimeoutError))
+    return isinstance(error, (OSError, ValueError, InputError)) and not is_passing
 
 
 def reason(error: BaseException) -> str:
@@ -65,10 +63,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def explain_failure(what: str, remedy: str) -> Iterator[None]:
-    """Makes whatever goes wrong in the block, but an InputError, an InputError: `what`, why, and the remedy.
-
-    So do the readers of files that anybody may have damaged: what is wrong in one shows anywhere.
-    """
+    """Makes whatever goes wrong in the block, as with a file that anybody may have damaged, an InputError."""
     try:
         yield
     except InputError:
@@ -87,8 +82,7 @@ def _unwrap(error: BaseException) -> BaseException:
 def fetch_snapshot(name: str, kind: str, patterns: list[str], token: str | None = None) -> str:
     """`name` itself if it is a folder; if it names a repository of the Hub, a local copy of these of its files.
 
-    Where they cannot be fetched, a note says so, and `name` is returned as it is. Where the Hub cannot be reached, the
-    copy is what was fetched before, which may be less.
+    Where they cannot be fetched, a note says so, and `name` is returned as it is.
     """
     if os.path.exists(name) or not REPO_ID.fullmatch(name):
         return name

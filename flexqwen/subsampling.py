@@ -10,10 +10,7 @@ FORMAT = 2  # raise it where the same items, limit and seed give another choice;
 
 
 def subsample(items: Sequence[Item], limit: int | None, seed: int = 0) -> list[Item]:
-    """At most `limit` of the items, chosen at random, in their order; None for all.
-
-    The same items and the same seed give the same choice, and a smaller limit takes a part of what a larger one takes.
-    """
+    """At most `limit` of the items, drawn by the seed, in their order; a smaller limit takes a part of the same."""
     if limit is None or limit >= len(items):
         return list(items)
     chosen = np.random.default_rng([seed, 0]).permutation(len(items))[:limit]

@@ -16,11 +16,7 @@ def format_cell(value: Any) -> str:
 def markdown_table(
     header: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: int | Collection[int] = 1
 ) -> str:
-    """A Markdown table. Columns of text stand on the left, the others, of numbers, on the right.
-
-    Args:
-        text_columns: the first so many, or which.
-    """
+    """A Markdown table; text columns, the first so many or which, stand on the left, those of numbers on the right."""
     left = range(text_columns) if isinstance(text_columns, int) else text_columns
     rule = "|".join("---" if column in left else "---:" for column in range(len(header)))
     lines = [f"| {' | '.join(map(format_cell, cells))} |" for cells in (header, *rows)]

@@ -1,14 +1,7 @@
 """Builds the Carolina Originality dataset: shards -> documents -> scores -> splits -> Parquet, manifest and card.
 
-All work happens in `<output>.partial/`; at the end one rename makes `<output>` of it. A build that is killed leaves
-only `.partial`. The next build resumes from the finished shards there; if its inputs are the same, it keeps their
-7-grams too:
-
-    documents/<key>.arrow               the documents of a shard, with text; the key stands for the shard and its reader
-    documents/<key>.json                how many were read and dropped; written last, so that it marks a finished shard
-    <inputs>/grams/<shard>-<run>.*.npy  sorted runs of 7-grams (see ngrams.py)
-    <inputs>/grams/<shard>.npy          number of 7-grams of each document; written last
-    <inputs>/dataset/                   what becomes the output
+All work happens in `<output>.partial/`, from which the next build resumes: it keeps finished shards (`documents/`) and,
+if its inputs are the same, their 7-grams (`<inputs>/grams/`). At the end `<inputs>/dataset/` is renamed to `<output>`.
 """
 
 import fcntl
@@ -60,13 +53,8 @@ def build(
 ) -> dict[str, Any]:
     """Builds the dataset folder `output` and returns its manifest; reuses a finished one that has the same inputs.
 
-    Args:
-        places, columns: what to read; see `open_collection`.
-        workers: number of processes.
-        memory: GiB that scoring may take, all processes together.
-        overwrite: replace an `output` that has other inputs; if it has the same inputs, write only its card anew.
-
-    Raises `InputError` where the corpus is not fit for it, or `output` may not be replaced (see `is_made`).
+    `places` and `columns` are as `open_collection` has them; `memory` is the GiB that scoring may take in all of its
+    processes, the `workers`. `overwrite` replaces an `output` of other inputs; of the same, it writes only the card.
     """
     output = Path(output)
     if not output.name:
@@ -79,17 +67,11 @@ def build(
     if corpus.columns is not None and parameters.measure == "header":
         print("no header states an originality: the splits are made by the recomputed one (--measure ngram)")
         parameters = replace(parameters, measure="ngram")
-    inputs = digest(
-        ({} if corpus.columns is None else {"columns": corpus.columns})
-        | {
-            "shards": {shard.name: [shard.sha256, shard.size] for shard in corpus.shards},
-            "absent": corpus.absent,
-            "strays": corpus.strays,
-            "generated": corpus.generated,
-            "parameters": asdict(parameters),
-            "formats": [documents.FORMAT, ngrams.FORMAT, FORMAT],
-        }
-    )
+    described = {name: getattr(corpus, name) for name in ("absent", "strays", "generated")}
+    described |= {} if corpus.columns is None else {"columns": corpus.columns}
+    described["shards"] = {shard.name: [shard.sha256, shard.size] for shard in corpus.shards}
+    described |= {"parameters": asdict(parameters), "formats": [documents.FORMAT, ngrams.FORMAT, FORMAT]}
+    inputs = digest(described)
     try:
         with lock_work_folder(output) as work:
             manifest = read_manifest(output)
@@ -151,6 +133,9 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
     among_long = score_documents(in_use, folder / "grams", memory, pool)
     chosen = choose_splits(in_use, parameters, folder / "heldout.npy", pool)
     bytes_, shares = write_splits(folder / "dataset", in_use, chosen, folder / "heldout.npy", pool)
+    checks = splits.check(chosen, in_use.tokens, getattr(in_use, parameters.measure), in_use.typology, shares)
+    if failed := [name for name, result in checks.items() if not result["passed"]]:
+        raise InputError(f"the splits do not pass the check '{failed[0]}'; give more shards or more --documents")
 
     read = list(zip(corpus.shards, reports, strict=True))
     manifest = {
@@ -162,7 +147,7 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
         "documents": {"read": sum(r["read"] for r in reports), "kept": len(in_use), "dropped": dropped},
         "splits": describe_splits(in_use, chosen, bytes_),
         "agreement": measure_agreement(in_use, among_long),
-        "checks": check_splits(in_use, chosen, shares, parameters.measure),
+        "checks": checks,
         "shards": {
             "used": {s.name: {"sha256": s.sha256, "documents": r["read"]} for s, r in read if not r["bad"]},
             "bad": {s.name: r["bad"] for s, r in read if r["bad"]},
@@ -179,7 +164,7 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
 def choose_splits(scored: Documents, parameters: Parameters, heldout_file: Path, pool: Pool) -> splits.Splits:
     """The splits. Leaves the hashes of the held-out documents' 13-grams in `heldout_file` (uint64, ascending)."""
     tokens = scored.tokens
-    proposed = splits.propose(tokens, scored.score(parameters.measure), scored.typology, parameters.seed)
+    proposed = splits.propose(tokens, getattr(scored, parameters.measure), scored.typology, parameters.seed)
     heldout = np.unique(np.concatenate(list(proposed.heldout.values())))
     hashes = pool.map(hash_stored_passages, scored.group_by_shard(heldout), "Held-out passages")
     np.save(heldout_file, np.unique(np.concatenate(hashes)))
@@ -205,7 +190,6 @@ def find_heldout_shares(file: Path, rows: np.ndarray, heldout_file: Path) -> np.
 def describe_splits(scored: Documents, chosen: splits.Splits, bytes_: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Documents, tokens, bytes and mean originality of each split, by `<config>/<split>`."""
     ngram = np.where(scored.tokens >= MIN_TOKENS, scored.ngram, np.nan)
-    parts = chosen.parts() | {"index/train": np.arange(len(scored))}
     return {
         name: {
             "documents": len(part),
@@ -215,16 +199,5 @@ def describe_splits(scored: Documents, chosen: splits.Splits, bytes_: dict[str, 
             "ngram_originality": mean_known(ngram[part], 2),
             "size": chosen.notes.get(name, "all"),
         }
-        for name, part in parts.items()
+        for name, part in (chosen.parts() | {"index/train": np.arange(len(scored))}).items()
     }
-
-
-def check_splits(scored: Documents, chosen: splits.Splits, shares: dict[str, float], measure: str) -> dict[str, dict]:
-    """What holds of the splits, with the figures; `InputError` if it does not. `shares` are those of `write_splits`."""
-    checks = splits.check(chosen, scored.tokens, scored.score(measure), scored.typology)
-    for split, share in shares.items():
-        name = f"{split}: largest share of a document's 13-grams that held-out documents hold"
-        checks[name] = {"value": round(share, 6), "below": LIMIT, "passed": share < LIMIT}
-    if failed := [name for name, result in checks.items() if not result["passed"]]:
-        raise InputError(f"the splits do not pass the check '{failed[0]}'; give more shards or more --documents")
-    return checks

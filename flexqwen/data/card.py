@@ -1,7 +1,4 @@
-"""The dataset card and its figures: what a reader has to know, in the form that the Hugging Face Hub reads.
-
-Both are made from the finished folder, its manifest and its Parquet files: a changed card needs no shard.
-"""
+"""The dataset card and its figures: what a reader has to know, in the form that the Hugging Face Hub reads."""
 
 from bisect import bisect
 from collections import Counter
@@ -64,12 +61,6 @@ def count_by_taxonomy(index: pa.Table) -> Iterator[tuple]:
             yield names[code], int(part.sum()), int(long.sum()), int(tokens[part].sum()), *means
 
 
-def _tabulate(header: Sequence[str], rows: Iterable[Sequence], text_columns: int | Collection[int] = 1) -> str:
-    """A table of rows that begin with a name; names are set as code."""
-    rows = [(f"`{name}`" if name else "none named", *cells) for name, *cells in rows]
-    return markdown_table(header, rows, text_columns)
-
-
 def _divide_by_typology(index: pa.Table, pairs: dict[str, pa.Table], most: int = 8) -> list[tuple]:
     """How the tokens of the paired configs divide over source typologies, in %; the header first."""
     names = encode_column(index, "typology")[1]
@@ -90,7 +81,6 @@ def list_splits(manifest: dict[str, Any]) -> list[tuple]:
 
 
 def _fill_card(folder: Path, manifest: dict[str, Any], index: pa.Table, pairs: dict[str, pa.Table]) -> str:
-    """The text of `card.md`, filled in."""
     codes, names = encode_column(index, "license")
     downloads, sizes = Counter(), Counter()
     for name, split in manifest["splits"].items():
@@ -100,6 +90,12 @@ def _fill_card(folder: Path, manifest: dict[str, Any], index: pa.Table, pairs: d
     corpus = manifest.get("corpus", "")
     texts = TEXTS["other" if corpus else "generated" if manifest["generated"] else "real"]
     texts = texts | {name: text.replace("{corpus}", corpus) for name, text in texts.items() if isinstance(text, str)}
+
+    def table(header: Sequence[str], rows: Iterable[Sequence], text_columns: int | Collection[int] = 1) -> str:
+        """A table of rows that begin with a name; names are set as code."""
+        named = [(f"`{name}`" if name else "none named", *cells) for name, *cells in rows]
+        return markdown_table(header, named, text_columns)
+
     found = {
         "texts": texts,
         "size": _SIZES[bisect([10**power for power in range(3, 8)], manifest["documents"]["kept"])],
@@ -112,17 +108,13 @@ def _fill_card(folder: Path, manifest: dict[str, Any], index: pa.Table, pairs: d
         "typologies": _divide_by_typology(index, pairs),
         "licences": sorted((-n, name) for n, name in zip(np.bincount(codes).tolist(), names, strict=False) if n),
         **{"min_tokens": MIN_TOKENS, "min_gap": MIN_GAP, "tolerance": TOLERANCE},
-        **{"number": format_cell, "table": _tabulate},
+        **{"number": format_cell, "table": table},
     }
     template = Template(CARD, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
     return template.render(manifest | found)
 
 
-# Figures. Colours: original blue, control orange, everywhere.
-
-_BLUE, _ORANGE = "#2a6f97", "#e07a1f"
-
-
+_BLUE, _ORANGE = "#2a6f97", "#e07a1f"  # original, control
 # A legend between title and frame, where no data can be under it.
 _ABOVE = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 2, "frameon": False}
 

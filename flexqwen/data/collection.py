@@ -1,7 +1,6 @@
 """Any other collection of texts: files of Parquet, JSON lines or plain text, here or on the Hub -> documents.
 
-A row of Parquet or a line of JSON is a document; so is a file of plain text. Files may be compressed (.gz, .zst). What
-is wrong with a file is a `ShardError`; a document without a text is dropped, and counted.
+A row of Parquet or a line of JSON is a document; so is a file of plain text. Files may be compressed (.gz, .zst).
 """
 
 import io
@@ -42,7 +41,6 @@ class TextShard(Shard):
         return [self.name, self.sha256, self.size, self.columns]
 
     def read(self, dropped: Counter[str], need_originality: bool = False) -> Iterator[Document]:
-        """Yields the documents in order; counts in `dropped` those that it leaves out, by reason."""
         seen = set()
         for name, path in self.files:
             kind = _KIND.search(name)[1]
@@ -84,9 +82,8 @@ def _choose_columns(names: Sequence[str], columns: dict[str, str], where: str = 
     for field in {"text": "text"} | columns:
         if columns.get(field, field) not in names:
             has = ", ".join(map(str, names)) or "none"
-            raise ShardError(
-                f"{where}has no column {columns.get(field, field)!r} (it has: {has}), give --{field}_column"
-            )
+            what = f"{where}has no column {columns.get(field, field)!r} (it has: {has})"
+            raise ShardError(f"{what}, give --{field}_column")
     return {field: column for field in FIELDS if (column := columns.get(field, field)) in names}
 
 
@@ -128,9 +125,7 @@ def _read_plain(path: Path, columns: dict[str, str]) -> Iterator[tuple[None, dic
 def open_collection(places: Sequence[str], columns: dict[str, str]) -> Corpus:
     """What is to be read: Corpus Carolina's folder, or any files of texts, folders of them, and datasets of the Hub.
 
-    Args:
-        places: paths, or `hf://datasets/<org>/<name>[@<revision>][/<config>[/<split>]]`.
-        columns: {field: column} where a field of `FIELDS` stands in a column of another name.
+    `columns` is {field: column} where a field of `FIELDS` stands in a column of another name.
     """
     folder = Path(places[0])
     found: dict[str, Path] = {}

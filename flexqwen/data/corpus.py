@@ -6,8 +6,7 @@ The published layout (Corpus Carolina 2.0.1, `carolina-c4ai/corpus-carolina` on 
     corpus/<taxonomy>/checksum.sha256                SHA-256 of each *uncompressed* shard, named without `.gz`
     corpus/GENERATED.txt                             only where the texts are made up (see sample/): no real corpus
 
-A shard is read once, as a stream: bytes are unzipped, hashed and parsed on the way, and one document is in memory at a
-time. What is wrong with a shard is a `ShardError`; what is wrong with a document drops the document, and is counted.
+What is wrong with a shard is a `ShardError`; what is wrong with a document drops the document, and is counted.
 """
 
 import gzip
@@ -44,7 +43,7 @@ class ShardError(InputError):
 
 
 class Document(NamedTuple):
-    """One text of the corpus. Typology, language, licence and source are empty where its header names none."""
+    """One text of the corpus. What its header does not name is empty."""
 
     id: str  # the corpus's own identifier, such as `WIK000001101b`
     text: str  # paragraphs joined by newlines; inside a paragraph, each run of white space is one space
@@ -59,8 +58,6 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A shard that is present."""
-
     name: str  # relative to the corpus folder
     path: Path
     sha256: str  # as it is published
@@ -76,29 +73,23 @@ class Shard:
         return [self.name, self.sha256, self.size]
 
     def read(self, dropped: Counter[str], need_originality: bool = True) -> Iterator["Document"]:
-        """The documents of the shard; see `read_shard`."""
         return read_shard(self, dropped, need_originality)
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A corpus."""
+    """What is to be read, and what else was found."""
 
     folder: Path
     shards: list[Shard]  # in the order of their names
     absent: list[str]  # names of shards that are listed and not here
     strays: list[str]  # files that are no part of a corpus
     generated: bool  # the texts are made up: whatever is published of them must say so
-    columns: dict[str, str] | None = (
-        None  # of a collection of other texts (see collection.py); no header states a measure
-    )
+    columns: dict[str, str] | None = None  # of another collection (see collection.py): no header states a measure
 
 
 def open_corpus(folder: str | Path) -> Corpus:
-    """Finds the shards under `folder` (the folder that holds `corpus/`, or `corpus/` itself).
-
-    Raises `InputError` where there is no such folder, no checksum file, no shard, or a shard that no checksum names.
-    """
+    """Finds the shards under `folder` (the folder that holds `corpus/`, or `corpus/` itself), with their checksums."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the one that holds Corpus Carolina's corpus/")
@@ -168,12 +159,10 @@ class _Stream:
 
 
 def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = True) -> Iterator[Document]:
-    """Yields the documents of a shard in order; counts in `dropped` those it leaves out, by reason.
+    """Yields the documents of a shard in order, as a stream; counts in `dropped` those it leaves out, by reason.
 
     With `need_originality=False` a document whose header has no valid originality is kept, with None.
-
-    Documents come before the digest is known to be right: what is made of them counts only once the generator has
-    ended. Raises `ShardError`, naming file, place and remedy, at the first sign that the shard is not whole.
+    What is made of the documents counts only once the generator has ended: only then the digest is known to be right.
     """
     number, stream, seen = 0, None, set()
     try:
@@ -245,11 +234,7 @@ def _refuse(element: etree._Element, place: str) -> ShardError:
 
 
 def _list_paragraphs(element: etree._Element, text: etree._Element, where: str) -> list[etree._Element]:
-    """The paragraphs of a document.
-
-    Raises `ShardError` where it is not <teiHeader/><text><body><p/>…</body></text>, as the schema has it: what stands
-    elsewhere would be lost, or read twice.
-    """
+    """The paragraphs of <teiHeader/><text><body><p/>…</body></text>; what stands elsewhere would be lost, or twice."""
     parts = [*element, *text]
     paragraphs = list(parts[2]) if len(parts) > 2 else []
     for part, tag in zip(parts + paragraphs, _LAYOUT + (_P,) * len(paragraphs), strict=False):
@@ -265,11 +250,9 @@ def _list_paragraphs(element: etree._Element, text: etree._Element, where: str) 
 
 
 def _read_document(element: etree._Element, taxonomy: str, need_originality: bool) -> Document | str:
-    """A document, or the reason to drop it.
+    """A document, or the reason to drop it, in two walks over the header: a path for each field costs far more.
 
-    Two walks over the header instead of a path for each field: a path costs several times as much, and this is done two
-    million times. The schema fixes the order: the document's own title, measures and licence stand before <biblFull>,
-    which describes the source in the same elements.
+    By the schema a document's own title, measures and licence stand before <biblFull>, the source's in like elements.
     """
     header, text = element.find(_HEADER), element.find(_TEXT)
     if header is None:

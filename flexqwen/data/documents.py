@@ -43,10 +43,6 @@ class Documents:
     def __len__(self) -> int:
         return len(self.table)
 
-    def score(self, measure: str) -> np.ndarray:
-        """Originality as the measure "header" or "ngram" has it."""
-        return self.header if measure == "header" else self.ngram
-
     def group_by_shard(self, numbers: np.ndarray) -> list[tuple[Path, np.ndarray]]:
         """The files, each with its rows among the documents of these numbers (ascending)."""
         cuts = np.searchsorted(self.shard[numbers], np.arange(len(self.files) + 1))

@@ -22,17 +22,12 @@ _SHOWN = 3  # documents named for each passage
 
 
 def describe_folder(folder: Path, pool: Pool) -> str:
-    """What a dataset or a corpus holds."""
-    if not _is_dataset(folder):
+    if not (read_manifest(folder) and (folder / "data").is_dir()):
         return describe_corpus(folder, pool)
     header = ("taxonomy", "documents", f">= {MIN_TOKENS} tokens", "tokens", "originality", "n-gram")
     with explain_failure(f"{folder} is damaged", REMEDY):
         table = plain_table([header, *sorted(count_by_taxonomy(read_index(folder)))])
         return f"{describe_dataset(read_manifest(folder))}\n{table}"
-
-
-def _is_dataset(folder: Path) -> bool:
-    return bool(read_manifest(folder)) and (folder / "data").is_dir()
 
 
 def describe_dataset(manifest: dict[str, Any]) -> str:
@@ -102,34 +97,35 @@ def count_shard(shard: Shard) -> tuple[Counter, Counter, str | None]:
     return count, dropped, None
 
 
-# One document
-
-
 def describe_document(folder: Path, identifier: str, pool: Pool) -> str:
     """Where a document's copied passages are, and in which other documents of the folder they stand."""
-    is_dataset = _is_dataset(folder)
+    is_dataset = bool(read_manifest(folder)) and (folder / "data").is_dir()
     files = (file for file in (folder / "data").glob("*/*.parquet") if file.parent.name != "index")
     sources = sorted(files) if is_dataset else open_corpus(folder).shards
-    text = find_text(sources, identifier)
-    if text is None:
+    shard = re.sub(r"\d+", "", identifier) + ".xml.gz"  # an identifier holds the name of its shard: look there first
+    ordered = sorted(sources, key=lambda source: not (isinstance(source, Shard) and source.path.name == shard))
+    texts = (text for source in ordered for found, text in read_source(source) if found == identifier)
+    if (text := next(texts, None)) is None:
         raise InputError(f"{folder}: no document has the id {identifier!r}, or its text is not there")
     hashes, _ = hash_ngrams(*hash_words([text]))
     words = [match.span() for match in re.finditer(r"\S+", text)]
     first = f"{identifier}: {len(text):,} characters, {len(words):,} words, {len(hashes):,} 7-grams"
     if not len(hashes):
         return f"{first}; a text of fewer than {NGRAM} words has none"
-    copies: dict[str, set[int]] = {}
+    holders: dict[int, set[str]] = defaultdict(set)
     for found in pool.map(find_copies, [(source, identifier, np.unique(hashes)) for source in sources], "Comparing"):
-        copies |= found
-    held = set().union(*copies.values())
-    shared = sum(gram in held for gram in hashes.tolist())
+        for gram, name in found:
+            holders[gram].add(name)
+    shared, copies = sum(gram in holders for gram in hashes.tolist()), set().union(*holders.values())
     where = f"{len(copies):,} other {'texts in the dataset' if is_dataset else 'documents of the corpus'}"
     lines = [first, f"{shared:,} of them stand in {where}: originality {100 * (1 - shared / len(hashes)):.1f} %"]
-    for first_word, end_word, holders in join_passages(hashes.tolist(), copies):
+    for first_word, end_word, counts in join_passages(hashes.tolist(), holders):
         start, end = words[first_word][0], words[end_word - 1][1]
-        what = f"words {first_word + 1}-{end_word}, characters {start}-{end}, in {len(holders):,}:"
-        lines += [f"\n{what}", f"  «{_shorten(text[start:end])}»"]
-        others = sorted(holders.items(), key=lambda item: (-item[1], item[0]))
+        what = f"words {first_word + 1}-{end_word}, characters {start}-{end}, in {len(counts):,}:"
+        passage = " ".join(text[start:end].split())
+        passage = passage if len(passage) <= 300 else f"{passage[:150]} … {passage[-150:]}"
+        lines += [f"\n{what}", f"  «{passage}»"]
+        others = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         lines += [f"  {name} ({count} 7-grams)" for name, count in others[:_SHOWN]]
         if len(others) > _SHOWN:
             lines.append(f"  and {len(others) - _SHOWN:,} more")
@@ -145,34 +141,21 @@ def read_source(source: Shard | Path) -> Iterator[tuple[str, str]]:
         yield from read_file(source)
 
 
-def find_text(sources: list[Shard] | list[Path], identifier: str) -> str | None:
-    """The text of a document, where one of the sources has it."""
-    shard = re.sub(r"\d+", "", identifier) + ".xml.gz"  # an identifier holds the name of its shard: look there first
-    ordered = sorted(sources, key=lambda source: not (isinstance(source, Shard) and source.path.name == shard))
-    texts = (text for source in ordered for found, text in read_source(source) if found == identifier)
-    return next(texts, None)
-
-
-def find_copies(source: Shard | Path, identifier: str, grams: np.ndarray) -> dict[str, set[int]]:
-    """The other documents that hold any of the 7-grams `grams` (uint64): which of them."""
-    found: dict[str, set[int]] = {}
+def find_copies(source: Shard | Path, identifier: str, grams: np.ndarray) -> set[tuple[int, str]]:
+    """Those of the 7-grams `grams` (uint64) that other documents hold, with the id of each such document."""
+    found = set()
     for batch in cut_batches(read_source(source), _BATCH_CHARACTERS, lambda document: len(document[1])):
         hashes, owner = hash_ngrams(*hash_words([text for _, text in batch]))
-        for place in np.flatnonzero(np.isin(hashes, grams)):
-            found.setdefault(batch[owner[place]][0], set()).add(int(hashes[place]))
-    found.pop(identifier, None)
-    return found
+        places = np.flatnonzero(np.isin(hashes, grams))
+        found |= {(int(hashes[place]), batch[owner[place]][0]) for place in places}
+    return {(gram, name) for gram, name in found if name != identifier}
 
 
-def join_passages(hashes: list[int], copies: dict[str, set[int]]) -> list[tuple[int, int, Counter]]:
-    """Joins those 7-grams of a document (`hashes`, in order) that other documents hold into passages.
+def join_passages(hashes: list[int], holders: dict[int, set[str]]) -> list[tuple[int, int, Counter]]:
+    """Joins those 7-grams of a document (`hashes`, in order) that have holders into passages.
 
     Returns words [start, end) of each, and {document id: how many of its 7-grams}.
     """
-    holders: dict[int, list[str]] = defaultdict(list)
-    for name, held in copies.items():
-        for gram in held:
-            holders[gram].append(name)
     passages: list[tuple[int, int, Counter]] = []
     for place, gram in enumerate(hashes):
         if gram in holders:
@@ -181,8 +164,3 @@ def join_passages(hashes: list[int], copies: dict[str, set[int]]) -> list[tuple[
             others.update(holders[gram])
             passages.append((start, place + NGRAM, others))
     return passages
-
-
-def _shorten(text: str, characters: int = 300) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= characters else f"{text[: characters // 2]} … {text[-characters // 2 :]}"

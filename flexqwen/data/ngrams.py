@@ -6,9 +6,7 @@ and 7 % where words are lower-cased `\\w+`. Every position of a document counts 
 64-bit hashes; nothing else is approximate.
 
 It works out of core: each batch of texts leaves a *run*, the (hash, document) records of its 7-grams sorted by hash;
-then ranges of hash values, one after another or in parallel, are cut from all runs and merged. A range is as large as
-the memory allows, and what it yields are counts that add up: the result depends neither on the order of documents, nor
-on the number of workers or ranges.
+then ranges of hashes, as large as the memory allows, are cut from all runs and merged. Their counts add up.
 """
 
 import functools
@@ -42,11 +40,9 @@ def _characters(pattern: str) -> np.ndarray:
 
 
 def hash_words(texts: Iterable[str], normalized: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """64-bit hashes of the words of `text.split()`, one text after another, without making the words.
+    """Hashes (uint64) of the words of each `text.split()`, or `re.findall(r"\\w+", text.lower())` with `normalized`.
 
-    With `normalized` they are those of `re.findall(r"\\w+", text.lower())`: case and punctuation make no difference.
-
-    Returns the hashes of all words of the texts (uint64), and each text's number of words (int64).
+    Returns those of all texts, one text after another, and each text's number of words (int64).
     """
     parts = [(np.empty(0, np.uint64), np.empty(0, np.int64))]
     parts += [_hash_chunk(chunk, normalized) for chunk in cut_batches(texts, _CHUNK)]
@@ -102,10 +98,7 @@ def _mix(value: np.ndarray, more: np.ndarray) -> None:
 
 
 def hash_ngrams(words: np.ndarray, counts: np.ndarray, n: int = NGRAM) -> tuple[np.ndarray, np.ndarray]:
-    """n-grams inside each text: their hashes (uint64), and the number of the text that each stands in (uint32).
-
-    `words` and `counts` are what `hash_words` gives.
-    """
+    """n-grams inside each text, from `hash_words`: their hashes (uint64), and the text that each stands in (uint32)."""
     size = len(words) - n + 1
     if size <= 0:
         return np.empty(0, np.uint64), np.empty(0, np.uint32)
@@ -127,11 +120,8 @@ def write_run(path: Path, hashes: np.ndarray, documents: np.ndarray) -> None:
 def count_unique(runs: Sequence[tuple[Path, int]], low: int, high: int, among: Sequence[np.ndarray]) -> np.ndarray:
     """How many 7-grams with `low` <= hash <= `high` of each document no other document holds.
 
-    Args:
-        runs: paths as given to `write_run`, each with the number to add to its document numbers.
-        among: the sets of documents to compare with each other (bool, one entry a document).
-
-    Returns uint32 of shape `(len(among), documents)`: the counts in each set, 0 for documents outside it.
+    `runs` are paths as given to `write_run`, each with the number to add to its document numbers; `among`, sets of
+    documents to compare with each other (bool). Returns uint32 `(len(among), documents)`, 0 outside a set.
     """
     hashes, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
     for path, offset in runs:

@@ -1,9 +1,8 @@
 """Documents -> fixed-length rows of tokens in one memory-mapped file; position ids restart at each document.
 
-A document is `BOS tokens EOS`. One longer than a row is cut into pieces, each with a BOS of its own. Pieces are laid
-into rows by best fit, longest first, and what is left of a row is padding. Rows are written once to a folder, the token
-store, that is named after what they are made from and also holds the tokens of the validation documents: training from
-it needs neither the dataset nor the libraries that read one.
+A document is `BOS tokens EOS`. One longer than a row is cut into pieces, each with a BOS of its own. Rows are written
+once to a folder, the token store, which also holds the tokens of the validation documents: training from it needs
+neither the dataset nor the libraries that read one.
 """
 
 import bisect
@@ -27,30 +26,24 @@ ENCODE_BATCH = 2048  # documents handed to the tokenizer's threads at once
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Lays pieces, 1 to `capacity` long, into rows by best-fit decreasing (Johnson, 1973); O(n log capacity).
-
-    Returns for each row the indices of its pieces. Every piece is in exactly one row.
-    """
+    """Lays pieces, 1 to `capacity` long, into rows by best-fit decreasing (Johnson, 1973): the pieces of each row."""
     rows: list[list[int]] = []
-    rows_with_space: dict[int, list[int]] = {}
-    spaces: list[int] = []  # the keys of rows_with_space, sorted: at most `capacity` of them
+    rows_with_space: list[list[int]] = [[] for _ in range(capacity + 1)]
+    spaces: list[int] = []  # for which there are rows, sorted: at most `capacity` of them
     for index in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
-        length = int(lengths[index])
-        found = bisect.bisect_left(spaces, length)
+        row, space, found = len(rows), capacity, bisect.bisect_left(spaces, lengths[index])
         if found == len(spaces):
-            row, space = len(rows), capacity
             rows.append([])
         else:
             space = spaces[found]
             row = rows_with_space[space].pop()
             if not rows_with_space[space]:
-                del rows_with_space[space], spaces[found]
+                del spaces[found]
         rows[row].append(index)
-        space -= length
-        if space:
-            if space not in rows_with_space:
+        if space := space - int(lengths[index]):
+            if not rows_with_space[space]:
                 bisect.insort(spaces, space)
-            rows_with_space.setdefault(space, []).append(row)
+            rows_with_space[space].append(row)
     return rows
 
 
@@ -83,13 +76,9 @@ def position_ids(input_ids: np.ndarray, bos_token_id: int, pad_token_id: int) ->
 
 
 class PackedRows:
-    """Rows of a token store, opened by its folder and read from disk as they are asked for.
+    """Rows of a token store: `input_ids`, a `(rows, sequence_length)` memory map of uint16 or uint32.
 
-    Attributes:
-        input_ids: `(rows, sequence_length)` memory map of uint16 or uint32.
-        info: what the rows are made from, and counts (`rows`, `documents`, `tokens`, `padding`).
-
-    Raises `InputError` where the folder holds no token store, one of another format, or one that is damaged.
+    `info` has what the rows are made from, and counts (`rows`, `documents`, `tokens`, `padding`).
     """
 
     def __init__(self, folder: str | Path):
@@ -99,9 +88,8 @@ class PackedRows:
             raise InputError(f"no token store in {folder}: info.json is missing or broken")
         with explain_failure(f"the token store {folder} is damaged", "remove it, and it is made again"):
             if self.info["format"] != FORMAT:
-                raise InputError(
-                    f"the token store {folder} has format {self.info['format']}, not {FORMAT}; make it again"
-                )
+                found = self.info["format"]
+                raise InputError(f"the token store {folder} has format {found}, not {FORMAT}; make it again")
             if wrong := [name for name in FILES if file_digest(self.folder / name) != self.info["files"][name]]:
                 raise ValueError(f"{wrong[0]} is not as it was written")
             rows = np.memmap(self.folder / "rows.bin", dtype=self.info["dtype"], mode="r")
@@ -143,14 +131,10 @@ def make_token_store(
     unique_tokens: int | None = None,
     seed: int = 0,
 ) -> PackedRows:
-    """The packed rows of a dataset's `train` split: opened if they are there, made if not.
+    """The packed rows of a dataset's `train` split, `length` tokens each: opened if they are there, made if not.
 
-    Args:
-        digest_of_dataset: that of its manifest, also where its folder is not there.
-        tokenizer: loaded from `tokenizer_folder`, whose tokenizer.json is part of the store's key.
-        length: tokens of a row, the run's sequence_length.
-        root: folder of the stores; this one is `<root>/<config>-<length>-<key>`.
-        unique_tokens: of documents drawn at random with `seed`, at most so many, and as in `draw_documents`.
+    The dataset's folder may be absent where the store is there, `<root>/<config>-<length>-<key>`. `tokenizer` is loaded
+    from `tokenizer_folder`. `unique_tokens` and `seed` are as in `draw_documents`.
     """
     if length < 2:
         raise InputError(f"sequence_length is {length}; a row needs room for BOS and one token")
@@ -187,15 +171,13 @@ def describe_rows(
 
 
 def find_folder(root: str, key: dict[str, Any]) -> Path:
-    """The folder of the token store of these rows."""
     return Path(root) / f"{key['dataset_config']}-{key['sequence_length']}-{digest(key)[:12]}"
 
 
 def draw_documents(lengths: Sequence[int], tokens: int, seed: int) -> np.ndarray:
     """Numbers of documents drawn at random that have `tokens` tokens together, or a little less: int64, ascending.
 
-    With the same seed, what fewer tokens take is a part of what more take. Raises `InputError` where there are not so
-    many tokens, or the first document has more.
+    With the same seed, what fewer tokens take is a part of what more take.
     """
     order = np.random.default_rng([seed, 3]).permutation(len(lengths))
     ends = np.cumsum(np.asarray(lengths)[order])
@@ -210,14 +192,9 @@ def _write_rows(
 ) -> dict[str, Any]:
     """Writes the rows and which documents stand in them; returns what `info.json` says of them."""
     ids, pieces, owners = [], [], []  # of the documents; their pieces; number of the document of each piece
-
-    def texts() -> Iterator[str]:
-        for document, text in read_texts(dataset, config, "train"):
-            ids.append(document)
-            yield text
-
+    texts = (ids.append(document) or text for document, text in read_texts(dataset, config, "train"))
     total = count_texts(dataset, config, "train")
-    bar = tqdm(encode_documents(tokenizer, texts()), f"tokens of {config}", total, unit="doc")
+    bar = tqdm(encode_documents(tokenizer, texts), f"tokens of {config}", total, unit="doc")
     documents = [np.array(document, dtype=dtype) for document in bar]
     if unique_tokens is not None:
         drawn = draw_documents([len(document) for document in documents], unique_tokens, seed)

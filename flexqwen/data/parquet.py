@@ -26,8 +26,7 @@ def write_splits(
 ) -> tuple[dict[str, int], dict[str, float]]:
     """Writes the files of all splits and of the index.
 
-    Returns by `<config>/<split>` the bytes of the columns, and for training splits the largest share of a document's
-    13-grams that is in `heldout_file`.
+    Returns by `<config>/<split>` the bytes of the columns, and for training splits the largest of the shares.
     """
     length = documents.tokens * 6  # bytes of a document's text, roughly
     tasks, costs, names = [], [], []
@@ -47,17 +46,21 @@ def write_splits(
         bytes_[name] += size
         if share is not None:
             shares[name] = max(share, shares.get(name, 0.0))
-    bytes_["index/train"] = write_index(folder / "data" / "index" / "train-00000-of-00001.parquet", documents)
+    starts = range(0, len(documents), _INDEX_ROW_GROUP)
+    groups = (documents.table.slice(start, _INDEX_ROW_GROUP) for start in starts)
+    schema = pa.schema([field for field in SCHEMA if field.name != "text"])
+    index = folder / "data" / "index" / "train-00000-of-00001.parquet"
+    bytes_["index/train"] = _write_groups(index, schema, groups, documents.ngram)
     return bytes_, shares
 
 
 def write_rows(
     path: Path, places: tuple, length: np.ndarray, ngram: np.ndarray, heldout_file: Path | None
 ) -> tuple[int, float | None]:
-    """Writes a Parquet file of the documents at `places`: files, shards and rows as `gather_rows` takes them.
+    """Writes a Parquet file of the documents at `places`, the arguments of `gather_rows`, with texts of `length` bytes.
 
-    `length` is the bytes of each text. Returns the bytes of the columns, and the largest share of a document's 13-grams
-    that is in `heldout_file` (None without one), in the text as it is written, so that it also tells of a wrong row.
+    Returns the bytes of the columns, and the largest share of a document's 13-grams that is in `heldout_file` (None
+    without one), in the text as it is written, so that it also tells of a wrong row.
     """
     files, shard, row = places
     heldout = Passages(np.load(heldout_file)) if heldout_file else None
@@ -73,14 +76,6 @@ def write_rows(
             yield group
 
     return _write_groups(path, SCHEMA, read_groups(), ngram), max(shares) if heldout else None
-
-
-def write_index(path: Path, documents: Documents) -> int:
-    """Writes the index; returns the bytes of its columns."""
-    schema = pa.schema([field for field in SCHEMA if field.name != "text"])
-    starts = range(0, len(documents), _INDEX_ROW_GROUP)
-    groups = (documents.table.slice(start, _INDEX_ROW_GROUP) for start in starts)
-    return _write_groups(path, schema, groups, documents.ngram)
 
 
 def _write_groups(path: Path, schema: pa.Schema, groups: Iterable[pa.Table], ngram: np.ndarray) -> int:

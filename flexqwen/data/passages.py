@@ -1,7 +1,4 @@
-"""Long passages in common: the share of a text's word 13-grams that other texts hold too.
-
-Words are lower-cased `\\w+`: a copy in other case or punctuation is contamination all the same.
-"""
+"""Long passages in common: the share of a text's word 13-grams (lower-cased `\\w+`) that other texts hold too."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +21,7 @@ def hash_passages(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Passages:
-    """A set of word 13-grams.
-
-    Attributes:
-        hashes: uint64, ascending.
-    """
+    """A set of word 13-grams, by their hashes (uint64, ascending)."""
 
     def __init__(self, hashes: np.ndarray):
         self.hashes = hashes
@@ -53,10 +46,7 @@ class Passages:
 
 
 def find_seen_shares(texts: Sequence[str], dataset: str | Path, progress: bool = True) -> np.ndarray:
-    """Share of each text's 13-grams that stand in the training splits of a built dataset, which has to be there.
-
-    Returns float64 `(texts,)`; NaN for texts of under 13 words, of which this cannot be said.
-    """
+    """Share of each text's 13-grams that stand in a dataset's training splits: float64, NaN for under 13 words."""
     dataset_digest(dataset)
     wanted = Passages(np.unique(hash_passages(texts)[0]))
     is_seen = np.zeros(len(wanted.hashes), bool)
@@ -71,9 +61,5 @@ def find_seen_shares(texts: Sequence[str], dataset: str | Path, progress: bool =
 
 def describe_seen(shares: np.ndarray, excluded: int) -> dict[str, float | int | None]:
     """What the training splits hold of a task's items, for `Result.details`, from their `find_seen_shares`."""
-    return {
-        "seen_share": mean_known(shares),
-        "seen_items": int((shares > 0).sum()),
-        "too_short_to_tell": int(np.isnan(shares).sum()),
-        "excluded": excluded,
-    }
+    seen, short = int((shares > 0).sum()), int(np.isnan(shares).sum())
+    return {"seen_share": mean_known(shares), "seen_items": seen, "too_short_to_tell": short, "excluded": excluded}

@@ -38,8 +38,7 @@ def store_grams(file: Path, rows: np.ndarray, path: Path) -> np.ndarray:
     """Leaves sorted runs of the 7-grams of some documents, unless they are there; returns each document's number."""
     totals_file = path.with_suffix(".npy")
     if not totals_file.is_file():
-        totals = [np.empty(0, np.int64)]
-        done = 0
+        totals, done = [np.empty(0, np.int64)], 0
         for number, texts in enumerate(read_stored_texts(file, rows)):
             grams, owner = ngrams.hash_ngrams(*ngrams.hash_words(texts))
             ngrams.write_run(path.with_name(f"{path.name}-{number}"), grams, owner + np.uint32(done))
@@ -53,9 +52,8 @@ def store_grams(file: Path, rows: np.ndarray, path: Path) -> np.ndarray:
 def measure_agreement(documents: Documents, among_long: np.ndarray) -> dict[str, Any]:
     """How the recomputed originality agrees with the header's, over documents of at least 21 tokens that have both.
 
-    `column` is the one of the dataset, among all documents; `among_long` is among those of at least 21 tokens only. So
-    is the header's, it seems: of the real documents that score under 99 in the one and 100 in the other, it calls 91 %
-    wholly original.
+    `column` is the dataset's, among all documents; `among_long`, among those of 21 tokens or more, as the header's may
+    be: of the real documents that score under 99 in the one and 100 in the other, it calls 91 % wholly original.
     """
     from scipy.stats import spearmanr
 

@@ -1,7 +1,6 @@
 """Gold, its matched controls, tokenizer and held-out documents: chosen, disjoint, described.
 
-Works on columns only (numpy arrays, one entry a document); the text stays on disk. Every choice among equals follows
-one random order of the documents drawn from the seed.
+Arrays have one entry a document. Every choice among equals follows one random order drawn from the seed.
 """
 
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from numpy import ndarray
 
 from flexqwen.cli import InputError
 from flexqwen.data.corpus import MIN_TOKENS
+from flexqwen.data.passages import LIMIT
 
 # Sizes are those of the whole corpus, of so many documents; a partial corpus gets its share of them.
 CORPUS_DOCUMENTS = 2_100_000
@@ -29,16 +29,11 @@ TRAINING = (*PAIRS[0], *PAIRS[1], "tokenizer")
 
 @dataclass
 class Splits:
-    """Document numbers (int64): `training` by config, `heldout` by split; rows of gold and matched are partners.
+    """Document numbers (int64) of the splits."""
 
-    Held-out splits are `validation` and `test`, random samples of the corpus, and both as `_original`, `_unoriginal`.
-
-    `notes` says for each name how many were asked for and what limited them.
-    """
-
-    training: dict[str, ndarray]
-    heldout: dict[str, ndarray]
-    notes: dict[str, str] = field(default_factory=dict)
+    training: dict[str, ndarray]  # by config; rows of gold and matched are partners
+    heldout: dict[str, ndarray]  # `validation` and `test`, random samples; both as `_original` and `_unoriginal`
+    notes: dict[str, str] = field(default_factory=dict)  # by split, how many were asked for and what limited them
 
     def parts(self) -> dict[str, ndarray]:
         """All splits by `<config>/<split>`, as the dataset names them."""
@@ -49,10 +44,7 @@ class Splits:
 def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int) -> Splits:
     """Chooses the splits. Training configs hold some more than is asked for; `decontaminate` cuts them to size.
 
-    Args:
-        tokens: length of each document, in tokens (int).
-        originality: 0-100, NaN where it is not defined (float).
-        typology: code of each document's source typology, -1 where the header names none (int).
+    Of each document: its `tokens` (int), `originality` (0-100, NaN where undefined), `typology` (a code, -1 for none).
     """
     documents = len(tokens)
     order = np.random.default_rng([seed, 1]).permutation(documents)  # place of each document in a random order
@@ -93,12 +85,9 @@ def match(
 ) -> ndarray:
     """Pairs original documents with less original ones of their length (and of their typology, where it is given).
 
-    Lengths are cut into classes no wider than the tolerance. In each class the most original document is matched with
-    the least original, the second with the second last, and so on while the gap is at least `MIN_GAP`: as many pairs as
-    can be had, and every original of a class exceeds every control of it. Inside a class partners are then dealt by
-    length.
-
-    Returns document numbers of shape `(pairs, 2)`: original, control; most original first.
+    In each class of lengths the most original document is matched with the least original, the second with the second
+    last, and so on while the gap is at least `MIN_GAP`: as many pairs as can be had. Inside a class partners are then
+    dealt by length. Returns document numbers `(pairs, 2)`: original, control; most original first.
     """
     if not len(documents):
         return np.empty((0, 2), np.int64)
@@ -158,10 +147,7 @@ def _balance(pairs: ndarray, tokens: ndarray) -> ndarray:
 
 
 def decontaminate(splits: Splits, contaminated: ndarray, tokens: ndarray, seed: int) -> Splits:
-    """Leaves out of training what is `contaminated` (bool, one entry a document), with its partner; cuts; shuffles.
-
-    A training document is contaminated where it shares half or more of its 13-grams with the held-out ones.
-    """
+    """Leaves out of training what is `contaminated` (bool, one entry a document), with its partner; cuts; shuffles."""
     size = sizes(len(tokens))
     wanted = size | {"gold_typology": size["gold"]}
     training, notes = {}, {}
@@ -186,25 +172,28 @@ def decontaminate(splits: Splits, contaminated: ndarray, tokens: ndarray, seed: 
     return Splits(training, splits.heldout, notes)
 
 
-def check(splits: Splits, tokens: ndarray, originality: ndarray, typology: ndarray) -> dict[str, dict]:
-    """What must hold of finished splits: by name, the figure, the limit that it is held to, and whether it `passed`."""
+def check(
+    splits: Splits, tokens: ndarray, originality: ndarray, typology: ndarray, shares: dict[str, float] | None = None
+) -> dict[str, dict]:
+    """What must hold of finished splits: by name, the figure, the limit that it is held to, and whether it `passed`.
+
+    `shares`: by training split, the largest share of a document's 13-grams that held-out documents hold.
+    """
     found = {}
 
     def add(name: str, value: float, limit: float, bound: str = "at_most") -> None:
-        passed = bool(value >= limit if bound == "at_least" else value <= limit)
+        passed = bool({"at_most": value <= limit, "at_least": value >= limit, "below": value < limit}[bound])
         found[name] = {"value": round(float(value), 6), bound: limit, "passed": passed}
 
     training, heldout = splits.training, np.concatenate(list(splits.heldout.values()))
     for one, other in PAIRS:
         a, b = training[one], training[other]
         add(f"documents in both {one} and {other}", len(np.intersect1d(a, b)), 0)
-        allowed = np.maximum(1, np.floor(TOLERANCE * tokens[a]))
-        off = np.abs(tokens[a] - tokens[b]) > allowed
+        off = np.abs(tokens[a] - tokens[b]) > np.maximum(1, np.floor(TOLERANCE * tokens[a]))
         add(f"{one}: pairs that differ in length by more than 2 % and one token", off.sum(), 0)
         if len(a):
-            distance = np.abs(_ahead(tokens[a], tokens[b])[1]).max() / len(a)
-            name = f"{one}: Kolmogorov-Smirnov distance of the lengths to its control"
-            add(name, distance, max(KS_LIMIT, 1 / len(a)))
+            distance, limit = np.abs(_ahead(tokens[a], tokens[b])[1]).max() / len(a), max(KS_LIMIT, 1 / len(a))
+            add(f"{one}: Kolmogorov-Smirnov distance of the lengths to its control", distance, limit)
             share = abs((tokens[a] - tokens[b]).sum()) / tokens[b].sum()
             add(f"{one}: difference in tokens to its control, as a share", share, TOKENS_LIMIT)
             gap = (originality[a] - originality[b]).min()
@@ -219,4 +208,6 @@ def check(splits: Splits, tokens: ndarray, originality: ndarray, typology: ndarr
     twice = sum(len(part) - len(np.unique(part)) for part in splits.parts().values())
     add("documents that stand twice in a split", twice, 0)
     add("documents in two held-out splits", len(heldout) - len(np.unique(heldout)), 0)
+    for split, share in (shares or {}).items():
+        add(f"{split}: largest share of a document's 13-grams that held-out documents hold", share, LIMIT, "below")
     return found

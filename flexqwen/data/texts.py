@@ -27,10 +27,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def summarize(folder: str | Path, config: str) -> dict[str, Any] | None:
-    """What the manifest says of a training config: `documents`, `tokens`, and whether the text is `generated`.
-
-    None where the dataset is not at hand.
-    """
+    """What the manifest says of a training config: `documents`, `tokens`, `generated`; None without the dataset."""
     manifest = read_manifest(folder)
     with explain_failure(f"{Path(folder) / 'manifest.json'} is damaged", REMEDY):
         split = manifest.get("splits", {}).get(f"{config}/train")
@@ -47,7 +44,6 @@ def parquet_files(folder: str | Path, config: str, split: str) -> list[Path]:
 
 
 def count_texts(folder: str | Path, config: str, split: str) -> int:
-    """Number of documents of a split."""
     import pyarrow.parquet as pq  # here, not above: a machine that trains from a token store may lack it
 
     with explain_failure(f"{config}/{split} in {folder} is damaged", REMEDY):

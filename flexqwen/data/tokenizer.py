@@ -1,11 +1,4 @@
-"""Byte-level BPE for Portuguese, with the mask token.
-
-    python -m flexqwen tokenizer --dataset carolina_originality --vocab_size 8192 --output runs/tokenizer
-    python -m flexqwen tokenizer --adapt Qwen/Qwen3-0.6B-Base --output runs/tokenizer-qwen3
-
-The second adapts the tokenizer of a Qwen3 checkpoint, so that its training can be continued. Training needs four
-special tokens; it takes four that the tokenizer has and that plain text never uses.
-"""
+"""Byte-level BPE for Portuguese, with the mask token."""
 
 from pathlib import Path
 
@@ -33,9 +26,7 @@ OLD_WORDS = WORDS.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+")  # of tokenizers with f
 def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True) -> PreTrainedTokenizerFast:
     """Trains byte-level BPE on the dataset's `tokenizer` split. Lossless: any text decodes to itself.
 
-    Encoding puts BOS in front. The mask token takes the space before it, as a word does, so that what it stands for
-    is a word with its space. Same texts, same tokenizer. Raises `InputError` for a vocabulary with no room for the 256
-    bytes, or more than the texts give merges for.
+    Encoding puts BOS in front. The mask token takes the space before it, as a word does. Same texts, same tokenizer.
     """
     minimum = 256 + len(SPECIAL_TOKENS)
     if vocab_size < minimum:
@@ -67,10 +58,7 @@ def train_tokenizer(dataset: str | Path, vocab_size: int, progress: bool = True)
 
 
 def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> PreTrainedTokenizerFast:
-    """A checkpoint's tokenizer, same ids, with four of its special tokens as pad, BOS, EOS and mask.
-
-    Raises `InputError` where it cannot be loaded, or lacks one of the tokens.
-    """
+    """A checkpoint's tokenizer, same ids, with four of its special tokens as pad, BOS, EOS and mask."""
     with explain_failure(f"no tokenizer can be loaded from {checkpoint}", "name a Qwen3 checkpoint"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     vocabulary = tokenizer.get_vocab()

@@ -19,13 +19,6 @@ def publish(folder: Path, repository: Repository, tag: str | None = None) -> tup
 
     The two differ where the tag was there and only the card has changed since. Files that only an earlier build had are
     deleted, and so is a `carolina_originality.py`: datasets takes it for a loader, and refuses to load.
-
-    Args:
-        tag: the version; by default `v<version of FlexQwen>-<digest of the build's inputs>`.
-
-    Raises:
-        InputError: `folder` is no finished build, the repository holds something else, the tag is another build's, or
-            the Hub refuses.
     """
     with explain_failure(f"{folder} is damaged", "build it again"):
         files, manifest = built_files(folder), read_manifest(folder)
@@ -55,11 +48,7 @@ def publish(folder: Path, repository: Repository, tag: str | None = None) -> tup
 
 
 def built_files(folder: Path) -> dict[str, Path]:
-    """The files of a finished build, by their paths in it.
-
-    Raises:
-        InputError: there is none, or it lacks documents that its manifest counts.
-    """
+    """The files of a finished build, by their paths in it; `InputError` where documents of its manifest are missing."""
     manifest = read_manifest(folder)
     if manifest.get("dataset") != NAME or not (folder / "README.md").is_file():
         raise InputError(f"{folder}: holds no finished dataset; make it with carolina_originality.py build")

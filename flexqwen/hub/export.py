@@ -1,17 +1,12 @@
 """Exports a FlexQwen checkpoint for programs that know nothing of it: as a plain Qwen3, as GGUF, or as ONNX.
 
-    python -m flexqwen export runs/quickstart/hybrid-shift-256/best exported
-    python -m flexqwen export runs/quickstart/hybrid-shift-256/best encoder --mode bidirectional
-    python -m flexqwen export runs/quickstart/hybrid-shift-256/best model.gguf --format gguf --outtype q8_0
-    python -m flexqwen export runs/quickstart/hybrid-shift-256/best masked --format onnx --mode bidirectional
-
-The weights stay as they are: FlexQwen is Qwen3 with another attention mask. A causal export is a `Qwen3ForCausalLM`; a
-bidirectional one is the encoder, a `Qwen3Model` without a head, which its config makes bidirectional. The way back
-needs no command, since the classes of FlexQwen load a Qwen3 folder.
+A causal export is a `Qwen3ForCausalLM`; a bidirectional one is the encoder, a `Qwen3Model` without a head, which its
+config makes bidirectional. The way back needs no command, since the classes of FlexQwen load a Qwen3 folder.
 """
 
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 from transformers.utils import logging
 
@@ -20,12 +15,12 @@ from flexqwen import loading
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.files import atomic_write
 from flexqwen.hub.export_gguf import OUTTYPES, write_gguf
-from flexqwen.hub.export_onnx import write_onnx
 from modeling_flexqwen import FlexQwenForCausalLM, FlexQwenForMaskedLM
 
 ADDED = ("auto_map", "architectures", "is_causal", "mask_token_id", "masked_prediction", "model_type", "use_cache")
 # The first is read by transformers, sentence-transformers, vLLM and llama.cpp, the second by text-embeddings-inference.
 BIDIRECTIONAL = {"is_causal": False, "use_bidirectional_attention": True}
+OPSET = 20  # of ONNX
 MODES, FORMATS = ("causal", "bidirectional"), ("safetensors", "gguf", "onnx")
 
 
@@ -34,14 +29,7 @@ def export(
 ) -> None:
     """Writes `checkpoint`, and its tokenizer if it has one, to `output`, with no code.
 
-    Args:
-        mode: "causal" or "bidirectional".
-        format: "safetensors", a folder with `model_type` "qwen3"; "gguf", a file (see export_gguf.py); "onnx", a folder
-            (see export_onnx.py).
-        outtype: of the matrices of GGUF: "f32", "f16" or "q8_0".
-
-    Raises:
-        InputError: `checkpoint` is no whole FlexQwen checkpoint, or `output` exists, or the format cannot hold it.
+    `mode` is one of MODES; `format`, of FORMATS: a folder, or for GGUF a file; `outtype`, of OUTTYPES: of its matrices.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     if not (checkpoint / "config.json").is_file():
@@ -50,14 +38,14 @@ def export(
         raise InputError(f"{output} exists; name one that does not")
     config = loading.load(FlexQwenConfig, checkpoint)
     if config.get_config_dict(checkpoint)[0].get("model_type") != FlexQwenConfig.model_type:
-        what = f"{checkpoint} is not a FlexQwen checkpoint"
-        raise InputError(f"{what}: its model_type is not {FlexQwenConfig.model_type}")
+        raise InputError(
+            f"{checkpoint} is not a FlexQwen checkpoint: its model_type is not {FlexQwenConfig.model_type}"
+        )
     is_causal = mode == "causal"
     plain = {name: value for name, value in config.to_dict().items() if name not in ADDED}
     plain = Qwen3Config(**plain, **({} if is_causal else BIDIRECTIONAL))
-    tokenizer = None
-    if (checkpoint / "tokenizer.json").is_file():
-        tokenizer = loading.load(AutoTokenizer, checkpoint, config=plain)
+    has_tokenizer = (checkpoint / "tokenizer.json").is_file()
+    tokenizer = loading.load(AutoTokenizer, checkpoint, config=plain) if has_tokenizer else None
     if format == "gguf":
         if tokenizer is None:
             raise InputError(f"{checkpoint} has no tokenizer, which GGUF holds too")
@@ -73,6 +61,40 @@ def export(
             model.save_pretrained(folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
+
+
+class Logits(torch.nn.Module):
+    """A model as a function of ids and a mask to logits."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+
+def write_onnx(model, tokenizer, output: Path) -> None:
+    """Writes `model.onnx` and the tokenizer to the folder `output`.
+
+    The program has `input_ids` and `attention_mask`, int64 `(batch, sequence)` of any size, and gives `logits`, float32
+    `(batch, sequence, vocabulary)`: a masked model's at the masks themselves. There is no cache.
+    """
+    model.eval().float()
+    ids = torch.full((2, 9), model.config.bos_token_id or 0)
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("sequence", max=model.config.max_position_embeddings)
+    shapes = {name: {0: batch, 1: length} for name in ("input_ids", "attention_mask")}
+    options = {"input_names": list(shapes), "output_names": ["logits"], "dynamic_shapes": shapes}
+    options |= {"opset_version": OPSET, "dynamo": True, "external_data": False, "verbose": False}
+    with atomic_write(output) as folder:
+        folder.mkdir()
+        try:
+            torch.onnx.export(Logits(model), (ids, torch.ones_like(ids)), folder / "model.onnx", **options)
+        except ImportError as error:
+            raise InputError("writing ONNX needs packages; install them with pip install onnx onnxscript") from error
+        model.config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
 
 
 @command

@@ -15,17 +15,16 @@ from flexqwen.files import atomic_write
 OUTTYPES = ("f32", "f16", "q8_0")
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PATTERNS = {WORDS: "ufakzeka", OLD_WORDS: "ufakzeka", QWEN: "qwen2"}  # llama.cpp's names
+SIZES = {"context_length": "max_position_embeddings", "embedding_length": "hidden_size"}
+SIZES |= {"block_count": "num_hidden_layers", "feed_forward_length": "intermediate_size"}
+SIZES |= {"head_count": "num_attention_heads", "head_count_kv": "num_key_value_heads"}
+SIZES |= dict.fromkeys(["key_length", "value_length", "rope_dimension_count"], "head_dim")
 
 
 def write_gguf(model, tokenizer, output: Path, outtype: str, is_causal: bool) -> None:
-    """Writes a `Qwen3ForCausalLM` to the file `output`.
+    """Writes a `Qwen3ForCausalLM` to the file `output`, which llama.cpp runs causally or not unless told otherwise.
 
-    Args:
-        outtype: of the matrices; vectors are float32. A matrix whose rows q8_0 cannot divide is float16.
-        is_causal: which tokens those of the file attend to, unless llama.cpp is told otherwise.
-
-    Raises:
-        InputError: the gguf package is not there, or llama.cpp has no such tokenizer, rotary embedding or attention.
+    `outtype` is of the matrices; vectors are float32. A matrix whose rows q8_0 cannot divide is float16.
     """
     try:
         import gguf
@@ -44,15 +43,8 @@ def write_gguf(model, tokenizer, output: Path, outtype: str, is_causal: bool) ->
     with atomic_write(output) as partial:
         writer = gguf.GGUFWriter(partial, "qwen3")
         writer.add_name(output.stem)
-        writer.add_context_length(config.max_position_embeddings)
-        writer.add_embedding_length(config.hidden_size)
-        writer.add_block_count(config.num_hidden_layers)
-        writer.add_feed_forward_length(config.intermediate_size)
-        writer.add_head_count(config.num_attention_heads)
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
-        writer.add_rope_dimension_count(config.head_dim)
+        for name, ours in SIZES.items():
+            getattr(writer, f"add_{name}")(getattr(config, ours))
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_causal_attention(is_causal)
@@ -89,9 +81,7 @@ def add_tokenizer(writer, types, tokenizer, parts: dict, vocab_size: int, patter
     unused = {number: types.UNUSED for number in range(vocab_size) if number not in tokens}
     writer.add_token_types([(added | unused).get(number, types.NORMAL) for number in range(vocab_size)])
     writer.add_token_merges([" ".join(pair) for pair in parts["model"]["merges"]])
-    writer.add_bos_token_id(tokenizer.bos_token_id)
-    writer.add_eos_token_id(tokenizer.eos_token_id)
-    writer.add_pad_token_id(tokenizer.pad_token_id)
-    writer.add_mask_token_id(tokenizer.mask_token_id)
+    for role in ("bos", "eos", "pad", "mask"):
+        getattr(writer, f"add_{role}_token_id")(getattr(tokenizer, f"{role}_token_id"))
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)

@@ -20,29 +20,21 @@ TASK_TYPES = {"fused": "text-generation", "causal": "text-generation", "masked":
 
 
 class Run:
-    """What `run.json`, `metrics.jsonl`, `finished.json` and `eval-*/results.json` of a run's folder say.
-
-    Attributes:
-        modes: that it was trained in.
-        dataset: its dataset on the Hub; None where it came from a folder, which may look like such a name.
-        is_generated: whether it was trained on the sample corpus.
-        last: the last logged value of every quantity.
-        evaluations: name of the evaluated checkpoint, what the figures were made by, and the figures.
-    """
+    """What `run.json`, `metrics.jsonl`, `finished.json` and `eval-*/results.json` of a run's folder say."""
 
     def __init__(self, folder: Path):
         self.name, self.description = folder.name, read_json(folder / "run.json")
         self.settings = self.description["settings"]
         self.modes = ObjectiveArguments(strategy=self.settings["strategy"]).modes
+        # One of the Hub; a folder may look like such a name.
         self.dataset = self.settings["dataset"] if self.description.get("dataset_is_of_the_hub") else None
         self.is_generated = bool((self.description.get("data") or {}).get("generated"))
         self.finished, self.has_curves = read_json(folder / "finished.json"), (folder / "loss.png").is_file()
-        self.last: dict[str, float] = {}
+        self.last: dict[str, float] = {}  # logged value of every quantity
         for entry in read_log(folder):
             self.last.update(entry)
-        self.evaluations: list[tuple[str, dict, list[Result]]] = []
-        for file in sorted(folder.glob(f"eval-*/{RESULTS}")):
-            found = read_json(file)
+        self.evaluations: list[tuple[str, dict, list[Result]]] = []  # name of the checkpoint, what made the figures
+        for found in map(read_json, sorted(folder.glob(f"eval-*/{RESULTS}"))):
             rows = [Result(**row) for row in found["results"]]
             self.evaluations.append((Path(found["model"]).name, found["made_by"], rows))
 
@@ -55,22 +47,15 @@ def read_root(file: Path) -> str:
 def write(folder: Path, repo_id: str, root: str) -> dict[str, Path]:
     """Writes `README.md` and `.eval_results/*.yaml` about the runs in `folder`; returns the files by name.
 
-    Args:
-        root: name of the run whose `best` is at the root.
+    `root` is the name of the run whose `best` is at the repository's root.
     """
     runs = [Run(file.parent) for file in sorted(folder.glob("*/run.json"))]
     example = next((run for run in runs if run.name == root), runs[0])
-    card = ModelCard.from_template(
-        metadata(runs, example, repo_id, root),
-        template_str=TEMPLATE.read_text(encoding="utf-8"),
-        repo=repo_id,
-        runs=runs,
-        example=example,
-        is_root=example.name == root,  # not where somebody deleted that run's folder
-        is_generated=any(run.is_generated for run in runs),
-        format_results=format_results,
-    )
-    card.save(folder / "README.md")
+    data, template = metadata(runs, example, repo_id, root), TEMPLATE.read_text(encoding="utf-8")
+    names = {"repo": repo_id, "runs": runs, "example": example, "format_results": format_results}
+    names["is_root"] = example.name == root  # not where somebody deleted that run's folder
+    names["is_generated"] = any(run.is_generated for run in runs)
+    ModelCard.from_template(data, template_str=template, **names).save(folder / "README.md")
     found = {"README.md": folder / "README.md"}
     for task, entries in result_entries(runs).items():
         file = folder / ".eval_results" / f"{task}.yaml"
@@ -88,29 +73,17 @@ def metadata(runs: list[Run], example: Run, repo_id: str, root: str) -> ModelCar
     modes = {mode for run in runs for mode in run.modes}
     tags = ["qwen3", *(tag for mode, tag in TAGS.items() if mode in modes), "data-efficient-pretraining"]
     tags += ["hybrid-objective"] if any(len(run.modes) > 1 for run in runs) else []
-    results = [
-        EvalResult(
-            task_type=TASK_TYPES.get(row.mode, "text-classification"),
-            dataset_type=row.task,
-            dataset_name=row.task if row.subset == "all" else f"{row.task}, {row.subset}",
-            metric_type=row.metric,
-            metric_value=round(row.value, 4),
-            metric_name=f"{row.metric}, {row.mode}, {run.name}/{checkpoint}, {spread(row)}",
-        )
-        for run, checkpoint, _, row in figures(runs)
-        if row.subset == "all" or row.task.startswith("bits_per_byte")
-    ]
-    return ModelCardData(
-        language="pt",
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag=TASK_TYPES[example.modes[0]],
-        tags=[*tags, "portuguese", "custom_code"],
-        datasets=list(dict.fromkeys(datasets)) or None,
-        model_name=repo_id.split("/")[1] if results else None,
-        eval_results=results or None,
-        **{ROOT: root},
-    )
+    results = []
+    for run, checkpoint, _, row in figures(runs):
+        if row.subset == "all" or row.task.startswith("bits_per_byte"):
+            title = row.task if row.subset == "all" else f"{row.task}, {row.subset}"
+            name = f"{row.metric}, {row.mode}, {run.name}/{checkpoint}, {spread(row)}"
+            kind, value = TASK_TYPES.get(row.mode, "text-classification"), round(row.value, 4)
+            results.append(EvalResult(kind, row.task, title, row.metric, value, metric_name=name))
+    fields = {"pipeline_tag": TASK_TYPES[example.modes[0]], "tags": [*tags, "portuguese", "custom_code"]}
+    fields |= {"language": "pt", "license": "apache-2.0", "library_name": "transformers"}
+    fields |= {"datasets": list(dict.fromkeys(datasets)) or None, "eval_results": results or None, ROOT: root}
+    return ModelCardData(model_name=repo_id.split("/")[1] if results else None, **fields)
 
 
 def result_entries(runs: list[Run]) -> dict[str, list[EvalResultEntry]]:
@@ -130,9 +103,7 @@ def result_entries(runs: list[Run]) -> dict[str, list[EvalResultEntry]]:
 
 def figures(runs: list[Run]) -> Iterator[tuple[Run, str, dict, Result]]:
     """Every figure, with its run, its checkpoint and what made it."""
-    for run in runs:
-        for checkpoint, made_by, rows in run.evaluations:
-            yield from ((run, checkpoint, made_by, row) for row in rows)
+    return ((run, *made, row) for run in runs for *made, rows in run.evaluations for row in rows)
 
 
 def spread(row: Result) -> str:

@@ -1,9 +1,6 @@
 """Publishes a run on the Hugging Face Hub, while it trains or afterwards.
 
-    python train.py <config.yaml> --push_to_hub true --hub_model_id <org>/<name>
-    python -m flexqwen publish <run folder> --repo <org>/<name> [--results <folder made by eval.py> ...]
-
-The second finishes what the first could not upload, and adds results. A repository holds the runs of one tokenizer:
+A repository holds the runs of one tokenizer:
 
     README.md, *.py, tokenizer…     card, remote code and tokenizer: the first commit of all
     config.json, *.safetensors…     `best` of one run, which the card names: the repository is a model
@@ -12,11 +9,9 @@ The second finishes what the first could not upload, and adds results. A reposit
                                     and `qwen3-bidirectional/`, `best` as a plain Qwen3 in the modes that were trained
 
 The tag `<run>-step_000500` is a revision whose root is that checkpoint; `step_000500` is that of the run at the root.
-Branches other than main have no tags. Checkpoints stay there when `save_total_limit` deletes them on disk. No pickle is
-published but what a run resumes from.
+Branches other than main have no tags. Checkpoints stay there when `save_total_limit` deletes them on disk.
 """
 
-import argparse
 import fnmatch
 import os
 import re
@@ -58,14 +53,9 @@ TWINS = {"qwen3": ("causal", "causal"), "qwen3-bidirectional": ("masked", "bidir
 class Publisher(TrainerCallback):
     """Publishes a run's folder: `publish` uploads what is not there yet, part by part, a commit each.
 
-    Told to by a Trainer at each save, it does so in a thread of its own, and never raises into training.
-
-    Args:
-        run: the run's folder.
-        tokenizer: folder of its tokenizer.
-        if_changed: "overwrite" or "resume_changed", where the repository may hold this run with other settings.
-        results: folders made by eval.py, besides the `eval-…` that the run's folder holds.
-        as_root: make this run the one whose `best` is at the root; by default only where there is no other.
+    Told to by a Trainer at each save, it does so in a thread of its own, and never raises into training. `if_changed`,
+    "overwrite" or "resume_changed", is for a repository that holds this run with other settings; `results` are folders
+    made by eval.py, besides those in the run's; `as_root` makes this the run whose `best` is at the root.
     """
 
     def __init__(self, repository: Repository, run: Path, tokenizer: Path, if_changed="", results=(), as_root=False):
@@ -81,11 +71,7 @@ class Publisher(TrainerCallback):
         disable_progress_bars()  # of uploads: they would break up the training's
 
     def prepare(self) -> None:
-        """Looks at the repository, changing nothing there, and fetches the tokenizer where this machine has none.
-
-        Raises:
-            InputError: it holds something else. Where the Hub cannot be reached it says so, and nothing is raised.
-        """
+        """Looks at the repository, if it can be reached, and fetches the tokenizer where this machine has none."""
         try:
             restore_tokenizer(self.repository, self.tokenizer)
             self.is_reached = True
@@ -99,11 +85,7 @@ class Publisher(TrainerCallback):
         return self.is_reached and restore(self.repository, self.run, description, state, self.if_changed)
 
     def publish(self) -> None:
-        """Uploads the parts that changed since, in order.
-
-        Raises:
-            InputError: the repository holds something else, or this run with other settings.
-        """
+        """Uploads the parts that changed since, in order."""
         if self._replaced is None:
             restore_tokenizer(self.repository, self.tokenizer)
             there, changes = compare(self.repository, self.run, read_json(self.run / "run.json"), self.if_changed)
@@ -139,8 +121,7 @@ class Publisher(TrainerCallback):
     def finish(self, wait: bool = True) -> None:
         """Waits, unless told not to, for the upload under way, and tries once more what is missing then.
 
-        Raises:
-            InputError: not everything is there; it names the rest and the command that finishes it.
+        The `InputError` where not everything is there names the rest and the command that finishes it.
         """
         why = "interrupted"
         try:
@@ -155,16 +136,12 @@ class Publisher(TrainerCallback):
         if isinstance(self._failure, Refused):
             raise self._failure
         if missing := [part for part, _, _ in self._missing()]:
-            words = [self.run, "--repo", self.repository.repo_id]
-            words += ["--revision", self.repository.revision] if self.repository.revision else []
-            words += ["--private"] if self.repository.private else []
-            words += [f"--{self.if_changed}"] if self.if_changed else []
-            words += ["--root"] if self.as_root else []
-            words += ["--results", *self.results] if self.results else []
-            raise InputError(
-                f"not on the Hub yet: {', '.join(missing)} ({why}); all of it is in {self.run}; to finish: "
-                f"python -m flexqwen publish {shlex.join(map(str, words))}"
-            )
+            there, words = self.repository, [self.run, "--repo", self.repository.repo_id]
+            words += ["--revision", there.revision] * bool(there.revision) + ["--private"] * bool(there.private)
+            words += [f"--{self.if_changed}"] * bool(self.if_changed) + ["--root"] * self.as_root
+            words += ["--results", *self.results] * bool(self.results)
+            what = f"not on the Hub yet: {', '.join(missing)} ({why}); all of it is in {self.run}"
+            raise InputError(f"{what}; to finish: python -m flexqwen publish {shlex.join(map(str, words))}")
         print(f"hub:        {self.repository.url}")
 
     def _missing(self) -> Iterator[tuple[str, dict[str, Path], dict]]:
@@ -264,10 +241,7 @@ class Publisher(TrainerCallback):
 def publishing(publisher: Publisher | None, trainer=None) -> Iterator[None]:
     """Publishes what makes the repository loadable; while the body trains, what is saved; at the end, the rest.
 
-    Without a publisher it does nothing.
-
-    Raises:
-        InputError: not everything is there. If the body itself raises, this is only said.
+    Without a publisher it does nothing. That not everything is there is only said where the body itself raises.
     """
     if publisher is None:
         yield
@@ -289,11 +263,7 @@ def publishing(publisher: Publisher | None, trainer=None) -> Iterator[None]:
 
 
 def make_publisher(args: Arguments, run: Path) -> Publisher | None:
-    """What publishes a run, where that is asked for and in the first process; it has looked at the repository.
-
-    Raises:
-        InputError: what was asked for cannot be, or the repository holds something else.
-    """
+    """What publishes a run, where that is asked for and in the first process; it has looked at the repository."""
     training = args.training
     if not training.push_to_hub or training.process_index:
         return None
@@ -336,11 +306,7 @@ def stage_file(file: Path, staged: Path, as_link: bool) -> None:
 
 
 def find_results(run: Path, more: list[Path]) -> list[Path]:
-    """The folders of results that are of a checkpoint of the run: those in its folder, and `more`.
-
-    Raises:
-        InputError: one of `more` holds none.
-    """
+    """The folders of results that are of a checkpoint of the run: those in its folder, and `more`, which must be."""
     found = []
     candidates = [*sorted(file.parent for file in run.glob(f"eval-*/{RESULTS}")), *more]
     weights = {file_digest(file) for file in run.glob("*/model.safetensors")} if candidates else set()
@@ -356,40 +322,34 @@ def find_results(run: Path, more: list[Path]) -> list[Path]:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m flexqwen publish", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=path, nargs="?", help="a run's folder, made by train.py; none: only --space")
-    parser.add_argument("--repo", required=True, help="<user or organisation>/<name> of the model repository")
-    parser.add_argument(
-        "--space", help="<user or organisation>/<name> of a Space: a page on which people try the model"
-    )
-    parser.add_argument("--results", type=path, nargs="+", default=[], help="folders made by eval.py, besides eval-…")
-    parser.add_argument("--revision", help="branch to write to; main by default")
-    parser.add_argument("--root", action="store_true", help="make this run's best the model at the repository's root")
-    parser.add_argument("--private", action="store_true", help="make the repository private, if it is made now")
+    add = parser.add_argument
+    add("run", type=path, nargs="?", help="a run's folder, made by train.py; none: only --space")
+    add("--repo", required=True, help="<user or organisation>/<name> of the model repository")
+    add("--space", help="<user or organisation>/<name> of a Space: a page on which people try the model")
+    add("--results", type=path, nargs="+", default=[], help="folders made by eval.py, besides eval-…")
+    add("--revision", help="branch to write to; main by default")
+    add("--root", action="store_true", help="make this run's best the model at the repository's root")
+    add("--private", action="store_true", help="make the repository private, if it is made now")
     for name, text in (("overwrite", "replace a run there"), ("resume_changed", "this run resumed from the one there")):
         flag = {"dest": "if_changed", "action": "store_const", "const": name, "default": ""}
-        parser.add_argument(f"--{name}", **flag, help=f"{text}, which has other settings")
+        add(f"--{name}", **flag, help=f"{text}, which has other settings")
     args = parser.parse_args(argv)
     repository = Repository(args.repo, private=args.private or None, revision=args.revision)
-    if args.run:
-        publish_run(repository, args)
-    elif not args.space:
+    if not args.run and not args.space:
         raise InputError("nothing to publish; name a run's folder, made by train.py, or a --space")
+    if args.run:
+        description = read_json(args.run / "run.json")
+        if not description:
+            raise InputError(f"no run in {args.run}: run.json is missing; name the folder that train.py made")
+        tokenizer = Path(description["settings"]["tokenizer"])
+        file = tokenizer / "tokenizer.json"
+        if not file.is_file() or file_digest(file) != description["digests"]["tokenizer"]:
+            # Each checkpoint has a copy, which says that texts are as short as the run's sequences.
+            tokenizer = next((file.parent for file in sorted(args.run.glob("*/tokenizer.json"))), tokenizer)
+        logging.disable_progress_bar()
+        find_results(args.run, args.results)
+        Publisher(repository, args.run, tokenizer, args.if_changed, args.results, args.root).finish()
     if args.space:
         space = Repository(args.space, kind="space", private=args.private or None)
         publish_space(space, repository)
         print(f"space:      {space.url}")
-
-
-def publish_run(repository: Repository, args: argparse.Namespace) -> None:
-    """Publishes a run and its results as the command line says."""
-    description = read_json(args.run / "run.json")
-    if not description:
-        raise InputError(f"no run in {args.run}: run.json is missing; name the folder that train.py made")
-    tokenizer = Path(description["settings"]["tokenizer"])
-    file = tokenizer / "tokenizer.json"
-    if not file.is_file() or file_digest(file) != description["digests"]["tokenizer"]:
-        # Each checkpoint has a copy, which says that texts are as short as the run's sequences.
-        tokenizer = next((file.parent for file in sorted(args.run.glob("*/tokenizer.json"))), tokenizer)
-    logging.disable_progress_bar()
-    find_results(args.run, args.results)
-    Publisher(repository, args.run, tokenizer, args.if_changed, args.results, args.root).finish()

@@ -19,20 +19,10 @@ CONTACT = 10  # seconds that the Hub has to answer the first request
 class Repository:
     """One model or dataset repository, or a Space of Gradio. Every method tries again for a few seconds what may pass.
 
-    Args:
-        kind: one of PREFIXES.
-        token: of a user; by default the one that `hf auth login` or `HF_TOKEN` left. It is never shown.
-        revision: branch to write to; "main" by default.
+    `token` is by default the one that `hf auth login` or `HF_TOKEN` left; `revision`, the branch to write to, "main".
     """
 
-    def __init__(
-        self,
-        repo_id: str,
-        kind: str = "model",
-        token: str | None = None,
-        private: bool | None = None,
-        revision: str | None = None,
-    ):
+    def __init__(self, repo_id: str, kind="model", token=None, private: bool | None = None, revision=None):
         if not REPO_ID.fullmatch(repo_id):
             raise InputError(f"{repo_id!r} names no repository of the Hub; give <user or organisation>/<name>")
         self.repo_id, self.kind, self.private, self.revision = repo_id, kind, private, revision
@@ -80,12 +70,9 @@ class Repository:
     def commit(
         self, files: dict[str, Path], message: str, deleted: set[str] = frozenset(), branch: str | None = None
     ) -> str:
-        """Makes one commit of the files that changed, all of them or none, and returns the id of the last commit.
+        """Makes one commit of the files that changed, by their paths there, all or none; returns the last commit's id.
 
-        Args:
-            files: by their paths in the repository. Without any change there is no commit.
-            deleted: paths to remove in the same commit.
-            branch: another one than this repository's; made from it, if it is not there.
+        A `branch` that is not there is made from this repository's.
         """
         if branch:
             start = {"branch": branch, "revision": self.revision, "exist_ok": True}

@@ -18,6 +18,7 @@ CODE = "configuration_flexqwen.py"  # what tells our repositories from others
 RECORDS = ("run.json", "config.yaml", "metrics.jsonl", "loss.png", "loss.pdf")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LAST = "finished.json"
+RENAME = "give --hub_model_id a name that is free"
 
 
 class Refused(InputError):
@@ -25,17 +26,11 @@ class Refused(InputError):
 
 
 def restore_tokenizer(repository: Repository, tokenizer: Path) -> set[str]:
-    """Fetches the tokenizer where this machine has none; returns the files of the repository.
-
-    Raises:
-        Refused: the repository holds something else, or runs of another tokenizer.
-    """
+    """Fetches the tokenizer where this machine has none; returns the files of the repository."""
     there = repository.list_files()
     if there and CODE not in there:
-        raise Refused(
-            f"{repository.url} holds something else ({min(there)}, …), which is not overwritten; "
-            "give --hub_model_id a name that is free"
-        )
+        what = f"holds something else ({min(there)}, …), which is not overwritten"
+        raise Refused(f"{repository.url} {what}; {RENAME}")
     if "tokenizer.json" not in there:
         return there
     with fetch_beside(tokenizer, repository, [*TOKENIZER]) as fetched:
@@ -45,19 +40,13 @@ def restore_tokenizer(repository: Repository, tokenizer: Path) -> set[str]:
                 if (fetched / file).is_file():
                     replace_path(fetched / file, tokenizer / file)
         elif file_digest(tokenizer / "tokenizer.json") != file_digest(fetched / "tokenizer.json"):
-            raise Refused(
-                f"{repository.url} holds runs of another tokenizer than {tokenizer}; give --hub_model_id "
-                "a name that is free, or its tokenizer"
-            )
+            what = f"{repository.url} holds runs of another tokenizer than {tokenizer}"
+            raise Refused(f"{what}; {RENAME}, or its tokenizer")
     return there
 
 
 def compare(repository: Repository, run: Path, description: dict, if_changed: str) -> tuple[set[str], list[str]]:
-    """Files that the repository has of a run, by their paths in it, and in what its settings differ.
-
-    Raises:
-        Refused: they differ, and `if_changed` says neither "overwrite" nor "resume_changed".
-    """
+    """Files that the repository has of a run, by their paths in it, and in what its settings differ, if they may."""
     name, changes = run.name, []
     there = {file.removeprefix(f"{name}/") for file in repository.list_files() if file.startswith(f"{name}/")}
     if "run.json" in there:
@@ -65,30 +54,20 @@ def compare(repository: Repository, run: Path, description: dict, if_changed: st
             try:
                 changes = differences(read_json(fetched / name / "run.json"), description)
             except Exception as error:
-                raise Refused(
-                    f"{repository.url} holds a {name}/run.json that is damaged ({reason(error)}); delete the folder "
-                    f"{name} there, or give --hub_model_id a name that is free"
-                ) from error
+                what = f"{repository.url} holds a {name}/run.json that is damaged ({reason(error)})"
+                raise Refused(f"{what}; delete the folder {name} there, or {RENAME}") from error
     if changes and not if_changed:
-        raise Refused(
-            f"{repository.url} holds a run {name} with other settings ({'; '.join(changes)}); pass another "
-            "--hub_model_id, --overwrite to replace it, or --resume_changed to resume from its last checkpoint"
-        )
+        what = f"{repository.url} holds a run {name} with other settings ({'; '.join(changes)}); pass another"
+        otherwise = "--overwrite to replace it, or --resume_changed to resume from its last checkpoint"
+        raise Refused(f"{what} --hub_model_id, {otherwise}")
     return there, changes
 
 
 def restore(repository: Repository, run: Path, description: dict, state: str, if_changed: str = "") -> bool:
-    """Fetches a run's records and last checkpoint, if it has got further in the repository than on this disk.
+    """Fetches a run's records and last checkpoint, if it has got further in the repository; whether it did so.
 
-    Args:
-        state: what `runs.find_state` says of the folder. A "new" one holds nothing that is to be kept. What another one
-            holds and the repository does not, such as earlier checkpoints and results, stays.
-
-    Returns:
-        Whether something was fetched.
-
-    Raises:
-        InputError: as `compare`; or the checkpoint could not be fetched, or is damaged there.
+    `state` is what `runs.find_state` says of the folder. A "new" one holds nothing that is to be kept; what another one
+    holds and the repository does not, such as earlier checkpoints and results, stays.
     """
     there, changes = compare(repository, run, description, if_changed)
     steps = {file.split("/")[0] for file in there if re.match(r"step_\d+/", file)}
@@ -103,10 +82,8 @@ def restore(repository: Repository, run: Path, description: dict, state: str, if
     wanted = [*RECORDS, LAST, "logs/*", "best/*", f"{last}/*"]
     with fetch_beside(run, repository, [f"{run.name}/{pattern}" for pattern in wanted]) as fetched:
         if not is_finished and (problem := find_defect(fetched / run.name / last)):
-            raise InputError(
-                f"{repository.url} holds a {run.name}/{last} that no run can resume from ({problem}); delete that "
-                "folder there, and the same command restores the one before it"
-            )
+            what = f"{repository.url} holds a {run.name}/{last} that no run can resume from ({problem})"
+            raise InputError(f"{what}; delete that folder there, and the same command restores the one before it")
         if state == "new":
             replace_path(fetched / run.name, run)
         else:  # the checkpoint after what goes with it, so that after a kill all of it is fetched again

@@ -14,12 +14,7 @@ FILES = ("app.py", "answers.py", "texts.yaml", "style.css", "requirements.txt", 
 
 
 def publish_space(space: Repository, model: Repository) -> None:
-    """Makes one commit of what changed in the page, which then loads `model`.
-
-    Raises:
-        InputError: this is no checkout, the model's repository has no model at its root, the Space holds another app,
-            or the Hub refuses.
-    """
+    """Makes one commit of what changed in the page, which then loads `model`."""
     if missing := [name for name in FILES if not (PAGE / name).is_file()]:
         raise InputError(f"{PAGE} lacks {missing[0]}; a Space is published from a checkout of FlexQwen")
     with explain_failure(f"{space.url} is not published", "run again"), tempfile.TemporaryDirectory() as folder:

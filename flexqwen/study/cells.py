@@ -22,6 +22,7 @@ from flexqwen.study.runner import ITEMS, read_cell
 ENOUGH = 20  # effective items that a bootstrap needs to be trusted
 MODES = ("causal", "masked", "fused", "finetuned")
 LOG = "log/validation"  # key of the loss in the log, where nothing else is measured
+BITS = ("bits per byte", True)  # unit, and that less is better
 BUDGET = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "sequence_length", "phases")
 # GPT-BERT's ratio sweep (arXiv 2410.24159): BLiMP accuracy in %, scored bidirectionally and causally.
 GPT_BERT = {"1:0": (74.6, 76.6), "3:1": (82.4, 77.9), "1:1": (83.9, 79.2), "1:3": (84.0, 78.4)}
@@ -59,8 +60,6 @@ class Estimate:
 
 @dataclass
 class Results:
-    """What the cells' files hold."""
-
     study: Study
     cells: dict[Cell, dict]  # those that are finished, with their files' content
     items: dict  # content of items.json
@@ -72,7 +71,6 @@ class Results:
 
     @property
     def source(self) -> str:
-        """Digest of the files."""
         return digest([self.items, list(self.cells.values())])[:12]
 
     def seeds(self, *points: Point) -> list[int]:
@@ -99,8 +97,7 @@ class Results:
     ) -> tuple[np.ndarray, np.ndarray, list] | None:
         """The mean over groups for each seed and item: of one point its figure, of more `difference`.
 
-        Returns:
-            float64 `(seeds, items)`, weights and clusters of the items; None if no seed has all of it.
+        Returns float64 `(seeds, items)`, weights and clusters of the items; None if no seed has all of it.
         """
         samples, item, weights = [], self.items[measure.key], self.weights(measure)
         for seed in self.seeds(*itertools.chain(*groups)) if groups else []:
@@ -118,10 +115,7 @@ class Results:
         return sample and Estimate(*joint_interval(*sample), len(sample[0]))
 
     def test(self, plan: Planned) -> tuple[Estimate, Estimate, float] | None:
-        """A planned comparison by the pooled variance of the seeds, by its own, and its p value; None if not made.
-
-        The p value is that of the nearest bound of what is expected, and 1 until all seeds are there.
-        """
+        """A planned comparison by the pooled variance of the seeds, by its own, and its p value; None if not made."""
         measure, sides = self.find_measure(plan.measure), self.study.sides(plan)
         if not measure or not (sample := self.sample(measure, [sides], plan.mode)):
             return None
@@ -157,8 +151,7 @@ class Results:
     ) -> Estimate | None:
         """First minus second value of an axis: the mean over the points that have both and are measured so.
 
-        Args:
-            by: only where the comparison's second axis has this value.
+        With `by`, of those alone where the comparison's second axis has this value.
         """
         firsts = self.at(**{comparison.axis: pair[0]}, **({} if by is None else {comparison.by: by}))
         pairs = [(first, replace_values(first, **{comparison.axis: pair[1]})) for first in firsts]
@@ -172,20 +165,17 @@ class Results:
     @property
     def measures(self) -> list[Measure]:
         """All that is measured: held-out splits, then the tasks; or the losses in the log."""
+        special = {
+            LOG: ("validation loss", "nats per token", True),
+            "memorisation/continuations": ("7-grams of training documents in continuations", "%", True, 100, 2),
+            "memorisation/documents": ("held-out minus training documents", *BITS, 1.0, 3, None, -math.inf),
+        }
         found = []
         for key in self.items:
             task, subset = key.split("/", 1)
             title = f"held-out `{subset}`" if task == "bits_per_byte" else f"`{task}`"
-            if key == LOG:
-                found.append(Measure(key, "validation loss", "nats per token", True))
-            elif task.startswith("bits_per_byte"):
-                found.append(Measure(key, title, "bits per byte", True))
-            elif key == "memorisation/continuations":
-                found.append(Measure(key, "7-grams of training documents in continuations", "%", True, 100, 2))
-            elif key == "memorisation/documents":
-                found.append(Measure(key, "held-out minus training documents", "bits per byte", True, least=-math.inf))
-            else:
-                found.append(Measure(key, title, "accuracy, %", False, 100, 1))
+            usual = BITS if task.startswith("bits_per_byte") else ("accuracy, %", False, 100, 1)
+            found.append(Measure(key, *special.get(key, (title, *usual))))
         return found
 
     @property
@@ -202,10 +192,6 @@ class Results:
         """How many items of equal weight would make a mean as certain (Kish's effective sample size)."""
         weights = self.weights(measure)
         return float(weights.sum() ** 2 / (weights**2).sum())
-
-    def modes(self, points: Sequence[Point]) -> list[str]:
-        """Those that any of the points is measured in."""
-        return [mode for mode in MODES if any(mode in self.study.modes(point) for point in points)]
 
     def at(self, **values) -> list[Point]:
         """The finished points that have these axes or options."""
@@ -247,11 +233,7 @@ def difference(values: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def load(study: Study) -> Results:
-    """Reads the finished cells.
-
-    Raises:
-        InputError: there are none, a file is broken, or cells differ in what must be equal.
-    """
+    """Reads the finished cells; `InputError` where there are none, or they differ in what must be equal."""
     cells = {cell: content for cell in study.cells if (content := read_cell(study, cell)) is not None}
     items, first = read_json(study.results / ITEMS), {}
     if not cells or items is None:
@@ -266,9 +248,8 @@ def load(study: Study) -> Results:
         }
         found = content["made_by"].get("items", digest(items))  # older cells name the whole file, or nothing
         if found != (digest(items) if isinstance(found, str) else {key: digest(items.get(key))[:12] for key in found}):
-            raise InputError(
-                f"{study.cell_file(cell)}: it was measured on other items than {study.results / ITEMS} names"
-            )
+            what = f"it was measured on other items than {study.results / ITEMS} names"
+            raise InputError(f"{study.cell_file(cell)}: {what}")
         for name, value in equal.items():
             if value != first.setdefault(name, value):
                 raise InputError(f"{study.cell_file(cell)}: {name} is {value}, but {first[name]} in the cells before")

@@ -1,9 +1,4 @@
-"""Runs a study, one grid of training runs, and writes its report.
-
-python -m flexqwen study run configs/study-cpu.yaml  # makes the cells that are not made yet
-python -m flexqwen study status configs/study-cpu.yaml
-python -m flexqwen study report configs/study-cpu.yaml [--check]
-"""
+"""Runs a study, one grid of training runs, and writes its report."""
 
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.remote import explain_failure

@@ -37,18 +37,12 @@ NEEDED = ("max_steps", "dataset", "tokenizer", "token_stores")  # of training
 NAMELESS = ("dataset_config", "variant", "strategy")  # axes whose values tell in a file's name which axis they are of
 PLACES = ("dataset", "tokenizer", "token_stores", "logging_steps", "save_steps", "save_total_limit", "use_cpu")
 
-Point = tuple[tuple[str, Any], ...]
-"""(axis, value) of each axis."""
+Point = tuple[tuple[str, Any], ...]  # (axis, value) of each axis
 
 
 def replace_values(point: Point, **values) -> Point:
     """The point with other values on some of its axes."""
     return tuple((axis, values.get(axis, value)) for axis, value in point)
-
-
-def describe_point(point: Point, without: str) -> str:
-    """The values of a point's axes but one."""
-    return ", ".join(describe_value(axis, value) for axis, value in point if axis != without)
 
 
 def describe_value(axis: str, value: Any) -> str:
@@ -58,8 +52,6 @@ def describe_value(axis: str, value: Any) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of a study."""
-
     point: Point
     seed: int
 
@@ -124,11 +116,7 @@ class Planned:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Between which the difference is expected.
-
-        Raises:
-            InputError: `expected` cannot be read.
-        """
+        """Between which the difference is expected."""
         found = re.fullmatch(r"(below|above|between) (-?[\d.]+)(?: and (-?[\d.]+))?", self.expected)
         if not found or (found[1] == "between") != bool(found[3]):
             known = "`below 0`, `above 0` or `between -0.02 and 0.02`"
@@ -139,25 +127,16 @@ class Planned:
 
 @dataclass
 class Study:
-    """A study's config, read.
-
-    Attributes:
-        points: of the grid, each with the options that it sets.
-        training: options of train.py that all cells share.
-        stages: the points again, in parts, each of which is made for all seeds before the next; by default one part.
-        plan: the page that was written before the study ran.
-    """
-
     path: Path
-    points: dict[Point, dict]
+    points: dict[Point, dict]  # of the grid, each with the options that it sets
     seeds: list[int]
-    training: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)  # options of train.py that all cells share
     measurement: Measurement = field(default_factory=Measurement)
     comparisons: list[Comparison] = field(default_factory=list)
     sweep: Sweep | None = None
     planned: list[Planned] = field(default_factory=list)
-    stages: list[list[Point]] = field(default_factory=list)
-    plan: Path | None = None
+    stages: list[list[Point]] = field(default_factory=list)  # the points in parts, each made before the next
+    plan: Path | None = None  # the page that was written before the study ran
 
     @property
     def name(self) -> str:
@@ -177,7 +156,6 @@ class Study:
         return self.results / "cells" / f"{cell.name}.json"
 
     def run_folder(self, cell: Cell) -> Path:
-        """The `output_dir` of its training."""
         return Path("runs") / self.name / cell.name
 
     def options(self, point: Point) -> dict:
@@ -185,11 +163,7 @@ class Study:
         return {**self.training, **self.points[point]}
 
     def modes(self, point: Point) -> tuple[str, ...]:
-        """The modes that its cells are measured in.
-
-        Raises:
-            InputError: an unknown strategy.
-        """
+        """The modes that its cells are measured in."""
         strategy = self.options(point).get("strategy", ObjectiveArguments.strategy)
         trained = ObjectiveArguments(strategy).modes
         trained = {1: ("causal",), 0: ("masked",)}.get(self.value(point, "causal_fraction"), trained)
@@ -217,11 +191,7 @@ class Study:
         return found
 
     def sides(self, plan: Planned) -> list[Point]:
-        """The points that a planned comparison takes: first and second, and those of the difference it takes off.
-
-        Raises:
-            InputError: the grid does not have one point for each.
-        """
+        """The points that a planned comparison takes: first and second, and those of the difference it takes off."""
         found = []
         for other in [{}] if plan.minus is None else [{}, plan.minus]:
             for value, own in zip(plan.pair, ({}, plan.second), strict=True):
@@ -261,11 +231,7 @@ class Study:
 
 
 def read(path: str) -> Study:
-    """Reads a study's config.
-
-    Raises:
-        InputError: it is not there, or a key or value in it cannot be; all before any work.
-    """
+    """Reads a study's config; `InputError` for any key or value in it that cannot be, before any work."""
     config = read_yaml(path)
     try:
         return _read(Path(path), config)
@@ -332,12 +298,9 @@ def _expand(parts: list[dict], variants: dict[str, dict]) -> dict[Point, dict]:
                 bundle = variants[value] if axis == "variant" else {axis: value}
                 if twice := set(own) & set(bundle):
                     raise InputError(f"{twice.pop()!r} is set twice in {dict(point)}")
-                own |= {name: _number(value) for name, value in bundle.items()}
+                for name, value in bundle.items():
+                    is_fraction = isinstance(value, str) and re.fullmatch(r"\d+/[1-9]\d*", value)  # such as 63/64
+                    own[name] = float(Fraction(value)) if is_fraction else value
             if points.setdefault(point, own) != own:
                 raise InputError(f"two parts of the grid set different options for {dict(point)}")
     return points
-
-
-def _number(value: Any) -> Any:
-    """`63/64` as the number it is."""
-    return float(Fraction(value)) if isinstance(value, str) and re.fullmatch(r"\d+/[1-9]\d*", value) else value

@@ -1,7 +1,7 @@
 """The report of a study: findings written by hand, tables and figures made from the cells' files and nothing else.
 
-Findings are in results/<study>/findings.md. Each number in it must stand in a table of the report, so that no finding
-outlives its results. A line that cites something else ends in `<!-- cited -->`; code in backticks is no number.
+Each number in results/<study>/findings.md must stand in a table of the report, so that no finding outlives its results.
+A line that cites something else ends in `<!-- cited -->`; code in backticks is no number.
 """
 
 import itertools
@@ -48,17 +48,16 @@ def fit_table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: 
     return markdown_table([head[i] for i in kept], [[row[i] for i in kept] for row in rows], text_columns)
 
 
-def format_axes(results: Results, point) -> list[str]:
-    return [f"`{dict(point).get(axis, '–')}`" for axis in results.study.axes]
+def format_point(results: Results, point) -> list[str]:
+    """The values of a point's axes, and of how many seeds it is."""
+    return [*(f"`{dict(point).get(axis, '–')}`" for axis in results.study.axes), str(len(results.seeds(point)))]
 
 
 def format_scale(results: Results) -> str:
     """At what scale the study was made, in a few words."""
     content, seeds = next(iter(results.cells.values())), len({cell.seed for cell in results.cells})
-    return (
-        f"{content['parameters'] / 1e6:.1f} million parameters, {content['cost']['tokens'] / 1e6:.1f} million tokens a "
-        f"run, {seeds} {'seed' if seeds == 1 else 'seeds'}"
-    )
+    size, tokens = (f"{number / 1e6:.1f} million" for number in (content["parameters"], content["cost"]["tokens"]))
+    return f"{size} parameters, {tokens} tokens a run, {seeds} {'seed' if seeds == 1 else 'seeds'}"
 
 
 def describe_maker(made_by: dict) -> str:
@@ -112,10 +111,8 @@ def planned_table(results: Results) -> str:
         shown = ["–", "–", "–", plan.expected, "–", "–", "–", "not made"]
         if found:
             (estimate, own, p_value), measure = found, results.find_measure(plan.measure)
-            shown[:3] = (
-                f"{measure.title}, {measure.unit}",
-                *(format_estimate(x, measure, True) for x in (estimate, own)),
-            )
+            shown[0] = f"{measure.title}, {measure.unit}"
+            shown[1:3] = (format_estimate(x, measure, True) for x in (estimate, own))
             shown[4:] = str(own.seeds), "–", "–", "not finished"
             if own.seeds == len(study.seeds) > 1:
                 is_expected = plan.bounds[0] < measure.scale * estimate.value < plan.bounds[1]
@@ -136,8 +133,7 @@ def best_table(results: Results) -> str:
             ranked = rank_values(results, measure, mode, line)
             even = f" (not clearly worse: {', '.join(map(format_value, ranked[1:]))})" if ranked[1:] else ""
             best = ranked and format_estimate(results.swept(measure, mode, ranked[0], line), measure)
-            rows_of_best = f"{format_value(ranked[0])}{even}: {best}" if ranked else "–"
-            row.append(rows_of_best)
+            row.append(f"{format_value(ranked[0])}{even}: {best}" if ranked else "–")
         rows.append([*row, DUAL.get(line, "–")])
     head = [to_words(results.study.sweep.lines), *(f"best causal:masked, {mode} mode" for mode in MODES[:2])]
     return markdown_table([*head, "arXiv 2512.14549: best in both modes"], rows, 4)
@@ -171,13 +167,11 @@ def subsets_table(results: Results, measure: Measure) -> str:
 
 
 def figures_table(results: Results) -> str:
-    """Every measure of every point."""
     columns = list(itertools.product(results.measures, MODES))
-    rows = [
-        [*format_axes(results, point), str(len(results.seeds(point)))]
-        + [format_estimate(results.mean(measure, [point], mode), measure) for measure, mode in columns]
-        for point in results.points
-    ]
+    rows = []
+    for point in results.points:
+        found = [format_estimate(results.mean(measure, [point], mode), measure) for measure, mode in columns]
+        rows.append([*format_point(results, point), *found])
     head = [*results.study.axes, "seeds", *(f"{one.title}, {mode}, {one.unit}" for one, mode in columns)]
     return fit_table(head, rows, len(results.study.axes))
 
@@ -191,7 +185,7 @@ def cost_table(results: Results) -> str:
         threads = np.mean([content["made_by"]["machine"]["threads"] for content in contents])
         spent = np.array([mean["flops"], mean["train_seconds"] / 60, mean["train_seconds"] / 3600 * threads])
         total += spent * len(contents)
-        row = [*format_axes(results, point), str(len(contents)), f"{mean['tokens']:,.0f}", f"{mean['updates']:,.0f}"]
+        row = [*format_point(results, point), f"{mean['tokens']:,.0f}", f"{mean['updates']:,.0f}"]
         row += [f"{mean['passes']:.2f}", *(f"{mean[f'labels_{mode}'] / mean['tokens']:.3f}" for mode in MODES[:2])]
         rows.append([*row, f"{spent[0]:.3g}", f"{spent[1]:.1f}", f"{spent[2]:.2f}"])
     end = [f"{total[0]:.3g}", f"{total[1]:.1f}", f"{total[2]:.2f}"]
@@ -202,26 +196,20 @@ def cost_table(results: Results) -> str:
 
 
 def format_report(results: Results) -> str:
-    """The whole report."""
     study, path = results.study, results.study.results / FINDINGS
     made_by = [content["made_by"] for content in results.cells.values()]
     compared = {comparison.name: comparison_table(results, comparison) for comparison in study.comparisons}
     tools = (to_words, fit_table, main_table, planned_table, best_table, law_table, sweep_table, subsets_table)
-    return Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True, undefined=StrictUndefined).render(
-        {tool.__name__: tool for tool in (*tools, figures_table, cost_table)},
-        results=results,
-        study=study,
-        findings=path.read_text(encoding="utf-8").strip() if path.is_file() else f"None are written yet in `{path}`.",
-        scale=format_scale(results),
-        overlap=read_json(study.results / OVERLAP) or {},
-        registered=read_json(study.results / REGISTERED),
-        made_by=made_by,
-        makers=dict.fromkeys(map(describe_maker, made_by)),
-        enough=ENOUGH,
-        compared=compared,
-        shown=sum(len(set(row[4:]) - {"–"}) for _, rows in compared.values() for row in rows),  # not twice one alone
-        samples=JOINT_SAMPLES,
-    )
+    names = {tool.__name__: tool for tool in (*tools, figures_table, cost_table, format_scale)}
+    names |= {"results": results, "study": study, "compared": compared, "enough": ENOUGH, "samples": JOINT_SAMPLES}
+    names |= {"made_by": made_by, "makers": dict.fromkeys(map(describe_maker, made_by))}
+    names |= {"overlap": read_json(study.results / OVERLAP) or {}, "registered": read_json(study.results / REGISTERED)}
+    unwritten = f"None are written yet in `{path}`."
+    names["findings"] = path.read_text(encoding="utf-8").strip() if path.is_file() else unwritten
+    # Not twice what is shown alone.
+    names["shown"] = sum(len(set(row[4:]) - {"–"}) for _, rows in compared.values() for row in rows)
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return Template(template, keep_trailing_newline=True, undefined=StrictUndefined).render(names)
 
 
 def make_pages(results: Results) -> dict[Path, str]:
@@ -242,10 +230,7 @@ def make_pages(results: Results) -> dict[Path, str]:
 
 
 def check_findings(study: Study, report: str) -> None:
-    """
-    Raises:
-        InputError: a number in findings.md stands in no table of the report, on a line that cites nothing else.
-    """
+    """`InputError` where a number in findings.md stands in no table of the report, on a line without CITED."""
     path = study.results / FINDINGS
     tables = " ".join(line for line in report.splitlines() if line.startswith("|"))
     known = {number for found in NUMBER.findall(tables) for number in (found, found.lstrip("+-"))}
@@ -258,10 +243,9 @@ def check_findings(study: Study, report: str) -> None:
 
 
 def check_plan(study: Study) -> None:
-    """
-    Raises:
-        InputError: the config or the plan is not as it was before the first cell, and no amendment of the plan says so;
-            or what was registered is not in the commit that it names, where git has that commit.
+    """`InputError` where config or plan is not as it was before the first cell, and no amendment of the plan says so.
+
+    So too where what was registered is not in the commit that it names, if git has that commit.
     """
     if study.plan is None:
         return
@@ -269,9 +253,8 @@ def check_plan(study: Study) -> None:
         raise InputError(f"{study.results / REGISTERED} is missing, which study run writes before the first cell")
     if (held := digest_plan(study, registered["commit"])) not in (None, registered["digests"]):
         wrong = next(name for name in held if held[name] != registered["digests"][name])
-        raise InputError(
-            f"{study.results / REGISTERED} has another {wrong} than commit {registered['commit'][:12]}, which it names"
-        )
+        what = f"another {wrong} than commit {registered['commit'][:12]}, which it names"
+        raise InputError(f"{study.results / REGISTERED} has {what}")
     amendments = study.plan.read_text(encoding="utf-8").partition(AMENDMENTS)[2]
     for name, found in digest_plan(study).items():
         is_said = re.search(rf"^- \d{{4}}-\d\d-\d\d.*{found[:12]}", amendments, re.MULTILINE)
@@ -282,11 +265,7 @@ def check_plan(study: Study) -> None:
 
 
 def write(study: Study) -> list[Path]:
-    """Writes the report, its figures and the table in docs/studies.md; the files.
-
-    Raises:
-        InputError: a number in findings.md stands in no table; all is written all the same.
-    """
+    """Writes the report, its figures and the table in docs/studies.md, also where `check_findings` then complains."""
     results = load(study)
     pages, figures = make_pages(results), draw(results)
     for path, content in pages.items():
@@ -296,11 +275,7 @@ def write(study: Study) -> list[Path]:
 
 
 def check(study: Study) -> None:
-    """
-    Raises:
-        InputError: the report, its table in docs/studies.md or a number of the findings is not what the result files
-            give, or a figure is missing, or as `check_plan`.
-    """
+    """`InputError` where plan, report, overview, findings or a figure is not what the result files give."""
     check_plan(study)
     results = load(study)
     pages, remedy = make_pages(results), f"run python -m flexqwen study report {study.path}"

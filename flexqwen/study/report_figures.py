@@ -12,13 +12,12 @@ from PIL import Image
 
 from flexqwen.drawing import COLORS, save_figure, to_words
 from flexqwen.study.cells import GPT_BERT, MODES, Estimate, Measure, Results, format_value
-from flexqwen.study.grid import Comparison, describe_point, describe_value
+from flexqwen.study.grid import Comparison, describe_value
 
 PALETTE = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666"]
 
 
 def draw(results: Results) -> list[Path]:
-    """Every figure that the report shows."""
     plan = results.study.sweep
     figures = {"loss": draw_curves(results) if plan and plan.lines else draw_loss(results)}
     figures |= {comparison.name: draw_comparison(results, comparison) for comparison in results.study.comparisons}
@@ -37,16 +36,23 @@ def choose_color(results: Results, value: Any) -> str:
     return PALETTE[values.index(value) % len(PALETTE) if value in values else 0]
 
 
-def add_legend(figure: Figure) -> None:
-    """One legend of all panels, on the right."""
+def draw_band(axis, x, curves: list[list[dict]], mode: str, alpha: float, color: str, **style) -> None:
+    """The seeds' losses in one mode: their mean, and the least to the greatest shaded."""
+    losses = np.array([[entry[mode] for entry in curve] for curve in curves])
+    axis.plot(x, losses.mean(0), color=color, **style)
+    axis.fill_between(x, losses.min(0), losses.max(0), color=color, alpha=alpha)
+
+
+def finish_losses(figure: Figure) -> None:
+    """A title, and one legend of all panels, on the right."""
     handles = {}
     for axis in figure.axes:
         handles.update(dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True)))
     figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 0.95), fontsize=8)
+    figure.suptitle("Held-out validation loss: mean over seeds, least to greatest shaded")
 
 
 def draw_interval(axis, estimate: Estimate, measure: Measure, place: float, lying: bool, **style) -> None:
-    """A point with its interval, lying or standing."""
     value, low, high = (measure.scale * x for x in (estimate.value, estimate.low, estimate.high))
     x, y = (value, place) if lying else (place, value)
     axis.errorbar(x, y, **{"xerr" if lying else "yerr": [[value - low], [high - value]]}, fmt="o", **style)
@@ -56,25 +62,27 @@ def draw_loss(results: Results) -> Figure:
     """Held-out loss by mode, against tokens and against FLOPs; a line a point of the grid."""
     figure, study = Figure(figsize=(11, 7)), results.study
     axes = figure.subplots(2, 2, sharey="row")
-    rests = list(dict.fromkeys(describe_point(point, study.main_axis) for point in results.points))
+
+    def describe_rest(point) -> str:
+        """The values of a point's axes but the main one."""
+        return ", ".join(describe_value(axis, value) for axis, value in point if axis != study.main_axis)
+
+    rests = list(dict.fromkeys(map(describe_rest, results.points)))
     for row, mode in enumerate(MODES[:2]):
         for point in [point for point in results.points if mode in study.modes(point)]:
             curves = [content["curve"] for cell, content in results.cells.items() if cell.point == point]
-            losses = np.array([[entry[mode] for entry in curve] for curve in curves])
-            value, rest = dict(point).get(study.main_axis), describe_point(point, study.main_axis)
+            value, rest = dict(point).get(study.main_axis), describe_rest(point)
             color, style = choose_color(results, value), ["-", "--", ":", "-."][rests.index(rest) % 4]
             label = to_words(", ".join(filter(None, [describe_value(study.main_axis, value), rest])))
             for axis, (name, unit) in zip(axes[row], (("tokens", 1e6), ("flops", 1e12)), strict=True):
                 x = np.mean([[entry[name] for entry in curve] for curve in curves], axis=0) / unit
                 marker = "o" if len(x) == 1 else None
-                axis.plot(x, losses.mean(0), color=color, linestyle=style, marker=marker, label=label)
-                axis.fill_between(x, losses.min(0), losses.max(0), color=color, alpha=0.12)
+                draw_band(axis, x, curves, mode, 0.12, color=color, linestyle=style, marker=marker, label=label)
                 axis.grid(alpha=0.3)
         axes[row, 0].set_ylabel(f"held-out {mode} loss (nats per token)")
     axes[1, 0].set_xlabel("tokens seen (millions)")
     axes[1, 1].set_xlabel("training compute (TFLOP)")
-    add_legend(figure)
-    figure.suptitle("Held-out validation loss: mean over seeds, least to greatest shaded")
+    finish_losses(figure)
     return figure
 
 
@@ -91,19 +99,13 @@ def draw_curves(results: Results) -> Figure:
             curves = [content["curve"] for cell, content in results.cells.items() if cell.point in trained]
             if curves:
                 tokens = [entry["tokens"] / 1e6 for entry in curves[0]]
-                losses = np.array([[entry[mode] for entry in curve] for curve in curves])
                 label = to_words(f"{results.study.sweep.lines} {format_value(line)}")
-                axis.plot(tokens, losses.mean(0), color=PALETTE[number % len(PALETTE)], label=label)
-                axis.fill_between(
-                    tokens, losses.min(0), losses.max(0), color=PALETTE[number % len(PALETTE)], alpha=0.15
-                )
+                draw_band(axis, tokens, curves, mode, 0.15, color=PALETTE[number % len(PALETTE)], label=label)
         axis.set_title(f"{format_value(value)}, {mode}", fontsize=10)
         axis.grid(alpha=0.3)
         axis.set_xlabel("tokens seen (millions)" if row else "")
-    axes[0, 0].set_ylabel("held-out loss (nats per token)")
-    axes[1, 0].set_ylabel("held-out loss (nats per token)")
-    add_legend(figure)
-    figure.suptitle("Held-out validation loss: mean over seeds, least to greatest shaded")
+        axis.set_ylabel("" if column else "held-out loss (nats per token)")
+    finish_losses(figure)
     return figure
 
 
@@ -130,8 +132,8 @@ def draw_comparison(results: Results, comparison: Comparison) -> Figure:
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(lines)), [name for name, _, _ in reversed(lines)], fontsize=9)
     axes[0].set_ylim(-0.4, len(lines) - 0.6)
-    title = f"{to_words(comparison.name)}: first minus second, 95 % intervals; filled: the interval leaves out 0"
-    figure.suptitle(title)
+    what = "first minus second, 95 % intervals; filled: the interval leaves out 0"
+    figure.suptitle(f"{to_words(comparison.name)}: {what}")
     return figure
 
 

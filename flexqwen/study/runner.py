@@ -1,15 +1,11 @@
 """Makes the cells of a study: each is trained, measured and written as one file, in a process of its own.
 
-configs/<study>.yaml          the grid (flexqwen/study/grid.py)
-runs/<study>/<cell>.yaml      the options of a cell's training; runs/<study>/<cell>/ is its run
 results/<study>/cells/        a small JSON file for each finished cell: what made it, what it cost, every figure
 results/<study>/items.json    what the figures' items are; the same for all cells that have them
 results/<study>/overlap.json  how many of the tasks' items have a passage in common with the training splits
 results/<study>/registered.json  where the study has a plan: the commit that held it before the first cell
-results/<study>/README.md     the report, with findings.md, which is written by hand
 
-What is in a cell's file is finished, and never made again. Cells of another machine are taken over by copying its
-results folder.
+What has a file is finished. Cells of another machine are taken over by copying its results folder.
 """
 
 import contextlib
@@ -56,16 +52,12 @@ AMENDMENTS = "\n## Amendments\n"  # what stands below it in a plan may be writte
 def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) -> None:
     """Makes the cells that are not made yet, `workers` at a time, which share the cores; all seeds by default.
 
-    Raises:
-        InputError: train.py, data, tokenizer or a task's items are not there, or an option is unknown or wrong, before
-            any training; or cells failed, when all others are made.
+    What is not there, or wrong, is found before any training. Cells that fail do not stop the others.
     """
     if not (ROOT / "train.py").is_file():
         raise InputError(f"study run needs train.py, which is not in {ROOT}; run it in a checkout of the repository")
-    digests = {
-        "dataset": dataset_digest(study.training["dataset"]),
-        "tokenizer": file_digest(Path(study.training["tokenizer"]) / "tokenizer.json"),
-    }
+    tokenizer_file = Path(study.training["tokenizer"]) / "tokenizer.json"
+    digests = {"dataset": dataset_digest(study.training["dataset"]), "tokenizer": file_digest(tokenizer_file)}
     for point in study.points:
         options = arguments.parse([str(write_config(study, Cell(point, study.seeds[0])))])
         arguments.check(options)
@@ -103,7 +95,6 @@ def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) ->
 
 
 def write_config(study: Study, cell: Cell) -> Path:
-    """Writes the options of a cell's training as a config of train.py."""
     path = study.run_folder(cell).with_name(f"{cell.name}.yaml")
     own = {"seed": cell.seed, "output_dir": str(study.run_folder(cell)), "disable_tqdm": True}
     write_text(path, yaml.safe_dump({**study.options(cell.point), **own}, sort_keys=False))
@@ -129,11 +120,7 @@ def find_overlap(study: Study) -> None:
 
 
 def register(study: Study) -> None:
-    """Writes down, before the first cell of a study that has a plan, which commit holds plan and config.
-
-    Raises:
-        InputError: they are not there, or not committed as they are, or cells are there already.
-    """
+    """Writes down, before the first cell of a study that has a plan, which commit holds plan and config."""
     path = study.results / REGISTERED
     if study.plan is None or path.is_file():
         return
@@ -156,13 +143,9 @@ def digest_plan(study: Study, commit: str | None = None) -> dict[str, str] | Non
 
 
 def read_cell(study: Study, cell: Cell, digests: dict[str, str] | None = None) -> dict | None:
-    """The content of a cell's file; None where it is not made yet.
+    """The content of a cell's file; None where it is not made yet; `InputError` if it was made with other things.
 
-    Args:
-        digests: of the dataset and tokenizer that it must be made with; by default those that it names.
-
-    Raises:
-        InputError: it is broken, another cell's, or was made with another config or data.
+    `digests` are of the dataset and tokenizer that it must be made with; by default those that it names.
     """
     path, own = study.cell_file(cell), study.points[cell.point]
     if not path.is_file():
@@ -175,10 +158,9 @@ def read_cell(study: Study, cell: Cell, digests: dict[str, str] | None = None) -
         raise InputError(f"{path} is broken; remove it and make it again with python -m flexqwen study run") from None
     # The axes' values alone: older files call them strategy and split, and do not name options.
     if found != (study.identity(digests), own, sorted(map(str, [*dict(cell.point).values(), cell.seed]))):
-        raise InputError(
-            f"{path} was made with another config, dataset or tokenizer than {study.path} has now; change them back, "
-            f"give the changed config another name, or remove {study.results} and runs/{study.name} to begin anew"
-        )
+        what = f"{path} was made with another config, dataset or tokenizer than {study.path} has now; change them back,"
+        begin = f"remove {study.results} and runs/{study.name} to begin anew"
+        raise InputError(f"{what} give the changed config another name, or {begin}")
     return content
 
 
@@ -189,11 +171,7 @@ def run_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
 
 
 def make_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
-    """Trains a cell, or resumes its training, measures it and writes its file.
-
-    Raises:
-        InputError: its last checkpoint is damaged, or a figure is not finite.
-    """
+    """Trains a cell, or resumes its training, measures it and writes its file."""
     code = find_commit()
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         runpy.run_path(str(ROOT / "train.py"))["main"]([str(write_config(study, cell))])
@@ -204,14 +182,10 @@ def make_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
         raise InputError(f"{last} is not as it was saved ({problem}); {remedy}")
     results, parameters = measure(study, cell, str(run / "best" if study.measurement.checkpoint == "best" else last))
     cost, curve = summarize_log(run, last)
-    made_by = {
-        "study": study.identity(digests),
-        "items": write_items(study, results),
-        "config": study.path.as_posix(),
-        **{name: described[name] for name in ("command", "rows_per_step", "digests", "versions")},
-        "code": code if find_commit() == code else f"{code} to {find_commit()}",
-        "machine": describe_machine(),
-    }
+    made_by = {"study": study.identity(digests), "items": write_items(study, results), "config": study.path.as_posix()}
+    made_by |= {name: described[name] for name in ("command", "rows_per_step", "digests", "versions")}
+    made_by["code"] = code if find_commit() == code else f"{code} to {find_commit()}"
+    made_by["machine"] = describe_machine()
     content = {"cell": {**dict(cell.point), "seed": cell.seed}, "options": study.points[cell.point]}
     content |= {"parameters": parameters, "made_by": made_by, "cost": cost, "curve": curve}
     content |= {"figures": [describe_result(result) for result in results]}
@@ -236,9 +210,8 @@ def measure(study: Study, cell: Cell, checkpoint: str) -> tuple[list[Result], in
 def plan_tasks(study: Study, checkpoint: str = "") -> list[tuple[Task, Context, Sequence[str] | None]]:
     """What is measured of a checkpoint: tasks, what they are told, and the modes that they are kept to."""
     dataset, measured = study.training["dataset"], study.measurement
-    found = [
-        (load_task("bits_per_byte"), Context(dataset, split, measured.documents), None) for split in measured.heldout
-    ]
+    task = load_task("bits_per_byte")
+    found = [(task, Context(dataset, split, measured.documents), None) for split in measured.heldout]
     for name in measured.tasks:
         task = load_task(name)  # a fine-tuned one would look its texts up in the dataset for each cell
         found.append((task, *measured.context(name, "" if task.fine_tune else dataset, checkpoint)))
@@ -271,15 +244,12 @@ def write_items(study: Study, results: list[Result]) -> dict[str, str]:
     """Says, once for all cells, what the items are: ids, weights, and the subsets that they belong to; their digests.
 
     A cell that trains one mode lacks what is measured in the other alone.
-
-    Raises:
-        InputError: a cell was measured on other items before.
     """
     described = {}
     for result in filter(has_items, results):
-        entry = {"ids": result.item_ids, "weights": result.weights, "clusters": result.clusters, "subsets": {}}
-        if result.task == "memorisation":  # its clusters are of the cell's own training documents
-            entry["clusters"] = None
+        # The clusters of memorisation are of the cell's own training documents.
+        clusters = None if result.task == "memorisation" else result.clusters
+        entry = {"ids": result.item_ids, "weights": result.weights, "clusters": clusters, "subsets": {}}
         described.setdefault(f"{result.task}/{result.subset}", entry)
     for result in results:
         if result.subset != "all" and (whole := described.get(f"{result.task}/all")):
@@ -292,8 +262,8 @@ def write_items(study: Study, results: list[Result]) -> dict[str, str]:
         fcntl.flock(folder, fcntl.LOCK_EX)  # two workers would each write without what the other adds
         known = read_json(path) or {}
         if any(known.get(key, entry) != entry for key, entry in described.items()):
-            remedy = "were the evaluation data changed?"
-            raise InputError(f"{path} names other items than this cell was measured on; {remedy}")
+            what = f"{path} names other items than this cell was measured on"
+            raise InputError(f"{what}; were the evaluation data changed?")
         if known.keys() | described.keys() != known.keys() or not path.is_file():
             write_text(path, json.dumps(known | described, ensure_ascii=False) + "\n")
     finally:
@@ -335,7 +305,6 @@ def run_git(folder: Path, *words: str) -> str | None:
 
 
 def describe_machine() -> dict[str, str | int | None]:
-    """The hardware a cell was made on."""
     information = Path("/proc/cpuinfo")
     named = re.search(r"^model name\s*: *(.*)", information.read_text() if information.is_file() else "", re.MULTILINE)
     cpu = named[1].strip() if named else platform.processor() or platform.machine()
@@ -347,9 +316,8 @@ def format_status(study: Study) -> str:
     """A line for each cell: finished, or how far it is."""
     lines, finished = [], [cell for cell in study.cells if study.cell_file(cell).is_file()]
     for cell in study.cells:
-        logged = [
-            entry["step"] for log in study.run_folder(cell).glob("*/metrics.jsonl") for entry in read_log(log.parent)
-        ]
+        logs = study.run_folder(cell).glob("*/metrics.jsonl")
+        logged = [entry["step"] for log in logs for entry in read_log(log.parent)]
         progress = f"step {max(logged):,} of {int(study.options(cell.point)['max_steps']):,}" if logged else "waiting"
         lines.append(f"{cell.name:45} {'finished' if cell in finished else progress}")
     return "\n".join([*lines, f"{len(finished)} of {len(lines)} cells finished"])

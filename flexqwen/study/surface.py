@@ -27,17 +27,12 @@ class Law:
 
     P (R - 1) N / U for R repetitions, N parameters and U unique tokens, after arXiv 2605.01640, whose two exponents are
     1 here; P by least squares for each seed. Intervals are Student's t on the seeds.
-
-    Attributes:
-        exponent: the one that fits best in logarithms where it is that of both; None where the fewest are not one.
-        excess: of each greater number of repetitions, what was measured.
-        miss: the largest share of a mean excess that the law misses; the plan calls more than 0.5 a failure.
     """
 
     coefficient: Estimate
-    exponent: float | None
-    excess: dict[int, Estimate]
-    miss: float
+    exponent: float | None  # the one of both that fits best in logarithms; None where the fewest are not one
+    excess: dict[int, Estimate]  # of each greater number of repetitions, what was measured
+    miss: float  # the largest share of a mean excess that the law misses; the plan calls more than 0.5 a failure
 
     def predict(self, repetitions: float, parameters: float, unique_tokens: float) -> Estimate:
         """The excess over one repetition of another run, of the same share and mode."""
@@ -46,7 +41,6 @@ class Law:
 
 
 def burden(repetitions: float, parameters: float, unique_tokens: float) -> float:
-    """(R - 1) N / U."""
     return (repetitions - 1) * parameters / unique_tokens
 
 

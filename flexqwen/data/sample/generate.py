@@ -1,18 +1,15 @@
 """A sample corpus in Corpus Carolina's exact layout and TEI format, whose true originality is known.
 
-The texts are made by the grammar of `grammar.py`. Half of the documents are new from the first word to the last; the
-other half hold passages copied from a stock that no document owns, in a share drawn for each document. The headers then
-state what is true of the finished corpus, counted by brute force: the percentage of a document's word 7-grams
-(white-space-separated words, one 7-gram a position) that no other document holds, and 0 for documents under 21 tokens,
-as in the real corpus. `GENERATED.txt` beside the taxonomies says that the texts are made up.
+Half of the documents are new from the first word to the last; the others hold passages copied from a stock that no
+document owns. The headers state what is true of the finished corpus, counted by brute force: the percentage of a
+document's word 7-grams that no other document holds, and 0 for documents under 21 tokens, as in the real corpus.
 """
 
 import gzip
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
@@ -30,31 +27,15 @@ FORMAT = 1  # of the sample: raise it where the same number of documents and see
 STAMP = "sample.json"
 
 
-@dataclass(frozen=True, eq=False)
-class Genre:
-    """Texts of one kind: their genre in `grammar.yaml`, where they stand, and how long and how many they are."""
-
-    writer: str
-    shards: list[str]
-    language: str
-    typology: str
-    domain: str
-    share: float  # of the documents
-    words: list[int]  # shortest and longest; the logarithm of the length is uniform between them
-    sentences: int  # in a paragraph
-    source: str
-    license: str
-
-
 _FOLDER = Path(__file__).parent
-GENRES = [Genre(**genre) for genre in yaml.safe_load((_FOLDER / "genres.yaml").read_text(encoding="utf-8"))]
+GENRES = [SimpleNamespace(**genre) for genre in yaml.safe_load((_FOLDER / "genres.yaml").read_text(encoding="utf-8"))]
 
 
 class SampleDocument(NamedTuple):
-    """A document of the sample: the fields of its header, and its text (paragraphs joined by newlines)."""
+    """A document of the sample, as its shard has it."""
 
     id: str
-    genre: Genre
+    genre: SimpleNamespace
     shard: str
     number: int
     text: str
@@ -64,16 +45,22 @@ class SampleDocument(NamedTuple):
 
 def sample_documents(documents: int = 3000, seed: int = 0) -> list[SampleDocument]:
     """Makes the documents, the true originality of each counted over all of them."""
-    stock = {genre: _stock(genre, documents, seed) for genre in GENRES}
-    places, texts = list(_places(documents)), {}  # a dict keeps order, and as in the real corpus no two texts are equal
-    for genre, shard, number in tqdm(places, desc="sample corpus", unit="doc", disable=None, leave=False):
+    places, total = [], 0.0
+    for kind, genre in enumerate(GENRES):  # their shards in turn; a text to copy from for about ten documents
+        random, size = Random(f"{seed} stock {kind}"), max(2, round(genre.share * documents / 10))
+        stock = [Writer(random).text(genre.writer, genre.words[1]) for _ in range(size)]
+        first, total = round(total * documents), total + genre.share
+        numbers = range(round(total * documents) - first)
+        places += [(genre, stock, genre.shards[number % len(genre.shards)], number + 1) for number in numbers]
+    texts: dict[str, int] = {}  # with their tokens; as in the real corpus no two texts are equal
+    for genre, stock, shard, number in tqdm(places, desc="sample corpus", unit="doc", disable=None, leave=False):
         random = Random(f"{seed} {shard} {number}")
-        while (text := _write(genre, stock[genre], random)) in texts:
+        while (text := _write(genre, stock, random)) in texts:
             pass
         texts[text] = len(text.split())
     found = []
     for place, (text, tokens), percent in zip(places, texts.items(), true_originality(list(texts)), strict=True):
-        genre, shard, number = place
+        genre, _, shard, number = place
         name = shard.rsplit("/", 1)[-1]
         stated = round(percent) if tokens >= MIN_TOKENS and percent is not None else 0
         found.append(SampleDocument(f"{name[:3]}{number:09}{name[3:]}", genre, shard, number, text, tokens, stated))
@@ -93,23 +80,7 @@ def true_originality(texts: list[str], n: int = NGRAM) -> list[float | None]:
     return [100 * sum(owner[gram] >= 0 for gram in own) / len(own) if own else None for own in grams]
 
 
-def _places(documents: int) -> Iterator[tuple[Genre, str, int]]:
-    """Genre, shard and running number of each document: the genres' shares, their shards in turn."""
-    total = 0.0
-    for genre in GENRES:
-        first, total = round(total * documents), total + genre.share
-        for number in range(round(total * documents) - first):
-            yield genre, genre.shards[number % len(genre.shards)], number + 1
-
-
-def _stock(genre: Genre, documents: int, seed: int) -> list[list[str]]:
-    """Texts to copy from: one for about ten documents of the genre."""
-    random = Random(f"{seed} stock {GENRES.index(genre)}")
-    size = max(2, round(genre.share * documents / 10))
-    return [Writer(random).text(genre.writer, genre.words[1]) for _ in range(size)]
-
-
-def _write(genre: Genre, stock: list[list[str]], random: Random) -> str:
+def _write(genre: SimpleNamespace, stock: list[list[str]], random: Random) -> str:
     """One text: new sentences, and for every second text runs of copied ones up to a share of its length."""
     shortest, longest = genre.words
     length = round(shortest * (longest / shortest) ** random.random())
@@ -162,7 +133,6 @@ def write_sample(folder: Path, documents: int = 3000, seed: int = 0) -> None:
 
 
 def shard_xml(documents: list[SampleDocument]) -> str:
-    """The TEI of a shard."""
     source = (_FOLDER / "shard.xml").read_text(encoding="utf-8")
     template = Template(source, trim_blocks=True, keep_trailing_newline=True)
     return template.render(documents=documents, typologies=dict.fromkeys(g.typology for g in GENRES), escape=escape)

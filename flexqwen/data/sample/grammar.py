@@ -1,15 +1,14 @@
 """A small grammar of Brazilian Portuguese: endless grammatical sentences in several genres, from a lexicon and a seed.
 
-It makes the sample corpus. `grammar.yaml` holds the sentences, `lexicon.yaml` the words. Agreement (gender, number,
-article and contraction, verb ending) is computed, not listed, so that a small model has real regularities to learn, and
-the lexicon is wide enough that two sentences seldom share seven words in a row.
+`grammar.yaml` holds the sentences, `lexicon.yaml` the words. Agreement is computed, not listed, so that a small model
+has regularities to learn, and the lexicon is wide enough that two sentences seldom share seven words in a row.
 """
 
 import re
 from functools import cache, partial
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from jinja2 import Environment, StrictUndefined
@@ -23,11 +22,10 @@ class Noun(NamedTuple):
     plural: bool = False
 
 
-def _read(name: str) -> dict[str, Any]:
-    return yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
-
-
-_LEXICON, _GRAMMAR = _read("lexicon.yaml"), _read("grammar.yaml")
+_LEXICON, _GRAMMAR = (
+    yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    for name in ("lexicon.yaml", "grammar.yaml")
+)
 NOUNS = {
     group: [Noun(*item.replace("_", " ").split("/")) for item in nouns.split()]
     for group, nouns in _LEXICON["nouns"].items()
@@ -44,10 +42,7 @@ EVENTS = [(verb, group) for group, verbs in _LEXICON["verbs"].items() for verb i
 
 @cache
 def inflect(word: str, form: str) -> str:
-    """The word in a form of `lexicon.yaml`: plural, feminine, participle or first_person (of the past).
-
-    An adjective is given in the masculine singular, a verb in the infinitive; of two words each is inflected.
-    """
+    """The word, or each of several, in a form of `lexicon.yaml`: plural, feminine, participle or first_person."""
     if " " in word:
         return " ".join(inflect(part, form) for part in word.split(" "))
     pattern, ending = next(rule for rule in _LEXICON["inflections"][form] if re.search(rule[0], word))
@@ -61,7 +56,6 @@ def agree(adjective: str, noun: Noun) -> str:
 
 
 def conjugate(verb: str, tense: str, is_plural: bool) -> str:
-    """Third person of a regular verb."""
     return verb[:-2] + _LEXICON["endings"][tense][verb[-2]][is_plural]
 
 
@@ -77,7 +71,6 @@ def the(noun: Noun, preposition: str = "") -> str:
 
 
 def some(noun: Noun) -> str:
-    """Noun with the indefinite article."""
     return f"{_LEXICON['indefinite'][noun.gender][noun.plural]} {noun.text}"
 
 
@@ -125,9 +118,6 @@ class Writer:
         gender = self.pick("mf")
         return Noun(f"{self.pick(FIRST_NAMES[gender])} {self.pick(LAST_NAMES)}", gender)
 
-    def city(self) -> str:
-        return self.pick(CITIES)[0]
-
     def subject(self) -> tuple[str, Noun]:
         """A noun phrase that can act, and the noun that its verb agrees with."""
         kind = self.random.random()
@@ -167,7 +157,7 @@ class Writer:
 
     def text(self, genre: str, words: int) -> list[str]:
         """Sentences of one text of the genre, about `words` words together, capitalised and with their full stops."""
-        topic = {"prose": self.person().text, "encyclopedia": self.city()}.get(genre, "")
+        topic = {"prose": self.person().text, "encyclopedia": self.pick(CITIES)[0]}.get(genre, "")
         sentences = []
         while words > 0:
             names = {"topic": topic}
