@@ -1,6 +1,7 @@
 """The job that trains on a rented machine: killed and started on another one, it resumes and publishes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,3 +49,9 @@ def test_a_job_that_is_killed_resumes_on_another_machine(built, tmp_path, monkey
         assert second.returncode == 0, again
         assert "fastest here" in printed and "fastest here" not in again and "resum" in again
         assert {f"{run}/step_000040/model.safetensors", "model.safetensors"} <= set(hub.repos[model].files)
+
+
+def test_a_job_has_the_tested_versions():
+    wanted = set(re.findall(r'"([\w-]+==[\w.]+)"', (ROOT / "jobs/train.py").read_text().split("# ///")[1]))
+    tested = set(re.findall(r"^[\w-]+==[\w.]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    assert wanted <= tested and {pin.split("==")[0] for pin in tested - wanted} == {"pytest-xdist", "ruff"}
