@@ -71,9 +71,8 @@ def print_comparison(folders: list[Path], output: str | None) -> None:
     for name, folder, (_, results) in zip(ascii_uppercase[1:], folders[1:], others, strict=False):
         found, missing = compare(first, results, name)
         if not found:
-            raise InputError(
-                f"{folders[0]} and {folder} have no figure in common; evaluate both on the same tasks and modes"
-            )
+            what = f"{folders[0]} and {folder} have no figure in common"
+            raise InputError(f"{what}; evaluate both on the same tasks and modes")
         differences, left = differences + found, left + missing
     differences.sort(key=lambda row: [result.key for result in first].index(row.key))
     for name, folder in zip(ascii_uppercase, folders, strict=False):

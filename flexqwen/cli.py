@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -105,6 +106,9 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
             main(argv)
         except InputError as error:
             fail(error)
+        except BrokenPipeError:  # whoever read the output, such as head, has enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  else Python complains once more as it ends
+            sys.exit(0)
         except OSError as error:
             fail(InputError(describe_os_error(error)))
         except (MemoryError, RuntimeError) as error:

@@ -47,7 +47,9 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
             given = {} if is_alone else PreTrainedConfig.get_config_dict(path)[0]
         trust_remote_code &= given.get("model_type") != FlexQwenConfig.model_type
         if not 0 < given.get("num_hidden_layers", 1) <= MOST_LAYERS:
-            raise InputError(f"{path}: num_hidden_layers is {given['num_hidden_layers']}, which no model has")
+            raise InputError(
+                f"{path}: num_hidden_layers is {given['num_hidden_layers']}; at most {MOST_LAYERS:,} are loaded"
+            )
         with say_what_runs(path):
             return cls.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except InputError:

@@ -63,7 +63,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def explain_failure(what: str, remedy: str) -> Iterator[None]:
-    """Makes whatever goes wrong in the block, as with a file that anybody may have damaged, an InputError."""
+    """Turns every exception in the block into an InputError: `what` (the reason); `remedy`."""
     try:
         yield
     except InputError:

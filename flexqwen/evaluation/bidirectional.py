@@ -12,9 +12,7 @@ import torch.nn.functional as F
 def encode(model, input_ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Last hidden states of a `FlexQwenForCausalLM`, as with `is_causal=False`: `(rows, positions, hidden)`.
 
-    Args:
-        input_ids: int64 `(rows, length)`, one text a row.
-        columns: int64 `(rows, positions)`, the positions that are read.
+    `input_ids`, int64 `(rows, length)`, has a text a row; `columns`, int64 `(rows, positions)`, says where it is read.
     """
     base, read = model.model, (torch.arange(len(columns), device=columns.device)[:, None], columns)
     tokens, where = input_ids.unique(return_inverse=True)

@@ -13,12 +13,8 @@ from flexqwen.tables import markdown_table
 def compare(first: list[Result], second: list[Result], name: str = "B") -> tuple[list[Result], list[tuple]]:
     """The differences of the means of the items, which for most metrics are the metrics themselves.
 
-    Items are clustered as in A, the first.
-
-    Returns:
-        A `Result` for each figure: its value is the second's minus A's, its details are both (`a`, `b`), the `verdict`
-        and the second's `name`; and the keys that cannot be compared: only one side has them, or there are no items in
-        common.
+    Items are clustered as in A, the first. A figure's value is the second's minus A's, its details are both (`a`, `b`),
+    the `verdict` and the second's `name`. Also the keys that only one side has, or that have no items in common.
     """
     others = {result.key: result for result in second}
     differences, left = [], [key for key in others if key not in {result.key for result in first}]

@@ -16,14 +16,11 @@ from flexqwen.evaluation.likelihood import Request, load
 
 @register_model("flexqwen")
 class ScoredLM(LM):
-    """A checkpoint as the harness wants it.
+    """A checkpoint, in a folder or on the Hub, as the harness wants it.
 
-    Args:
-        pretrained: folder of the checkpoint, or its name on the Hub.
-        mode: "causal", "masked" (pseudo-log-likelihood) or "fused"; by default the last that the model has.
-        within_word: mask all tokens of a word together.
-        batch_size: tokens of a batch, padding included; those of `eval.py` by default.
-        others: what the harness tells every model, which is decided elsewhere here.
+    `mode` is "causal", "masked" (pseudo-log-likelihood) or "fused", by default the last that the model has;
+    `within_word` masks all tokens of a word together; `batch_size` is in tokens, padding included. `others` are what
+    the harness tells every model, which is decided elsewhere here.
     """
 
     def __init__(
@@ -37,21 +34,18 @@ class ScoredLM(LM):
             raise InputError(f"mode is {mode!r}; this model has: {', '.join(self.scorer.modes)}")
 
     def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        asked = tuple(Request(context + continuation, len(context)) for context, continuation in arguments(requests))
+        pairs = (request.args for request in requests)
+        asked = tuple(Request(context + continuation, len(context)) for context, continuation in pairs)
         progress = None if disable_tqdm else "lm_eval"
         nats = self.scorer.score(asked, self.mode, self.within_word, progress)
         _, greedy = self.scorer.run(asked, self.mode == "masked", self.within_word, progress)
         return list(zip(nats.tolist(), greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        return self.scorer.score([text for (text,) in arguments(requests)], self.mode, self.within_word).tolist()
+        return self.scorer.score([request.args[0] for request in requests], self.mode, self.within_word).tolist()
 
     def generate_until(self, requests, disable_tqdm: bool = False):
         raise InputError("--model flexqwen scores and does not write; use --model hf")
-
-
-def arguments(requests) -> list[tuple]:
-    return [request.args for request in requests]
 
 
 @command

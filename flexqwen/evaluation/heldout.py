@@ -1,10 +1,4 @@
-"""How well a FlexQwen predicts documents, causally and masked.
-
-Every token of the text is predicted exactly once in either mode, so that the two, and the unigram baseline, speak of
-the same tokens and the same bytes. Causally: each token from those before it. Masked: the tokens of a document are
-dealt at random into 7 groups and one copy of the document is scored for each, with that group masked (14 % of the
-tokens, near the share at the end of training). The end-of-text token is seen but not counted.
-"""
+"""How well a FlexQwen predicts documents, causally and masked; each token once: docs/tasks.md."""
 
 import functools
 from dataclasses import dataclass
@@ -24,19 +18,12 @@ BATCH_TOKENS = {"cpu": 8192, "cuda": 65_536}  # by device
 
 @dataclass
 class HeldOut:
-    """Tokenized held-out documents.
+    """Tokenized held-out documents."""
 
-    Attributes:
-        pieces: int64 `(length,)`, documents or, of those longer than a row, stretches that begin with BOS; and the
-            number of the document.
-        tokens: int64 `(documents,)`, predicted tokens of each document.
-        bytes: int64 `(documents,)`, UTF-8 bytes of each document's text.
-        eos_token_id, mask_token_id: of the tokenizer.
-    """
-
-    pieces: list[tuple[np.ndarray, int]]
-    tokens: np.ndarray
-    bytes: np.ndarray
+    # Documents or, of those longer than a row, stretches that begin with BOS; and the number of the document.
+    pieces: list[tuple[np.ndarray, int]]  # int64 `(length,)`
+    tokens: np.ndarray  # int64 `(documents,)`, predicted tokens of each
+    bytes: np.ndarray  # int64 `(documents,)`, of the text in UTF-8
     eos_token_id: int
     mask_token_id: int
 
@@ -46,11 +33,8 @@ class HeldOut:
     @classmethod
     def of(cls, documents, sizes, sequence_length: int, tokenizer) -> "HeldOut":
         """Cuts documents (`BOS tokens EOS` each) that are longer than a row; `sizes` are their bytes."""
-        pieces = [
-            (np.array(piece, np.int64), number)
-            for number, document in enumerate(documents)
-            for piece in cut(document, sequence_length)
-        ]
+        numbered = ((number, piece) for number, text in enumerate(documents) for piece in cut(text, sequence_length))
+        pieces = [(np.array(piece, np.int64), number) for number, piece in numbered]
         tokens = np.array([len(document) - 2 for document in documents])
         return cls(pieces, tokens, np.asarray(sizes), tokenizer.eos_token_id, tokenizer.mask_token_id)
 
@@ -65,9 +49,7 @@ def tokenize_texts(texts: list[str], tokenizer, sequence_length: int) -> HeldOut
 def score(model, text: HeldOut, mode: str, batch_tokens: int | None = None, progress: bool = False) -> np.ndarray:
     """Minus the log-probability of each document's tokens for a `FlexQwenForCausalLM`: float64 `(documents,)`, in nats.
 
-    Args:
-        mode: "causal" or "masked".
-        batch_tokens: tokens of a batch, padding included; BATCH_TOKENS by default.
+    A batch has at most `batch_tokens` tokens, padding included; BATCH_TOKENS by default.
     """
     masked = mode == "masked"
     nats, training, device = np.zeros(len(text)), model.training, next(model.parameters()).device
@@ -78,14 +60,10 @@ def score(model, text: HeldOut, mode: str, batch_tokens: int | None = None, prog
     for batch in make_batches(make_rows(text, masked), tokens, mask_token_id, title):
         labels = torch.full_like(batch.input_ids, IGNORE)
         labels[batch.predicted] = batch.targets
-        row_losses = model(
-            input_ids=batch.input_ids.to(device),
-            attention_mask=batch.attention_mask.to(device),
-            labels=labels.to(device),
-            is_causal=not masked,
-            use_cache=False,
-            logits_to_keep=1,  # the losses are made where the labels are; no other logits are wanted
-        ).row_losses
+        ids, mask, labels = (part.to(device) for part in (batch.input_ids, batch.attention_mask, labels))
+        # The losses are made where the labels are; no other logits are wanted.
+        options = {"is_causal": not masked, "use_cache": False, "logits_to_keep": 1}
+        row_losses = model(input_ids=ids, attention_mask=mask, labels=labels, **options).row_losses
         np.add.at(nats, batch.owners, row_losses.double().cpu().numpy())
     model.train(training)
     return nats

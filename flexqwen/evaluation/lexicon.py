@@ -23,10 +23,8 @@ class Reading(NamedTuple):
 
 
 class Lexicon:
-    """The part of MorphoBr that speaks of some words: their readings, all forms of their lemmas, and those's readings.
-
-    Args:
-        words: forms, in lower case.
+    """The part of MorphoBr that speaks of some words (forms, in lower case): their readings, all forms of their lemmas,
+    and the readings of those.
     """
 
     def __init__(self, words: Iterable[str]):

@@ -11,6 +11,7 @@ Log-probabilities are natural logarithms at temperature 1, in float32. They do n
 nor, but for rounding, on the size of the batches.
 """
 
+import copy
 import functools
 import math
 import re
@@ -43,11 +44,10 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True)
 class Request:
-    """A text and the part of it that is scored.
+    """A text and the part of it that is scored, in characters.
 
-    Attributes:
-        start, end: characters. Masked scoring counts the tokens of this part (all by default); causal scoring those
-            from `start` to the end of the text, since what follows the part depends on it.
+    Masked scoring counts the tokens of this part (all by default); causal scoring those from `start` to the end of the
+    text, since what follows the part depends on it.
     """
 
     text: str
@@ -56,53 +56,31 @@ class Request:
 
 
 class Row(NamedTuple):
-    """A sequence to be run through the model.
+    """A sequence to be run through the model."""
 
-    Attributes:
-        tokens: int64 `(length,)`.
-        positions: int64, the tokens that are predicted; in masked mode they are masked. There may be none.
-        owner: what their log-probabilities are added to.
-    """
-
-    tokens: np.ndarray
-    positions: np.ndarray
-    owner: int
+    tokens: np.ndarray  # int64 `(length,)`
+    positions: np.ndarray  # int64, of the tokens that are predicted, in masked mode masked; there may be none
+    owner: int  # what their log-probabilities are added to
 
 
 class Batch(NamedTuple):
-    """Rows as one array, padded with 0 on the right.
+    """Rows as one array, padded with 0 on the right."""
 
-    Attributes:
-        input_ids, attention_mask: int64 `(rows, longest)`.
-        owners: int64 `(rows,)`.
-        predicted: rows and columns of the predicted tokens, int64 `(positions,)` each.
-        targets: the predicted tokens, int64 `(positions,)`; in `input_ids` they are masked, if they are to be.
-    """
-
-    input_ids: torch.Tensor
+    input_ids: torch.Tensor  # int64 `(rows, longest)`, as the next
     attention_mask: torch.Tensor
-    owners: np.ndarray
-    predicted: tuple[np.ndarray, np.ndarray]
-    targets: torch.Tensor
+    owners: np.ndarray  # int64 `(rows,)`
+    predicted: tuple[np.ndarray, np.ndarray]  # rows and columns of the predicted tokens, int64 `(positions,)` each
+    targets: torch.Tensor  # the predicted tokens, int64 `(positions,)`; in `input_ids` masked, if they are to be
 
 
 def make_batches(
-    rows: Sequence[Row],
-    batch_tokens: int,
-    mask_token_id: int | None,
-    progress: str | None = None,
-    most_positions: float = math.inf,
-    rectangular: bool = False,
+    rows: list[Row], batch_tokens: int, mask_token_id: int | None, progress=None, positions=math.inf, rectangular=False
 ) -> Iterator[Batch]:
-    """Yields the rows, longest first.
+    """Yields the rows, longest first; the predicted tokens masked, if `mask_token_id` is given.
 
-    Args:
-        batch_tokens, most_positions: tokens, padding included, and predicted tokens of a batch that has more than one
-            row, at most.
-        mask_token_id: what the predicted tokens are masked with; None leaves them as they are.
-        progress: title of a progress bar; no bar by default.
-        rectangular: the rows of a batch are of one length, and have as many predicted tokens; those in which the same
-            are predicted stand together.
+    A batch of more than one row has at most `batch_tokens` tokens, padding included, and `positions` predicted ones. In
+    `rectangular` ones all rows have one length and as many predicted tokens; those in which the same are predicted
+    stand together. `progress` is the title of a bar.
     """
 
     def shape(row: Row) -> tuple[int, int]:
@@ -113,14 +91,14 @@ def make_batches(
         while start < len(rows):
             part = rows[start : start + max(1, batch_tokens // len(rows[start].tokens))]
             ends = np.cumsum([len(row.positions) for row in part])
-            part = part[: max(1, int(np.searchsorted(ends, most_positions, side="right")))]
+            part = part[: max(1, int(np.searchsorted(ends, positions, side="right")))]
             if rectangular:
                 part = [row for row in part if shape(row) == shape(part[0])]
-            tokens, positions, owners = zip(*part, strict=True)
+            tokens, places, owners = zip(*part, strict=True)
             start += len(tokens)
             input_ids = pad_sequence([torch.from_numpy(ids) for ids in tokens], batch_first=True)
             attention_mask = pad_sequence([torch.ones(len(ids), dtype=torch.int64) for ids in tokens], batch_first=True)
-            predicted = np.repeat(np.arange(len(tokens)), [len(row) for row in positions]), np.concatenate(positions)
+            predicted = np.repeat(np.arange(len(tokens)), [len(row) for row in places]), np.concatenate(places)
             targets = input_ids[predicted]
             if mask_token_id is not None:
                 input_ids[predicted] = mask_token_id
@@ -130,16 +108,16 @@ def make_batches(
 
 
 class Scorer:
-    """A language model and its tokenizer.
+    """A language model and its tokenizer; `kind` is "flexqwen", "causal" or "masked".
 
-    Attributes:
-        kind: "flexqwen", "causal" or "masked".
-        modes: those of MODES that the model has.
-        length: tokens that it takes at a time; prefix, suffix: the special tokens around a text.
-        folder: where scored blocks of requests are kept, so that interrupted scoring goes on; None for nowhere.
+    `modes` are those of MODES that the model has, `length` is how many tokens it takes at a time, and `prefix` and
+    `suffix` are the special tokens around a text. Scored blocks of requests are kept in `folder`, if there is one, so
+    that interrupted scoring goes on.
     """
 
     def __init__(self, model, tokenizer, kind: str, batch_tokens: int | None = None):
+        # A tokenizer of its own: padding that the caller sets on theirs would change scores.
+        tokenizer = copy.deepcopy(tokenizer)
         self.model, self.tokenizer, self.kind, self.batch_tokens = model.eval(), tokenizer, kind, batch_tokens
         self.run = functools.lru_cache(maxsize=2)(self.run)  # fused asks again for what causal and masked were
         self.folder: Path | None = None
@@ -161,12 +139,7 @@ class Scorer:
                 raise InputError("the tokenizer has neither a BOS nor an EOS token to predict the first token from")
 
     def score(
-        self,
-        requests: Sequence[Request | str],
-        mode: str,
-        within_word: bool = False,
-        progress: str | None = None,
-        mask_groups: int | None = None,
+        self, requests: Sequence[Request | str], mode: str, within_word=False, progress=None, mask_groups=None
     ) -> np.ndarray:
         """Log-probability of each request: float64 `(requests,)`, in nats."""
         if mode not in self.modes:
@@ -177,12 +150,7 @@ class Scorer:
         return sum(self.run(requests, *options)[0] for options in how[mode])
 
     def run(
-        self,
-        requests: tuple[Request, ...],
-        masked: bool,
-        within_word: bool = False,
-        progress: str | None = None,
-        mask_groups: int | None = None,
+        self, requests: tuple[Request, ...], masked: bool, within_word=False, progress=None, mask_groups=None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probability of each request, and whether every token of it was the likeliest: see `run_rows`."""
         distinct = list(dict.fromkeys(requests))
@@ -205,10 +173,9 @@ class Scorer:
                     owned = [row._replace(owner=owner) for owner, member in enumerate(members) for row in rows[member]]
                     nats[members], greedy[members] = self.run_rows(owned, len(members), masked)
                     if len(wrong := members[~np.isfinite(nats[members])]):  # a choice between such would look like one
-                        raise InputError(
-                            f"{title or 'scores'}: the log-probability of {distinct[wrong[0]].text[:60]!r} is "
-                            f"{nats[wrong[0]]}, which is not finite; look for such numbers in the model's weights"
-                        )
+                        what = f"the log-probability of {distinct[wrong[0]].text[:60]!r} is {nats[wrong[0]]}"
+                        remedy = "look for such numbers in the model's weights"
+                        raise InputError(f"{title or 'scores'}: {what}, which is not finite; {remedy}")
                     if file:
                         write_json(file, [nats[members].tolist(), greedy[members].tolist()])
                     left = (time.monotonic() - start) / sizes[members].sum() * sizes[order][blocks > block].sum()
@@ -240,20 +207,17 @@ class Scorer:
 
     @torch.inference_mode()
     def run_rows(self, rows: Sequence[Row], owners: int, masked: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Runs rows through the model; logits are computed at the predicted positions only.
+        """For each owner the summed log-probability of its rows' predicted tokens (float64, nats), and whether each of
+        them was the likeliest token (bool). Logits are computed at the predicted positions only.
 
         On a CPU each of torch's threads takes batches of its own: threads that share a batch wait for each other at
         every step, for long where another program has the core.
-
-        Returns:
-            For each owner the summed log-probability of its rows' predicted tokens (float64, nats), and whether each of
-            them was the likeliest token (bool).
         """
         device, places = self.model.device, threading.local()
         batch_tokens = self.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
         mask_token_id = self.tokenizer.mask_token_id if masked else None
         most, rectangular = LOGITS // self.model.config.vocab_size, masked and self.kind == "flexqwen"
-        batches = list(make_batches(rows, batch_tokens, mask_token_id, most_positions=most, rectangular=rectangular))
+        batches = list(make_batches(rows, batch_tokens, mask_token_id, positions=most, rectangular=rectangular))
 
         def keep_positions(module, args, output):
             """The head sees the hidden states of these positions only, as one row; every head works on each alone."""
@@ -328,11 +292,7 @@ def _words(text: str, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 def load(path: str, batch_tokens: int | None = None, trust_remote_code: bool = False) -> Scorer:
-    """Loads a checkpoint, from a folder or the Hub, in float32, on the GPU if there is one, as `loading.load_model`.
-
-    Raises:
-        InputError: as there; also if it is neither a FlexQwen nor a causal or masked model.
-    """
+    """Loads a checkpoint, from a folder or the Hub, in float32, on the GPU if there is one, as `loading.load_model`."""
     if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")) and not list(Path(path).glob("*.bin")):
         raise InputError(f"no checkpoint in {path}: model.safetensors is missing")
     config = loading.load(AutoConfig, path, trust_remote_code)

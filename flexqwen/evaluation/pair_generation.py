@@ -3,8 +3,6 @@
 The method is MultiBLiMP's (Jumelet, Weissweiler and Bisazza, 2025): find, in treebanks, two words that must agree;
 replace one by another form of its lemma, taken from an inflection lexicon, that cannot agree. What could be
 grammatical after all is left out, by rules that each say why. Same sources, same pairs, byte for byte.
-
-python -m flexqwen minimal_pairs --output minimal_pairs.jsonl
 """
 
 import hashlib
@@ -49,25 +47,16 @@ _DETERMINER = {form: (row, cell) for row in _ROWS for form, cell in zip(row, _CE
 
 @dataclass
 class Pair:
-    """A minimal pair.
+    """A minimal pair."""
 
-    Attributes:
-        id: treebank and split, sentence, phenomenon, number of the changed token.
-        phenomenon: one of PHENOMENA.
-        good, bad: the sentence as it stands in the treebank, and with one word changed.
-        word, changed: that word in each.
-        distance: words that stand between it and the word that it agrees with.
-        attractors: how many nominals between the two have the value that the changed word wrongly has.
-    """
-
-    id: str
+    id: str  # treebank and split, sentence, phenomenon, number of the changed token
     phenomenon: str
-    good: str
-    bad: str
-    word: str
+    good: str  # the sentence as it stands in the treebank
+    bad: str  # with one word changed
+    word: str  # that word in each
     changed: str
-    distance: int
-    attractors: int
+    distance: int  # words that stand between it and the word that it agrees with
+    attractors: int  # nominals between the two that have the value which the changed word wrongly has
 
 
 def could_agree(one: tuple, other: tuple) -> bool:
@@ -110,16 +99,11 @@ class Generator:
                     nominals = [other for other in between if other["upos"] in ("NOUN", "PROPN", "PRON")]
                     if token["form"][0].isupper():
                         changed = changed[0].upper() + changed[1:]
-                    yield Pair(
-                        id=f"{sentence.id}:{phenomenon}:{token['id']}",
-                        phenomenon=phenomenon,
-                        good=sentence.text,
-                        bad=sentence.text[:start] + changed + sentence.text[start + len(token["form"]) :],
-                        word=token["form"],
-                        changed=changed,
-                        distance=sum(other["upos"] != "PUNCT" for other in between),
-                        attractors=sum(wrong in other["agreement"] for other in nominals),
-                    )
+                    bad = sentence.text[:start] + changed + sentence.text[start + len(token["form"]) :]
+                    distance = sum(other["upos"] != "PUNCT" for other in between)
+                    attractors = sum(wrong in other["agreement"] for other in nominals)
+                    id, words = f"{sentence.id}:{phenomenon}:{token['id']}", (token["form"], changed)
+                    yield Pair(id, phenomenon, sentence.text, bad, *words, distance, attractors)
 
     def changes(self, sentence: Sentence, token: dict) -> Iterator[tuple[str, dict, str, str]]:
         """Yields (phenomenon, the word it agrees with, the changed form, the wrong value) for one word."""
@@ -138,12 +122,9 @@ class Generator:
     def is_plain(self, sentence: Sentence, token: dict) -> bool:
         """An ordinary word by itself: no contraction, clitic, hyphen, foreign word, typing error or name."""
         number, form = token["id"], token["form"]
-        return (
-            number not in sentence.contracted
-            and form.isalpha()
-            and (form.islower() or (form.istitle() and number == min(sentence.tokens)) or form in ("O", "A"))
-            and not any(token["feats"].get(name) for name in ("Foreign", "Typo", "Abbr", "ExtPos"))
-        )
+        is_cased = form.islower() or (form.istitle() and number == min(sentence.tokens)) or form in ("O", "A")
+        is_odd = any(token["feats"].get(name) for name in ("Foreign", "Typo", "Abbr", "ExtPos"))
+        return number not in sentence.contracted and form.isalpha() and is_cased and not is_odd
 
     def noun_agreement(self, sentence: Sentence, noun: dict) -> tuple[str, str] | None:
         """Gender and number of a noun that has only these, by the treebank and the lexicon; None for any other noun.
@@ -292,10 +273,8 @@ class Generator:
                 return
         elif not any(child["lemma"] in COPULAS for child in sentence.below(token, "cop")):
             return
-        found = self.subject(sentence, head, token)
-        if found is None or sentence.below(token, "obj", "det"):
-            return
-        yield from self.predicated(sentence, token, *found, "predicative_adjective")
+        if (found := self.subject(sentence, head, token)) and not sentence.below(token, "obj", "det"):
+            yield from self.predicated(sentence, token, *found, "predicative_adjective")
 
     def participle(self, sentence: Sentence, token: dict) -> Iterator[tuple[str, dict, str, str]]:
         found = self.subject(sentence, token, token)
@@ -331,17 +310,15 @@ class Generator:
         # "Os brasileiros somos" is right, and so may be "os livros que compro".
         if not is_relative and (person == "1" or number == "SG" or subject["upos"] == "PRON"):
             wanted.append(("person", {"3" if person == "1" else "1", number}, "1"))
+        finite = TENSES | {"IMP", "SBJF"}
         for name, values, wrong in wanted:
             kept = [(verb.lemma, verb.features - {"1", "3", "SG", "PL"}) for verb in readings]
             changed = set().union(*(self.lexicon.forms(lemma, "V", features | values) for lemma, features in kept))
-            if len(changed) == 1 and not self.verb_fits(form := changed.pop(), person, number):
-                yield f"subject_verb_{name}", subject, form, wrong
-
-    def verb_fits(self, form: str, person: str, number: str) -> bool:
-        """Whether a changed verb form could still agree, or is something else than a finite verb."""
-        finite, own = TENSES | {"IMP", "SBJF"}, {person, number}
-        readings = self.lexicon.readings(form)
-        return any(verb.pos != "V" or verb.features.isdisjoint(finite) or own <= verb.features for verb in readings)
+            others = self.lexicon.readings(next(iter(changed), ""))
+            # It must not agree still, nor be something else than a finite verb.
+            fits = (o.pos != "V" or o.features.isdisjoint(finite) or {person, number} <= o.features for o in others)
+            if len(changed) == 1 and not any(fits):
+                yield f"subject_verb_{name}", subject, *changed, wrong
 
 
 def choose_pairs(pairs: list[Pair]) -> list[Pair]:

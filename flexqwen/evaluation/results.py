@@ -5,14 +5,14 @@ A folder holds `results.json` (figures) and `items.json` (a number for each item
 
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.statistics import mean_interval, number_clusters
+from flexqwen.evaluation.statistics import Clusters, mean_interval, number_clusters
 from flexqwen.files import read_json, write_json
 from flexqwen.remote import explain_failure
 from flexqwen.tables import markdown_table
@@ -23,38 +23,23 @@ _SIDE = ("items", "item_ids", "weights", "clusters")
 
 @dataclass
 class Result:
-    """One figure.
-
-    Attributes:
-        task, version: name and version of the task; figures of different versions are not compared.
-        mode: "causal", "masked", "fused" or "finetuned".
-        metric: what `value` is, e.g. "accuracy".
-        interval: 95 %, bootstrap over items or clusters of them, and over seeds where there are several.
-        n: items.
-        baseline, baseline_name: the level of knowing nothing, and what it is ("chance", "majority", "unigram").
-        subset: which of the task's items, e.g. a phenomenon; "all" of them by default.
-        details: what else is to be known, JSON-serialisable (ties, share seen in training, values of each seed).
-        items: each item's contribution: `value` is their mean, or their mean weighted by `weights`.
-        item_ids: names of the items, by which two models' items are paired.
-        weights: of the items in their mean, e.g. bytes; equal by default.
-        clusters: number of the cluster that each item is of; by default each is one by itself.
-    """
+    """One figure."""
 
     task: str
-    version: int
-    mode: str
-    metric: str
+    version: int  # of the task; figures of different versions are not compared
+    mode: str  # "causal", "masked", "fused" or "finetuned"
+    metric: str  # what `value` is, e.g. "accuracy"
     value: float
-    interval: list[float]
-    n: int
-    baseline: float
-    baseline_name: str
-    subset: str = "all"
-    details: dict = field(default_factory=dict)
-    items: list[float] | None = None
-    item_ids: list[str] | None = None
-    weights: list[float] | None = None
-    clusters: list[int] | None = None
+    interval: list[float]  # 95 %, bootstrap over items or clusters of them, and over seeds where there are several
+    n: int  # items
+    baseline: float  # the level of knowing nothing
+    baseline_name: str  # what it is: "chance", "majority", "unigram"
+    subset: str = "all"  # which of the task's items, e.g. a phenomenon
+    details: dict = field(default_factory=dict)  # JSON-serialisable: ties, share seen in training, values of each seed
+    items: list[float] | None = None  # each one's contribution: `value` is their mean, weighted by `weights`
+    item_ids: list[str] | None = None  # names, by which two models' items are paired
+    weights: list[float] | None = None  # e.g. bytes; equal by default
+    clusters: list[int] | None = None  # number of the cluster of each item; by default each is one by itself
 
     @property
     def key(self) -> tuple:
@@ -63,11 +48,7 @@ class Result:
 
 
 def mean_result(
-    items: Sequence[float],
-    item_ids: Sequence[str],
-    weights: Sequence[float] | None = None,
-    clusters: Sequence[Hashable] | None = None,
-    **fields,
+    items: Sequence[float], item_ids: Sequence[str], weights=None, clusters: Clusters | None = None, **fields
 ) -> Result:
     """The `Result` of a metric that is the mean of its items, with its interval."""
     return Result(
@@ -88,27 +69,19 @@ def is_share(metric: str) -> bool:
 
 
 def check_finite(results: list[Result], place: str = "") -> None:
-    """
-    Raises:
-        InputError: a value, a bound or an item is NaN or infinite; it names the task, the mode and the first such item.
-    """
+    """Raises `InputError`, which names the task, the mode and the item, where a number is NaN or infinite."""
     for result in results:
         items = zip(result.item_ids or range(result.n), result.items or [], strict=False)
         numbers = [*((f"item {name}", item) for name, item in items), ("value", result.value)]
         for what, number in [*numbers, *(("interval", bound) for bound in result.interval)]:
             if not math.isfinite(number):
-                raise InputError(
-                    f"{place}{result.task}, {result.mode}: the {result.metric} of {result.subset!r} has {what} "
-                    f"{number}, which is not finite; look for such numbers in the model's weights"
-                )
+                where = f"{place}{result.task}, {result.mode}: the {result.metric} of {result.subset!r}"
+                remedy = "look for such numbers in the model's weights"
+                raise InputError(f"{where} has {what} {number}, which is not finite; {remedy}")
 
 
 def write_results(folder: str | Path, header: dict, results: list[Result]) -> None:
-    """Writes both files: `items.json` first, so that a `results.json` always has its items.
-
-    Raises:
-        InputError: a figure is not finite.
-    """
+    """Writes both files: `items.json` first, so that a `results.json` always has its items."""
     check_finite(results)
     rows = [asdict(result) for result in results]
     sides = [{name: row.pop(name) for name in _SIDE} for row in rows]
@@ -117,11 +90,7 @@ def write_results(folder: str | Path, header: dict, results: list[Result]) -> No
 
 
 def read_results(folder: str | Path) -> tuple[dict, list[Result]]:
-    """What `write_results` wrote: the header and the results, items included.
-
-    Raises:
-        InputError: the folder holds no results, its two files are not of one evaluation, or a figure is not finite.
-    """
+    """What `write_results` wrote: the header and the results, items included."""
     header, sides = read_json(Path(folder) / RESULTS), read_json(Path(folder) / ITEMS)
     if header is None or sides is None:
         missing = RESULTS if header is None else ITEMS

@@ -24,11 +24,7 @@ from flexqwen.loading import check_unchanged, digest_checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Context):
-    """What is measured, as `eval.py --help` explains it.
-
-    Raises:
-        InputError: a value that cannot be.
-    """
+    """What is measured, as `eval.py --help` explains it."""
 
     model: str
     tasks: str = "bits_per_byte"
@@ -67,9 +63,6 @@ def evaluate(options: Options) -> list[Result]:
     """All results of `options.folder`; those that were asked for are measured, unless they are there.
 
     Each task's results in a mode are written as soon as they are made.
-
-    Raises:
-        InputError: the model or the data cannot be had or do not fit the options; the folder holds other results.
     """
     tasks = sorted(map(load_task, options.names), key=lambda task: bool(task.fine_tune))
     if len({task.name for task in tasks}) < len(tasks):
@@ -121,11 +114,7 @@ def evaluate(options: Options) -> list[Result]:
 
 
 def read_earlier(options: Options, model: dict) -> tuple[dict[str, dict], list[Result]]:
-    """What the folder holds of this model: how each `task/mode` was measured, and the results.
-
-    Raises:
-        InputError: it holds something else, which `--overwrite` would replace.
-    """
+    """What the folder holds of this model, and of no other: how each `task/mode` was measured, and the results."""
     found = read_json(options.folder / RESULTS)
     if found is None:
         return {}, []

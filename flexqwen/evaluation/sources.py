@@ -34,17 +34,11 @@ GITHUB = "https://raw.githubusercontent.com"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file comes from.
-
-    Attributes:
-        urls: what is downloaded.
-        sha256: of the content, after decompression of a `.gz` name.
-        make: the content, from the file's name, the addresses and what they hold.
-        digest: the part of the content that `sha256` speaks of.
-    """
+    """Where a file comes from."""
 
     urls: tuple[str, ...]
-    sha256: str
+    sha256: str  # of the content, after decompression of a `.gz` name
+    # The content, from the file's name, the addresses and what they hold; and the part of it that `sha256` speaks of.
     make: Callable[[str, tuple[str, ...], list[bytes]], bytes] = lambda name, urls, parts: b"".join(parts)
     digest: Callable[[bytes], bytes] = lambda content: content
 
@@ -90,41 +84,25 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FLEXQWEN_CACHE") or Path.home() / ".cache" / "flexqwen")
 
 
-def data_folder() -> Path:
-    """The root of the layout."""
-    return Path(os.environ.get("FLEXQWEN_EVAL_DATA") or cache_folder() / "data")
-
-
 def read(name: str) -> bytes:
-    """The content of a file of the layout, uncompressed and verified.
-
-    Raises:
-        InputError: the file is not in the local folder, cannot be downloaded, or has the wrong digest.
-    """
-    source, path = SOURCES[name], data_folder() / name
-    if path.is_file() and (content := _verify(source, lambda: _uncompress(path))) is not None:
+    """The content of a file of the layout, uncompressed and verified."""
+    source, given = SOURCES[name], os.environ.get("FLEXQWEN_EVAL_DATA")
+    path = Path(given or cache_folder() / "data") / name
+    uncompress = gzip.decompress if path.suffix == ".gz" else bytes
+    if path.is_file() and (content := _verify(source, lambda: uncompress(path.read_bytes()))) is not None:
         return content
-    if os.environ.get("FLEXQWEN_EVAL_DATA"):
-        others = " and others" if len(source.urls) > 1 else ""
-        reason = "has the wrong SHA-256" if path.is_file() else "is missing"
-        raise InputError(
-            f"{path} {reason}; put the published file there (it is made from {source.urls[0]}{others}), or unset "
-            "FLEXQWEN_EVAL_DATA to download it"
-        )
+    if given:
+        made = f"it is made from {source.urls[0]}{' and others' if len(source.urls) > 1 else ''}"
+        remedy = f"put the published file there ({made}), or unset FLEXQWEN_EVAL_DATA to download it"
+        raise InputError(f"{path} {'has the wrong SHA-256' if path.is_file() else 'is missing'}; {remedy}")
     parts = _download(name, source.urls)
     content = _verify(source, lambda: source.make(name, source.urls, parts))
     if content is None:
-        raise InputError(
-            f"{name}: what {source.urls[0]} gave has the wrong SHA-256; try again later, or set FLEXQWEN_EVAL_DATA to "
-            "a folder that holds the right file"
-        )
+        remedy = "try again later, or set FLEXQWEN_EVAL_DATA to a folder that holds the right file"
+        raise InputError(f"{name}: what {source.urls[0]} gave has the wrong SHA-256; {remedy}")
     with atomic_write(path) as aside:
         aside.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return content
-
-
-def _uncompress(path: Path) -> bytes:
-    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
 
 
 def _verify(source: Source, make: Callable[[], bytes]) -> bytes | None:
@@ -139,39 +117,28 @@ def _verify(source: Source, make: Callable[[], bytes]) -> bytes | None:
 
 
 def _download(name: str, urls: tuple[str, ...]) -> list[bytes]:
-    """What the addresses hold. Nothing of an interrupted download is kept: the files are small."""
+    """What the addresses hold, asked for again unless the server refuses (4xx). Nothing of an interrupted download is
+    kept: the files are small.
+    """
     contents = []
     for url in tqdm(urls, desc=name, unit="file", leave=False):
-        try:
-            contents.append(_fetch(url))
-        except OSError as error:
-            raise InputError(
-                f"cannot download {url}: {str(error).splitlines()[0]}; run again with a network, or set "
-                "FLEXQWEN_EVAL_DATA to a folder that holds the data"
-            ) from None
+        for tried in range(RETRIES + 1):
+            try:
+                answer = requests.get(url, timeout=TIMEOUT)
+                answer.raise_for_status()
+                contents.append(answer.content)
+                break
+            except OSError as error:  # without a response where the connection failed
+                status = getattr(getattr(error, "response", None), "status_code", 500)
+                if tried == RETRIES or status < 500:
+                    what = f"cannot download {url}: {str(error).splitlines()[0]}; run again with a network, or set "
+                    raise InputError(f"{what}FLEXQWEN_EVAL_DATA to a folder that holds the data") from None
+            time.sleep(tried + 1)
     return contents
 
 
-def _fetch(url: str) -> bytes:
-    """What the address holds; asked for again unless the server refuses it (4xx)."""
-    for tried in range(RETRIES + 1):
-        try:
-            answer = requests.get(url, timeout=TIMEOUT)
-            answer.raise_for_status()
-            return answer.content
-        except OSError as error:  # without a response where the connection failed
-            status = getattr(getattr(error, "response", None), "status_code", 500)
-            if tried == RETRIES or status < 500:
-                raise
-        time.sleep(tried + 1)
-
-
 def read_hub_rows(repository: str, config: str, split: str, columns: tuple[str, ...]) -> tuple[list[dict], str]:
-    """The rows of a data set that lives on the Hub only, and their commit: the newest, or that in the local cache.
-
-    Raises:
-        InputError: it can be had neither from the Hub nor from the local cache, or lacks a column.
-    """
+    """The rows of a data set that lives on the Hub only, and their commit: the newest, or that in the local cache."""
     from datasets import load_dataset_builder  # slow to import, and needed by few tasks
 
     remedy = "try again with a network, or leave its task out"
@@ -179,7 +146,6 @@ def read_hub_rows(repository: str, config: str, split: str, columns: tuple[str, 
         builder = load_dataset_builder(repository, config)
         builder.download_and_prepare()
         found = builder.as_dataset(split=split).to_list()
-    for column in columns:
-        if not found or column not in found[0]:
-            raise InputError(f"{repository} has no column {column!r} any more; leave its task out")
+    if missing := [column for column in columns if not found or column not in found[0]]:
+        raise InputError(f"{repository} has no column {missing[0]!r} any more; leave its task out")
     return found, builder.hash

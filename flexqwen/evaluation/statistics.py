@@ -17,6 +17,9 @@ FEW = 30  # clusters
 
 Metric = Callable[[int, np.ndarray], float]
 """From the number of a seed and the numbers of the units drawn (int64, with repetitions) to the metric's value."""
+Clusters = Sequence[Hashable]
+Pooled = tuple[float, int] | None
+"""Variance of a seed's figure and its degrees of freedom, where more than the seeds at hand tell it."""
 
 
 def resample(draw: Callable[[np.random.Generator], float]) -> list[float]:
@@ -26,17 +29,14 @@ def resample(draw: Callable[[np.random.Generator], float]) -> list[float]:
     return [float(bound) for bound in np.percentile(values, [2.5, 97.5])]
 
 
-def number_clusters(clusters: Sequence[Hashable]) -> np.ndarray:
+def number_clusters(clusters: Clusters) -> np.ndarray:
     """Names of clusters as numbers from 0, in the order in which they come: int64, of the same length."""
     numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     return np.array([numbers[name] for name in clusters], dtype=np.int64)
 
 
 def mean_interval(
-    items: Sequence[float],
-    weights: Sequence[float] | None = None,
-    clusters: Sequence[Hashable] | None = None,
-    bounds: tuple[float, float] | None = None,
+    items: Sequence[float], weights: Sequence[float] | None = None, clusters: Clusters | None = None, bounds=None
 ) -> list[float]:
     """The interval of the mean, weighted by `weights`, over items, or over clusters of them.
 
@@ -64,7 +64,7 @@ def mean_interval(
 
 
 def over_seeds(
-    metric: Metric, seeds: int, units: int, clusters: Sequence[Hashable] | None = None
+    metric: Metric, seeds: int, units: int, clusters: Clusters | None = None
 ) -> tuple[list[float], list[float]]:
     """The metric of each seed over all units, and the interval of their mean.
 
@@ -88,23 +88,15 @@ JOINT_SAMPLES = 2000
 
 
 def joint_interval(
-    values: np.ndarray,
-    weights: np.ndarray,
-    clusters: Sequence[Hashable],
-    pooled: tuple[float, int] | None = None,
+    values: np.ndarray, weights: np.ndarray, clusters: Clusters, pooled: Pooled = None
 ) -> tuple[float, float, float]:
     """The mean over seeds of a mean of items, and its 95 % interval: chance of the items and of the seeds.
 
     The two are independent: a percentile bootstrap over clusters of items, drawn whole, of the mean over seeds; and
     Student's t on the seeds' figures. Their half-widths are added as the root of the sum of their squares.
 
-    Args:
-        values: float64 `(seeds, items)`; differences of two models are taken seed by seed and item by item.
-        weights: of the items in their mean, `(items,)`.
-        pooled: variance of a seed's figure and its degrees of freedom, where more than these seeds tell it.
-
-    Returns:
-        The mean and the interval's bounds.
+    `values` are float64 `(seeds, items)`; differences of two models are taken seed by seed and item by item. `weights`,
+    `(items,)`, are those of the items in their mean.
     """
     by_seed, drawn = _draw_means(values, weights, clusters)
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
@@ -114,11 +106,7 @@ def joint_interval(
 
 
 def joint_p_value(
-    values: np.ndarray,
-    weights: np.ndarray,
-    clusters: Sequence[Hashable],
-    pooled: tuple[float, int] | None = None,
-    bounds: Sequence[float] = (0.0,),
+    values: np.ndarray, weights: np.ndarray, clusters: Clusters, pooled: Pooled = None, bounds: Sequence[float] = (0.0,)
 ) -> float:
     """One minus the level of the widest `joint_interval` that leaves out all bounds, with normal chance of the items.
 
@@ -139,7 +127,7 @@ def joint_p_value(
     return 0.0 if leaves_out(smallest) > 0 else math.exp(optimize.brentq(leaves_out, smallest, 0.0))
 
 
-def _seed_error(by_seed: np.ndarray, pooled: tuple[float, int] | None) -> tuple[float, int]:
+def _seed_error(by_seed: np.ndarray, pooled: Pooled) -> tuple[float, int]:
     """Standard error of the mean over seeds, 0 for one alone, and its degrees of freedom."""
     if len(by_seed) < 2:
         return 0.0, 1
@@ -155,7 +143,7 @@ def correct_p_values(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _draw_means(values: np.ndarray, weights: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+def _draw_means(values: np.ndarray, weights: np.ndarray, clusters: Clusters) -> tuple[np.ndarray, np.ndarray]:
     """The mean of the items for each seed, and in each bootstrap sample of the clusters the mean over seeds."""
     names = np.unique(clusters, return_inverse=True)[1]
     total, sums = np.bincount(names, weights), np.bincount(names, values.mean(0) * weights)

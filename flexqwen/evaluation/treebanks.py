@@ -16,15 +16,9 @@ class Sentence:
     """A parsed sentence. Tokens are conllu's, known by their number, from 1; lemmas are in lower case.
 
     A token has some keys more: `lower` (its form), `relation` (`deprel` without the subtype), and `agreement` (gender
-    and number in MorphoBr's names, each None where the treebank says none).
-
-    Attributes:
-        written: the tokens of the text as it is written, where a contraction is one.
-        starts: character of `text` at which each of these stands, by its number.
-        is_whole: the tokens make up the text that the treebank says.
-
-    Raises:
-        KeyError: a line lacks a column.
+    and number in MorphoBr's names, each None where the treebank says none). `written` are the tokens of the text as it
+    is written, where a contraction is one, and `starts` says at which character of `text` each of them stands.
+    `is_whole`: the tokens make up the text that the treebank says.
     """
 
     def __init__(self, parsed: conllu.TokenList, prefix: str = ""):

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from flexqwen.cli import InputError, normalize_option, suggest_name
 from flexqwen.parallel import check_shared_memory
@@ -22,8 +23,8 @@ from flexqwen.training.schedule import parse_phases
 class ModelArguments:
     """The model's shape, by the names of `Qwen3Config`; or a checkpoint to go on from, which then decides it."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "a FlexQwen or Qwen3 checkpoint to start from, instead of a new model"}
+    model_name_or_path: str | None = HfArg(
+        default=None, help="a FlexQwen or Qwen3 checkpoint to start from, instead of a new model"
     )
     hidden_size: int = 384
     intermediate_size: int = 1280
@@ -35,37 +36,32 @@ class ModelArguments:
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
     rope_theta: float = 10_000.0
-    attn_implementation: str = field(default="sdpa", metadata={"help": "eager, sdpa, flex_attention, ..."})
+    attn_implementation: str = HfArg(default="sdpa", help="eager, sdpa, flex_attention, ...")
 
 
 @dataclass
 class DataArguments:
     """The text: a folder made by carolina_originality.py, one of its configs, a tokenizer."""
 
-    dataset: str = field(default="carolina_originality", metadata={"help": "its folder, or its name on the Hub"})
-    dataset_config: str = field(default="gold", metadata={"help": "the config whose train split is trained on"})
-    tokenizer: str = field(default="runs/tokenizer", metadata={"help": "folder made by python -m flexqwen tokenizer"})
-    token_stores: str = field(default="runs/tokens", metadata={"help": "folder where tokenized, packed rows are kept"})
-    token_store: str | None = field(
+    dataset: str = HfArg(default="carolina_originality", help="its folder, or its name on the Hub")
+    dataset_config: str = HfArg(default="gold", help="the config whose train split is trained on")
+    tokenizer: str = HfArg(default="runs/tokenizer", help="folder made by python -m flexqwen tokenizer")
+    token_stores: str = HfArg(default="runs/tokens", help="folder where tokenized, packed rows are kept")
+    token_store: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "a folder in token_stores to train from instead of a dataset; the rows of phases lie beside it"
-        },
+        help="a folder in token_stores to train from instead of a dataset; the rows of phases lie beside it",
     )
-    unique_tokens: int | None = field(
+    unique_tokens: int | None = HfArg(
+        default=None, help="train on documents of at most so many tokens, drawn by seed; fewer are a part of more"
+    )
+    sequence_length: int = HfArg(default=512, help="tokens of a row")
+    phases: list[str] | None = HfArg(
         default=None,
-        metadata={"help": "train on documents of at most so many tokens, drawn by seed; fewer are a part of more"},
+        help="shorter rows and smaller batches at first; a mapping each: until (share of the steps), "
+        "sequence_length, batch_fraction (share of the last phase's tokens in a step)",
     )
-    sequence_length: int = field(default=512, metadata={"help": "tokens of a row"})
-    phases: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "shorter rows and smaller batches at first; a mapping each: until (share of the steps), "
-            "sequence_length, batch_fraction (share of the last phase's tokens in a step)"
-        },
-    )
-    eval_documents: int = field(
-        default=200, metadata={"help": "documents of heldout/validation on which evaluation during training is made"}
+    eval_documents: int = HfArg(
+        default=200, help="documents of heldout/validation on which evaluation during training is made"
     )
 
 
@@ -74,15 +70,13 @@ class TrainingArguments(transformers.TrainingArguments):
     """The Trainer's own options. The run's folder is `<output_dir>/<strategy>-<sequence_length>/`."""
 
     # The order of this union is the Trainer's own: HfArgumentParser cannot read another.
-    report_to: None | str | list[str] = field(  # noqa: RUF036
-        default="tensorboard", metadata={"help": "where logs go"}
+    report_to: None | str | list[str] = HfArg(default="tensorboard", help="where logs go")  # noqa: RUF036
+    muon: bool = HfArg(default=False, help="train the layers' matrices with torch's Muon")
+    resume_changed: bool = HfArg(
+        default=False, help="resume from the last checkpoint of a run that was made with other settings"
     )
-    muon: bool = field(default=False, metadata={"help": "train the layers' matrices with torch's Muon"})
-    resume_changed: bool = field(
-        default=False, metadata={"help": "resume from the last checkpoint of a run that was made with other settings"}
-    )
-    overwrite: bool = field(
-        default=False, metadata={"help": "replace a finished or interrupted run that was made with other settings"}
+    overwrite: bool = HfArg(
+        default=False, help="replace a finished or interrupted run that was made with other settings"
     )
 
 
@@ -98,26 +92,19 @@ class _Parser(HfArgumentParser):
 
 @dataclass
 class Arguments:
-    """All settings of a run.
-
-    Attributes:
-        given: names of the settings that the config file or the command line gave.
-    """
+    """All settings of a run."""
 
     model: ModelArguments
     data: DataArguments
     objective: ObjectiveArguments
     training: TrainingArguments
-    given: list[str]
+    given: list[str]  # names of the settings that the config file or the command line gave
 
 
 def parse(argv: list[str]) -> Arguments:
     """Reads `<config.yaml> [--name value ...]`; what stands on the command line wins.
 
     The YAML file is a flat mapping of the same names, read by the same parser.
-
-    Raises:
-        InputError: no such file, not a mapping, an unknown key, a value of the wrong type.
     """
     usage = "train.py <config.yaml> [--name value ...]"
     if not argv:
@@ -167,11 +154,7 @@ class _OneKeyLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path) -> dict:
-    """Reads a YAML file that is a mapping.
-
-    Raises:
-        InputError: it cannot be read, is not valid YAML, has a key twice or an alias, is no mapping, or is too long.
-    """
+    """Reads a YAML file that is a mapping."""
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(LONGEST + 1)
@@ -209,11 +192,7 @@ def as_dict(arguments: Arguments) -> dict:
 
 
 def check(arguments: Arguments) -> None:
-    """Refuses what can be seen to be wrong before any work.
-
-    Raises:
-        InputError: one line that says what and what to do.
-    """
+    """Refuses what can be seen to be wrong before any work."""
     data, training, given = arguments.data, arguments.training, arguments.given
     for name, value, least in (
         ("per_device_train_batch_size", training.train_batch_size, 1),

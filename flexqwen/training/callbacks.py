@@ -1,9 +1,8 @@
-"""What happens beside the steps of a training run: progress, signals, and the start of the run's folder."""
+"""What happens beside the steps of a training run: progress and signals."""
 
 import contextlib
 import signal
 import threading
-from collections.abc import Callable
 
 import torch
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
@@ -63,16 +62,6 @@ class SaveOnSignal(TrainerCallback):
             self.received = bool(received)
         if self.received and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
-
-
-class OnStart(TrainerCallback):
-    """Calls a function once the Trainer has made all that can fail, and before it writes anything."""
-
-    def __init__(self, function: Callable[[], None]):
-        self.function = function
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.function()
 
 
 def ignore_signals(worker: int) -> None:

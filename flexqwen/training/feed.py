@@ -12,13 +12,7 @@ from flexqwen.training.schedule import Phase, parse_phases, plan_phases
 def load_data(args: Arguments, dataset: str, dataset_digest: str, tokenizer) -> tuple[list[Phase], HeldOut]:
     """Opens the packed rows of every phase, which are made where they are not there, and the held-out documents.
 
-    Sets `max_steps` where `num_train_epochs` counts.
-
-    Args:
-        dataset: its folder. It need not be there if its rows are.
-
-    Raises:
-        InputError: phases that cannot be, or a dataset that is not there or not whole.
+    Sets `max_steps` where `num_train_epochs` counts. The folder `dataset` need not be there if its rows are.
     """
     data, training = args.data, args.training
     settings = parse_phases(data.phases, data.sequence_length)

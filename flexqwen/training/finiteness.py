@@ -10,26 +10,17 @@ from flexqwen.training.checkpoints import last_checkpoint
 
 
 class LossCheck:
-    """Losses of batches that were not looked at yet. On a GPU, looking at each would make the host wait for it.
-
-    Args:
-        rows, batches, args: `TrainingRows`, `StepBatches` and settings of the run.
-    """
+    """Losses of batches that were not looked at yet. On a GPU, looking at each would make the host wait for it."""
 
     def __init__(self, rows, batches, args):
         self.rows, self.batches, self.args = rows, batches, args
         self._unchecked: list[tuple[int, int, torch.Tensor]] = []  # step, batch of the step, its loss
 
     def add(self, step: int, batch: int, loss: torch.Tensor) -> None:
-        """Keeps the loss of a process's batch."""
         self._unchecked.append((step, batch, loss))
 
     def check(self) -> None:
-        """Looks at the losses that were added.
-
-        Raises:
-            InputError: one is not a number; it names the step, the documents of the batch and the last good checkpoint.
-        """
+        """Raises `InputError` where one is not a number: its step, its documents, the last good checkpoint."""
         unchecked, self._unchecked = self._unchecked, []
         finite = torch.stack([loss for *_, loss in unchecked]).isfinite().tolist() if unchecked else []
         if all(finite):
@@ -45,10 +36,7 @@ class LossCheck:
 
 
 def check_weights(model, step: int, folder: str) -> None:
-    """
-    Raises:
-        InputError: a weight is not a number, as after a step whose loss was one and whose gradient was not.
-    """
+    """Raises `InputError` where one is not a number, as after a step whose loss was one and whose gradient was not."""
     parameters = (getattr(parameter, "to_local", lambda p=parameter: p)() for parameter in model.parameters())
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         what = f"the weights after step {step} are not numbers, though the loss was"

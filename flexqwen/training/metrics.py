@@ -34,11 +34,7 @@ def attended_length(phase: Phase) -> float:
 
 
 class TrainingMetrics:
-    """Sums over the steps since the last log. They stay on the device until they are asked for.
-
-    Args:
-        phases: the run's, in order.
-    """
+    """Sums over the steps since the last log. They stay on the device until they are asked for."""
 
     def __init__(self, phases: list[Phase]):
         self.phases = phases
@@ -58,18 +54,12 @@ class TrainingMetrics:
         self.sums = self.sums + torch.stack([is_causal, ~is_causal]).to(dtype) @ rows
 
     @contextlib.contextmanager
-    def waiting(self):
-        """Counts the time of the block as spent waiting for data."""
+    def left_out(self, is_waiting: bool = False):
+        """Leaves out the time of the block, of evaluation or saving; or counts it as spent waiting for data."""
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
-
-    @contextlib.contextmanager
-    def left_out(self):
-        """Leaves out the time of the block, which is not training, but evaluation or saving."""
-        start = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._waited, self._since = self._waited + is_waiting * seconds, self._since + (not is_waiting) * seconds
 
     def reduce(self, accelerator) -> tuple[list[list[float]], float]:
         """The sums by mode, and the summed loss of all batches, over all processes."""
@@ -93,12 +83,8 @@ class TrainingMetrics:
         sums, loss = self.reduce(accelerator)
         seconds = time.perf_counter() - self._since
         tokens = self.tokens_seen(step) - self.tokens_seen(self._timed_step)
-        found = {
-            "loss": loss / (step - self.step),
-            "tokens_per_second": tokens / seconds,
-            "data_wait": self._waited / seconds,
-        }
-        labels = 0.0
+        found, labels = {"loss": loss / (step - self.step), "tokens_per_second": tokens / seconds}, 0.0
+        found["data_wait"] = self._waited / seconds
         for mode, (nats, count, real) in zip(MODES, sums, strict=True):
             labels += count
             if count:

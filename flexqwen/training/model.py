@@ -26,11 +26,7 @@ SPECIAL = ("pad", "bos", "eos", "mask")
 
 
 def load_tokenizer(folder: str, sequence_length: int):
-    """The tokenizer of a run.
-
-    Raises:
-        InputError: it lacks a special token that training needs, or has one id for several.
-    """
+    """The tokenizer of a run."""
     tokenizer = loading.load(AutoTokenizer, folder, model_max_length=sequence_length)
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
     if missing := [name for name, number in ids.items() if number is None]:
@@ -41,11 +37,7 @@ def load_tokenizer(folder: str, sequence_length: int):
 
 
 def check_vocabulary(checkpoint: str, tokenizer_folder: str) -> None:
-    """Compares a checkpoint's own tokenizer, where it has one, with that of the run.
-
-    Raises:
-        InputError: they have different vocabularies.
-    """
+    """Refuses a vocabulary other than that of the checkpoint's own tokenizer, where it has one."""
     try:
         own = cached_file(checkpoint, "tokenizer.json")
     except OSError:  # it has none of this kind: nothing to compare with
@@ -54,20 +46,13 @@ def check_vocabulary(checkpoint: str, tokenizer_folder: str) -> None:
     for path in (own, f"{tokenizer_folder}/tokenizer.json"):
         with explain_failure(f"{path} is damaged", "bring it back"):
             vocabularies.append(Tokenizer.from_file(str(path)).get_vocab())
-    one, other = vocabularies
-    if one != other:
-        raise InputError(
-            f"{tokenizer_folder} does not have the vocabulary of {checkpoint}; pass --tokenizer {checkpoint}, or what "
-            f"python -m flexqwen tokenizer --adapt {checkpoint} makes of it"
-        )
+    if vocabularies[0] != vocabularies[1]:
+        remedy = f"pass --tokenizer {checkpoint}, or what python -m flexqwen tokenizer --adapt {checkpoint} makes of it"
+        raise InputError(f"{tokenizer_folder} does not have the vocabulary of {checkpoint}; {remedy}")
 
 
 def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer):
-    """A `FlexQwenForCausalLM` for training, for rows of the tokenizer's length; new weights depend on torch's seed.
-
-    Raises:
-        InputError: a shape that cannot be, or a checkpoint that does not load or has fewer tokens than the tokenizer.
-    """
+    """A `FlexQwenForCausalLM` for training, for rows of the tokenizer's length; new weights depend on torch's seed."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
     ids["masked_prediction"] = objective.masked_prediction
     if checkpoint := model.model_name_or_path:
@@ -79,14 +64,9 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer)
         if config.max_position_embeddings < (length := tokenizer.model_max_length):
             what = f"{checkpoint} has {config.max_position_embeddings} positions and sequence_length is {length}"
             raise InputError(f"{what}; lower sequence_length")
-        return loading.load_model(
-            FlexQwenForCausalLM,
-            checkpoint,
-            attn_implementation=model.attn_implementation,
-            dtype=torch.float32,  # not the checkpoint's: AdamW's small steps would round away in bfloat16
-            auto_map=dict(AUTO_MAP),  # nor the code that it names: what is trained here may be published
-            **ids,
-        )
+        # In float32: AdamW's small steps would round away in bfloat16. With our code, which may be published.
+        ids |= {"attn_implementation": model.attn_implementation, "dtype": torch.float32, "auto_map": dict(AUTO_MAP)}
+        return loading.load_model(FlexQwenForCausalLM, checkpoint, **ids)
     if model.num_key_value_heads < 1 or model.num_attention_heads % model.num_key_value_heads:
         heads, groups = model.num_attention_heads, model.num_key_value_heads
         raise InputError(f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({groups})")
@@ -106,11 +86,7 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer)
 
 
 def save_code(folder: Path) -> None:
-    """Puts the remote code at the root of a folder of runs.
-
-    `from_pretrained(folder, subfolder="hybrid-shift-256/best", trust_remote_code=True)` looks for the code there, not
-    in the subfolder.
-    """
+    """Puts the remote code at the root of a folder of runs, where `from_pretrained` looks for that of a subfolder."""
     folder.mkdir(parents=True, exist_ok=True)
     for module in (configuration_flexqwen, modeling_flexqwen):
         with atomic_write(folder / Path(module.__file__).name) as partial:

@@ -5,11 +5,12 @@ same batches come out with any number of workers and processes and after a resta
 """
 
 import bisect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from transformers.hf_argparser import HfArg
 
 from flexqwen.cli import InputError
 from flexqwen.data.packing import IGNORE, position_ids
@@ -30,38 +31,33 @@ STRATEGIES = {
 class ObjectiveArguments:
     """The objective: a strategy and a few numbers. The defaults are GPT-BERT's (arXiv 2410.24159)."""
 
-    strategy: str = field(
-        default="hybrid-shift", metadata={"help": "; ".join(f"{name}: {text}" for name, text in STRATEGIES.items())}
+    strategy: str = HfArg(
+        default="hybrid-shift", help="; ".join(f"{name}: {text}" for name, text in STRATEGIES.items())
     )
-    causal_fraction: float = field(
-        default=0.5, metadata={"help": "share of causal rows (hybrid) or of causal steps, which come first (biphasic)"}
+    causal_fraction: float = HfArg(
+        default=0.5, help="share of causal rows (hybrid) or of causal steps, which come first (biphasic)"
     )
-    mask_probability_start: float = field(
-        default=0.3, metadata={"help": "share of a masked row's tokens that is masked at the first step"}
+    mask_probability_start: float = HfArg(
+        default=0.3, help="share of a masked row's tokens that is masked at the first step"
     )
-    mask_probability_end: float = field(default=0.15, metadata={"help": "the same at the last step; linear in between"})
-    mask_schedule: str = field(
+    mask_probability_end: float = HfArg(default=0.15, help="the same at the last step; linear in between")
+    mask_schedule: str = HfArg(
         default="linear",
-        metadata={
-            "help": "linear: from mask_probability_start to mask_probability_end; uniform: a share drawn from (0, 1) "
-            "for each row, which with loss_weighting row is masked diffusion's loss (arXiv 2512.14549)"
-        },
+        help="linear: from mask_probability_start to mask_probability_end; uniform: a share drawn from (0, 1) "
+        "for each row, which with loss_weighting row is masked diffusion's loss (arXiv 2512.14549)",
     )
-    causal_mask_probability: float = field(
-        default=0.0,
-        metadata={"help": "share of a causal row's input tokens that is masked, labels unchanged (arXiv 2606.06888)"},
+    causal_mask_probability: float = HfArg(
+        default=0.0, help="share of a causal row's input tokens that is masked, labels unchanged (arXiv 2606.06888)"
     )
-    mask_span_max: int = field(default=3, metadata={"help": "masked spans are of 1 to this many tokens, uniformly"})
-    mask_replace: float = field(default=0.8, metadata={"help": "share of masked spans that the mask token replaces"})
-    mask_random: float = field(
-        default=0.1, metadata={"help": "share of masked spans replaced by random tokens; the rest is kept as it is"}
+    mask_span_max: int = HfArg(default=3, help="masked spans are of 1 to this many tokens, uniformly")
+    mask_replace: float = HfArg(default=0.8, help="share of masked spans that the mask token replaces")
+    mask_random: float = HfArg(
+        default=0.1, help="share of masked spans replaced by random tokens; the rest is kept as it is"
     )
-    loss_weighting: str = field(
+    loss_weighting: str = HfArg(
         default="row",
-        metadata={
-            "help": "row: every row counts the same, whatever its mode, as in GPT-BERT, where a GPU averages over its "
-            "own predicted tokens; token: every predicted token counts the same"
-        },
+        help="row: every row counts the same, whatever its mode, as in GPT-BERT, where a GPU averages over its "
+        "own predicted tokens; token: every predicted token counts the same",
     )
 
     def __post_init__(self):
@@ -97,12 +93,8 @@ class ObjectiveArguments:
 def mask_spans(input_ids, probability, rng, objective: ObjectiveArguments, special_ids, mask_token_id, vocab_size):
     """Masks spans of one row, as GPT-BERT does: each span is masked with the given probability, as a whole.
 
-    Args:
-        input_ids: int64 `(sequence,)`.
-        special_ids: ids that are never masked and never drawn as random replacements.
-
-    Returns:
-        The masked row and its labels (the original token where masked, -100 elsewhere), int64 `(sequence,)` each.
+    Gives the masked row and its labels (the original token where masked, -100 elsewhere), int64 `(sequence,)` each.
+    `special_ids` are never masked and never drawn as random replacements.
     """
     length = len(input_ids)
     spans = np.repeat(np.arange(length), rng.integers(1, objective.mask_span_max + 1, size=length))[:length]
@@ -121,9 +113,6 @@ class TrainingRows(Dataset):
     """Every row that a run trains on, in training order.
 
     Item k belongs to one step, and to one pass over its phase's data; each pass is shuffled anew.
-
-    Args:
-        phases: the run's, in order.
     """
 
     def __init__(self, phases: list[Phase], objective: ObjectiveArguments, seed: int):
@@ -183,16 +172,9 @@ class TrainingRows(Dataset):
                 hidden = (rng.random(len(input_ids)) < share) & ~np.isin(input_ids, self.special_ids)
                 input_ids = np.where(hidden, info["mask_token_id"], input_ids)
         else:
-            progress = step / max(1, self.max_steps - 1)
-            input_ids, labels = mask_spans(
-                input_ids,
-                self.objective.mask_probability(progress, rng),
-                rng,
-                self.objective,
-                self.special_ids,
-                info["mask_token_id"],
-                info["vocab_size"],
-            )
+            share = self.objective.mask_probability(step / max(1, self.max_steps - 1), rng)
+            ids = self.special_ids, info["mask_token_id"], info["vocab_size"]
+            input_ids, labels = mask_spans(input_ids, share, rng, self.objective, *ids)
         return {"input_ids": input_ids, "position_ids": positions, "labels": labels, "is_causal": is_causal}
 
 

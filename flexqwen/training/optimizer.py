@@ -25,19 +25,14 @@ class BatchedMuon(torch.optim.Muon):
             for place, parameter in enumerate(parameters):
                 places[parameter.shape].append(place)
             for shape, same in places.items():
-                whole = [
-                    update.full_tensor() if isinstance(update, DTensor) else update
-                    for update in map(updates.__getitem__, same)
-                ]
+                whole = [u.full_tensor() if isinstance(u, DTensor) else u for u in map(updates.__getitem__, same)]
                 made = orthogonalize(torch.stack(whole), group["ns_coefficients"], group["ns_steps"], group["eps"])
-                mine = [
-                    distribute_tensor(one, to.device_mesh, to.placements) if isinstance(to, DTensor) else one
-                    for one, to in zip(made.to(whole[0].dtype).unbind(), map(parameters.__getitem__, same), strict=True)
-                ]
+                mine, targets = made.to(whole[0].dtype).unbind(), [parameters[place] for place in same]
+                if isinstance(targets[0], DTensor):
+                    meshes = [(target.device_mesh, target.placements) for target in targets]
+                    mine = [distribute_tensor(one, *mesh) for one, mesh in zip(mine, meshes, strict=True)]
                 # To the RMS of AdamW's update, as `adjust_lr_fn="match_rms_adamw"`.
-                torch._foreach_add_(
-                    [parameters[place] for place in same], mine, alpha=-rate * 0.2 * math.sqrt(max(shape))
-                )
+                torch._foreach_add_(targets, mine, alpha=-rate * 0.2 * math.sqrt(max(shape)))
 
 
 def orthogonalize(matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float):
@@ -60,11 +55,9 @@ def orthogonalize(matrices: torch.Tensor, coefficients: tuple[float, float, floa
 class MuonWithAdamW(torch.optim.Optimizer):
     """torch's own Muon and AdamW behind the interface of one optimizer, as schedulers and checkpoints expect.
 
-    Args:
-        model: its layers' 2D weights go to Muon; embeddings, head, norms and biases to AdamW.
-        learning_rate: of both. Muon's update is scaled to the RMS of AdamW's (arXiv 2502.16982, section 2.2), so that
-            one rate, one schedule and one weight decay serve both.
-        weight_decay: not applied to vectors.
+    The layers' 2D weights go to Muon; embeddings, head, norms and biases to AdamW. Muon's update is scaled to the RMS
+    of AdamW's (arXiv 2502.16982, section 2.2), so that one rate, one schedule and one weight decay, from which vectors
+    are free, serve both.
     """
 
     def __init__(self, model, learning_rate: float, weight_decay: float, betas: tuple[float, float], eps: float):

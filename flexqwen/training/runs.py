@@ -1,15 +1,4 @@
-"""A run's folder: what made it, whether it is finished, and where it resumes.
-
-<output_dir>/<strategy>-<sequence_length>/
-    run.json        every setting, digests of dataset and tokenizer, versions, the command
-    config.yaml     the settings that were given; train.py <this file> makes the run again
-    metrics.jsonl   one line a log entry
-    logs/           TensorBoard logs
-    step_000500/    checkpoints, complete or absent; each lists its files in files.json
-    best/           the checkpoint with the lowest held-out loss
-    loss.png        loss against tokens
-    finished.json   written last
-"""
+"""A run's folder, which docs/training.md describes: what made it, is it finished, where does it resume."""
 
 import contextlib
 import fcntl
@@ -24,19 +13,11 @@ from pathlib import Path
 import torch
 import yaml
 
+from flexqwen import files
 from flexqwen.cli import InputError, redact
 from flexqwen.data.packing import open_token_store
 from flexqwen.data.texts import dataset_digest, summarize
-from flexqwen.files import (
-    digest,
-    file_digest,
-    read_json,
-    remove_leftovers,
-    remove_path,
-    versions,
-    write_json,
-    write_text,
-)
+from flexqwen.files import digest, file_digest, read_json, remove_path, versions, write_json, write_text
 from flexqwen.remote import explain_failure
 from flexqwen.training.arguments import DEFAULTS, Arguments, TrainingArguments, as_dict
 from flexqwen.training.checkpoints import find_defect, last_checkpoint, link_best, list_checkpoints, step_of
@@ -52,20 +33,11 @@ CIRCUMSTANCES = re.compile(
 
 
 def run_folder(arguments: Arguments) -> Path:
-    """`<output_dir>/<strategy>-<sequence_length>`."""
-    name = f"{arguments.objective.strategy}-{arguments.data.sequence_length}"
-    return Path(arguments.training.output_dir) / name
+    return Path(arguments.training.output_dir) / f"{arguments.objective.strategy}-{arguments.data.sequence_length}"
 
 
 def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
-    """What `run.json` says of a run that is about to start.
-
-    Args:
-        dataset: its folder, which may be a copy of what the Hub has under the name that was given.
-
-    Raises:
-        InputError: neither the dataset nor its token store is there.
-    """
+    """What `run.json` says of a run that is about to start. The folder `dataset` may be a copy of what the Hub has."""
     data, training = args.data, args.training
     tokenizer = Path(data.tokenizer) / "tokenizer.json"
     if not tokenizer.is_file():
@@ -80,6 +52,9 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
     if checkpoint := args.model.model_name_or_path:
         weights = sorted(Path(checkpoint).glob("*.safetensors"))
         digests["model"] = digest([file_digest(file) for file in weights] or checkpoint)
+    hardware = f"CPU, {os.cpu_count()} cores ({platform.machine()})"
+    if training.device.type == "cuda":
+        hardware = f"{training.world_size} × {torch.cuda.get_device_name()}"
     return {
         "settings": as_dict(args),
         "given": args.given,
@@ -89,24 +64,13 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
         "command": redact(["train.py", *argv]),
         "data": summarize(dataset, data.dataset_config),
         "dataset_is_of_the_hub": dataset != data.dataset,  # the name alone does not tell it from a folder
-        "hardware": describe_hardware(training),
+        "hardware": hardware,
     }
-
-
-def describe_hardware(training: TrainingArguments) -> str:
-    """What this machine trains on, for `run.json`."""
-    if training.device.type == "cuda":
-        return f"{training.world_size} × {torch.cuda.get_device_name()}"
-    return f"CPU, {os.cpu_count()} cores ({platform.machine()})"
 
 
 @contextlib.contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Keeps other processes from training in the same folder. The lock lies beside it: a new run empties the folder.
-
-    Raises:
-        InputError: another one is training there, or no file can be made there.
-    """
+    """Keeps other processes from training in the same folder. The lock lies beside it: a new run empties the folder."""
     path, is_new = folder.with_name(f"{folder.name}.lock"), not folder.parent.exists()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +81,7 @@ def lock_run(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{path} cannot be made ({error.strerror}); pass another --output_dir") from None
     try:
-        remove_leftovers(folder)
+        files.remove_leftovers(folder)
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -142,14 +106,8 @@ def _open_locked(path: Path) -> int:
 
 
 def find_state(folder: Path, description: dict, training: TrainingArguments) -> str:
-    """What is to be done with a run's folder. Changes nothing.
-
-    Returns:
-        "new" (nothing there, or something to be replaced), "resume" (it was interrupted) or "finished".
-
-    Raises:
-        InputError: the folder holds a run made with other settings or data, and neither `overwrite` nor
-            `resume_changed` is set; the message names what differs. Or it cannot resume from any of its checkpoints.
+    """What is to be done with a run's folder: "new" (nothing there, or something to be replaced), "resume" (it was
+    interrupted) or "finished". Changes nothing.
     """
     if not folder.exists() or not any(folder.iterdir()):
         return "new"
@@ -166,16 +124,13 @@ def find_state(folder: Path, description: dict, training: TrainingArguments) -> 
     if training.overwrite and (changes or not can_resume):
         return "new"
     if changes and not training.resume_changed:
-        raise InputError(
-            f"{folder} holds a run with other settings ({'; '.join(changes)}); pass --overwrite to replace it, "
-            "--resume_changed to resume from its last checkpoint with the new ones, or another --output_dir"
-        )
+        remedy = "--resume_changed to resume from its last checkpoint with the new ones, or another --output_dir"
+        what = f"{folder} holds a run with other settings ({'; '.join(changes)})"
+        raise InputError(f"{what}; pass --overwrite to replace it, {remedy}")
     if not can_resume:
         defects = [f"{checkpoint.name}: {find_defect(checkpoint)}" for checkpoint in checkpoints]
-        raise InputError(
-            f"{folder} cannot resume from any of its checkpoints ({'; '.join(defects)}); bring back what is missing, "
-            "or pass --overwrite to begin anew"
-        )
+        remedy = "bring back what is missing, or pass --overwrite to begin anew"
+        raise InputError(f"{folder} cannot resume from any of its checkpoints ({'; '.join(defects)}); {remedy}")
     if changes:
         print(f"run: {folder} resumes with other settings ({'; '.join(changes)})")
     return "resume"
@@ -197,11 +152,9 @@ def start_run(folder: Path, description: dict, trainer, checkpoint: Path | None)
     write_description(folder, description)
     last, passes = trainer.train_dataset.phases[-1], trainer.metrics.passes(training.max_steps)
     steps = f"{training.max_steps:,} steps of up to {last.tokens_per_step:,} tokens"
-    print(
-        f"run: {folder}, on {description['hardware']}, {parameters:,} parameters, {steps}, "
-        f"{passes:.2f} passes over {last.rows.info['documents']:,} documents"
-        + (f", resuming from {checkpoint.name}" if checkpoint else "")
-    )
+    data = f"{passes:.2f} passes over {last.rows.info['documents']:,} documents"
+    resuming = f", resuming from {checkpoint.name}" if checkpoint else ""
+    print(f"run: {folder}, on {description['hardware']}, {parameters:,} parameters, {steps}, {data}{resuming}")
 
 
 def finish_run(folder: Path, trainer) -> None:
@@ -217,10 +170,7 @@ def finish_run(folder: Path, trainer) -> None:
 
 
 def clean_up(folder: Path, last: Path) -> None:
-    """Removes from an interrupted run's folder what the checkpoint that it resumes from does not know of.
-
-    Later checkpoints, which it cannot resume from, are named on stderr.
-    """
+    """Removes from an interrupted run's folder what the checkpoint that it resumes from does not know of."""
     remove_path(folder / "finished.json")
     for later in list_checkpoints(folder):
         if step_of(later) > step_of(last):
@@ -240,7 +190,6 @@ def clean_up(folder: Path, last: Path) -> None:
 
 
 def write_description(folder: Path, description: dict) -> None:
-    """Writes `run.json` and `config.yaml`."""
     write_json(folder / "run.json", description)
     given = {name: description["settings"][name] for name in description["given"] if not name.endswith("_token")}
     write_text(folder / "config.yaml", yaml.safe_dump(given, sort_keys=False))

@@ -10,17 +10,11 @@ from flexqwen.data.packing import PackedRows
 
 @dataclass(frozen=True)
 class Phase:
-    """Consecutive steps on rows of one length in batches of one size.
-
-    Attributes:
-        rows: what is trained on.
-        steps: the optimiser steps of the phase, counted from 0 over the whole run.
-        rows_per_step: rows of one step, over all processes and accumulated batches.
-    """
+    """Consecutive steps on rows of one length in batches of one size."""
 
     rows: PackedRows
-    steps: range
-    rows_per_step: int
+    steps: range  # the optimiser steps of the phase, counted from 0 over the whole run
+    rows_per_step: int  # over all processes and accumulated batches
 
     @property
     def tokens_per_step(self) -> int:
@@ -39,25 +33,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class PhaseSettings:
-    """A phase as the config gives it.
+    """A phase as the config gives it."""
 
-    Attributes:
-        until: the share of the run's steps (0 to 1) at which the phase ends.
-        sequence_length: tokens of a row.
-        batch_fraction: tokens of a step, as a share of what a step of the last phase has.
-    """
-
-    until: float
+    until: float  # the share of the run's steps (0 to 1) at which the phase ends
     sequence_length: int
-    batch_fraction: float = 1.0
+    batch_fraction: float = 1.0  # tokens of a step, as a share of what a step of the last phase has
 
 
 def parse_phases(given: list[str] | None, sequence_length: int) -> list[PhaseSettings]:
-    """Reads `phases`, a JSON object each; one phase of the run's own length where there are none.
-
-    Raises:
-        InputError: a key or value that cannot be, or phases that do not end at 1 with the run's own length.
-    """
+    """Reads `phases`, a JSON object each; one phase of the run's own length where there are none."""
     phases = []
     for text in given or ["{}"]:
         try:
@@ -72,24 +56,17 @@ def parse_phases(given: list[str] | None, sequence_length: int) -> list[PhaseSet
     if ends != sorted(set(ends)) or ends[-1] != 1:
         raise InputError(f"phases: until must rise to 1, got {', '.join(map(str, ends))}")
     if phases[-1].sequence_length != sequence_length or phases[-1].batch_fraction != 1:
-        raise InputError(
-            f"phases: the last must have the run's sequence_length, {sequence_length}, and batch_fraction 1"
-        )
+        what = f"the run's sequence_length, {sequence_length}, and batch_fraction 1"
+        raise InputError(f"phases: the last must have {what}")
     return phases
 
 
 def plan_phases(
     settings: list[PhaseSettings], rows: dict[int, PackedRows], max_steps: int, train_batch_size: int, batches: int
 ) -> list[Phase]:
-    """The phases of a run.
+    """The phases of a run, whose packed rows are given by their length.
 
-    Args:
-        rows: packed rows by their length.
-        train_batch_size: rows of one device's batch in the last phase.
-        batches: processes times accumulated batches of a step.
-
-    Raises:
-        InputError: the rows of a device's batch are not a whole number.
+    In the last phase a device's batch has `train_batch_size` rows; `batches` are processes times accumulated batches.
     """
     tokens, start, phases = train_batch_size * settings[-1].sequence_length, 0, []
     for phase in settings:
@@ -106,10 +83,8 @@ def plan_phases(
 class StepBatches:
     """A batch sampler: the item numbers of every device's batches in training order.
 
-    Args:
-        phases: of the run.
-        batches_per_step: processes times accumulated batches; a step's rows are dealt to them in equal parts, so
-            that the rows of a step do not depend on how many there are.
+    A step's rows are dealt in equal parts to `batches_per_step` (processes times accumulated batches), so that they do
+    not depend on how many there are.
     """
 
     def __init__(self, phases: list[Phase], batches_per_step: int):

@@ -10,24 +10,17 @@ from pathlib import Path
 import torch
 import transformers
 from torch.utils.data import DataLoader
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from flexqwen.cli import InputError
 from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation.heldout import MODES, HeldOut, score
 from flexqwen.files import atomic_write, read_json, remove_path
 from flexqwen.remote import reason
+from flexqwen.training import checkpoints
 from flexqwen.training.arguments import Arguments, fix_training_arguments
-from flexqwen.training.callbacks import OnStart, Progress, SaveOnSignal, ignore_signals
-from flexqwen.training.checkpoints import (
-    SUMS,
-    finish_checkpoint,
-    last_checkpoint,
-    link_best,
-    list_checkpoints,
-    step_of,
-    write_embedding_modules,
-)
+from flexqwen.training.callbacks import Progress, SaveOnSignal, ignore_signals
+from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, link_best, list_checkpoints, step_of
 from flexqwen.training.compat import allow_fsdp_on_cpu, compile_layers, refusals_named, saved_as
 from flexqwen.training.finiteness import LossCheck, check_weights, suggest_remedy
 from flexqwen.training.metrics import TrainingMetrics
@@ -40,12 +33,7 @@ from modeling_flexqwen import FlexQwenForCausalLM
 class FlexQwenTrainer(transformers.Trainer):
     """Trains on the rows of a run's phases.
 
-    Args:
-        folder: the run's.
-        held_out: what `evaluate` measures, in every mode; `eval_loss` is the mean over the modes that are trained.
-
-    Raises:
-        InputError: options that the Trainer or accelerate refuses.
+    `held_out` is what `evaluate` measures, in every mode; `eval_loss` is the mean over the modes that are trained.
     """
 
     def __init__(self, args: Arguments, folder: Path, model, tokenizer, phases: list[Phase], held_out: HeldOut):
@@ -96,24 +84,16 @@ class FlexQwenTrainer(transformers.Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """One batch after another of `StepBatches`; accelerate deals them to the processes in turn."""
         args, workers = self.args, self.args.dataloader_num_workers
-        return self.accelerator.prepare(
-            DataLoader(
-                self.train_dataset,
-                batch_sampler=self.batches,
-                collate_fn=self.data_collator,
-                num_workers=workers,
-                pin_memory=args.dataloader_pin_memory,
-                prefetch_factor=(args.dataloader_prefetch_factor or 2) if workers else None,
-                persistent_workers=workers > 0,
-                worker_init_fn=ignore_signals,
-            )
-        )
+        options = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": ignore_signals}
+        options |= {"prefetch_factor": (args.dataloader_prefetch_factor or 2) if workers else None}
+        options |= {"pin_memory": args.dataloader_pin_memory, "collate_fn": self.data_collator}
+        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_sampler=self.batches, **options))
 
     # A step
 
     def get_batch_samples(self, *args, **kwargs):
         self._batch_of_step = 0
-        with self.metrics.waiting():
+        with self.metrics.left_out(is_waiting=True):
             return super().get_batch_samples(*args, **kwargs)
 
     def training_step(self, *args, **kwargs):
@@ -198,7 +178,7 @@ class FlexQwenTrainer(transformers.Trainer):
         with saved_as(self.model, FlexQwenForCausalLM):
             super()._save(output_dir, state_dict)
         if "masked" in self.objective.modes:
-            write_embedding_modules(Path(output_dir or self.folder), self.model.config.hidden_size)
+            checkpoints.write_embedding_modules(Path(output_dir or self.folder), self.model.config.hidden_size)
 
     def _save_checkpoint(self, model, trial) -> None:
         self.losses.check()
@@ -228,10 +208,8 @@ class FlexQwenTrainer(transformers.Trainer):
             for left in self.folder.glob("checkpoint-*"):
                 remove_path(left)
             last = f"the last complete checkpoint is {last_checkpoint(self.folder) or 'none'}"
-            remedy = "mend that, and run the same command again"
-            raise InputError(
-                f"{what} of {self.folder} could not be saved ({reason(error)}); {last}; {remedy}"
-            ) from error
+            remedy, what = "mend that, and run the same command again", f"{what} of {self.folder} could not be saved"
+            raise InputError(f"{what} ({reason(error)}); {last}; {remedy}") from error
 
     def _issue_warnings_after_load(self, load_result) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", ()))
@@ -243,27 +221,21 @@ class FlexQwenTrainer(transformers.Trainer):
     def train_to_end(self, checkpoint: Path | None, on_start) -> bool:
         """Trains to the last step, from a checkpoint if there is one; `best/` is there in the end.
 
-        Args:
-            on_start: called once all is made that can fail, and before anything is written.
-
-        Returns:
-            Whether it came to the last step; Ctrl-C or SIGTERM stop it early, with a checkpoint.
-
-        Raises:
-            InputError: out of memory, or a loss that is not a number.
+        Calls `on_start` once all is made that can fail, and before anything is written. False where Ctrl-C or SIGTERM
+        stopped it early, with a checkpoint.
         """
         # Sums since the last log; an old checkpoint has none.
-        step, sums = (step_of(checkpoint), read_json(checkpoint / SUMS)) if checkpoint else (0, None)
+        step, sums = (step_of(checkpoint), read_json(checkpoint / checkpoints.SUMS)) if checkpoint else (0, None)
+        begun, start = [], TrainerCallback()
 
-        begun = []
-
-        def begin() -> None:
+        def begin(*args, **kwargs) -> None:
             begun.append(True)
             on_start()
             self.metrics.resume(step, sums, self.args)
 
+        start.on_train_begin = begin
         # First of the callbacks: others write into the folder, which a new run empties.
-        self.callback_handler.callbacks.insert(0, OnStart(begin))
+        self.callback_handler.callbacks.insert(0, start)
         try:
             with self.on_signal.listening():
                 self.train(resume_from_checkpoint=checkpoint and str(checkpoint))

@@ -6,8 +6,9 @@ import torch
 from scipy.stats import pearsonr
 
 from flexqwen.evaluation.likelihood import Request, Scorer
+from flexqwen.evaluation.statistics import mean_interval
 from flexqwen.evaluation.tasks import Context, Item, load_task
-from flexqwen.evaluation.tasks.assin2_embeddings import embed
+from flexqwen.evaluation.tasks.assin2 import embed, influences
 from tests.helpers.tiny import make_model
 
 PAIRS = [
@@ -47,3 +48,15 @@ def test_pearson_is_that_of_the_cosines_of_mean_hidden_states(scorer, tokenizer,
 
 def test_there_is_no_fused_embedding(scorer):
     assert load_task("assin2_embeddings").evaluate(scorer, [], "fused", Context()) == []
+
+
+@pytest.mark.parametrize("r", [0.0, 0.8])
+def test_the_interval_is_as_wide_as_pearson_s(r):
+    """Known answer: for normal values its standard error is (1 - r²) / √n."""
+    one, noise = np.random.default_rng(0).normal(size=(2, 2000))
+    other = r * one + (1 - r**2) ** 0.5 * noise
+    items, found = influences(one, 3 * other + 7), pearsonr(one, other).statistic
+    assert items.mean() == pytest.approx(found)
+    low, high = mean_interval(items)
+    assert high - low == pytest.approx(2 * 1.96 * (1 - found**2) / 2000**0.5, rel=0.1)
+    assert influences(one, np.ones(2000)).tolist() == [0] * 2000  # a constant has none

@@ -19,7 +19,7 @@ from flexqwen.evaluation import finetuning, statistics
 from flexqwen.evaluation.finetuning import load_tokenizer, tagging, text_classification
 from flexqwen.evaluation.finetuning.tagging import Tagged
 from flexqwen.evaluation.metrics.entity_f1.entity_f1 import count_entities
-from flexqwen.evaluation.tasks import Context, assin2, bosque_pos, faquad, harem, hatebr, toldbr
+from flexqwen.evaluation.tasks import FINE_TUNED, Context, assin2, bosque_pos, faquad, harem, load_task, offensive
 from flexqwen.evaluation.treebanks import Sentence, read_sentences
 from tests.helpers.finetuned import (
     SAVERS,
@@ -38,14 +38,6 @@ from tests.helpers.finetuned import (
 
 WINDOW = Context("none", max_length=48)  # smaller than the tests' documents and paragraphs
 WHOLE = Context("none", max_length=512)
-MODULES = {
-    "assin2": assin2,
-    "bosque_pos": bosque_pos,
-    "faquad": faquad,
-    "harem": harem,
-    "hatebr": hatebr,
-    "toldbr": toldbr,
-}
 HATEBR_TEST = ["7", "10", "13", "20", "21", "25", "27", "31"]
 BEST = {"mse": 0.0}  # of every other metric it is 1
 
@@ -66,13 +58,12 @@ def checkpoints(tokenizer, tmp_path_factory):
 
 def answered(monkeypatch, task, model_folder, folder, context, shuffled):
     """The task's results where the oracle answers in the place of a model."""
-    module = MODULES[task]
     monkeypatch.setattr(finetuning, "fine_tune", oracle(shuffled))
     read_from(folder, monkeypatch)
     if task in ("hatebr", "toldbr"):  # whose files cannot hold the same data in every split
-        test = module.read()["test"]
-        monkeypatch.setattr(module, "read", lambda: {"train": test, "dev": test, "test": test})
-    return module.run(model_folder, context)
+        test = getattr(offensive, f"read_{task}")()["test"]
+        monkeypatch.setattr(offensive, f"read_{task}", lambda: {"train": test, "dev": test, "test": test})
+    return load_task(task).fine_tune(model_folder, context)
 
 
 def check_known_answers(results, shuffled):
@@ -128,7 +119,6 @@ def test_test_items_that_were_trained_on_are_counted_and_can_be_left_out(monkeyp
         whole = head.auto_class is AutoModelForSequenceClassification
         return [[np.zeros(shape if whole else (len(row["input_ids"]), *shape)) for row in rows["test"]]], {}
 
-    module = MODULES[task]
     monkeypatch.setattr(finetuning, "fine_tune", fine_tune)
     texts = []
 
@@ -141,7 +131,7 @@ def test_test_items_that_were_trained_on_are_counted_and_can_be_left_out(monkeyp
     read_from(tmp_path, monkeypatch)
     (tmp_path / "manifest.json").touch()
     everything, without = (
-        module.run(checkpoints["flexqwen"], replace(WHOLE, dataset=str(tmp_path), exclude_seen=exclude))
+        load_task(task).fine_tune(checkpoints["flexqwen"], replace(WHOLE, dataset=str(tmp_path), exclude_seen=exclude))
         for exclude in (False, True)
     )
     keys = ("seen_items", "excluded", "too_short_to_tell")
@@ -154,7 +144,7 @@ def test_test_items_that_were_trained_on_are_counted_and_can_be_left_out(monkeyp
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("shuffled", [False, True], ids=["gold labels", "shuffled labels"])
-@pytest.mark.parametrize("task", MODULES)
+@pytest.mark.parametrize("task", FINE_TUNED)
 def test_the_same_on_the_real_test_sets(monkeypatch, tmp_path, eval_data, checkpoints, task, shuffled):
     source = eval_data / {"bosque_pos": "ud_bosque"}.get(task, task)
     copies = {
@@ -187,8 +177,8 @@ def test_the_same_on_the_real_test_sets(monkeypatch, tmp_path, eval_data, checkp
 def test_the_real_files_are_what_their_authors_say(eval_data):
     splits = {
         "assin2": assin2.read()["rte"],
-        "hatebr": hatebr.read(),
-        "toldbr": toldbr.read(),
+        "hatebr": offensive.read_hatebr(),
+        "toldbr": offensive.read_toldbr(),
         "faquad": faquad.read(),
         **{scenario: harem.read(scenario) for scenario in harem.SCENARIOS},
     }
@@ -312,7 +302,7 @@ def test_bosque_scores_the_syntactic_words_of_contractions():
 def test_hatebr_is_split_in_code(tmp_path, monkeypatch):
     write_hatebr(tmp_path, 1000)
     read_from(tmp_path, monkeypatch)
-    splits = hatebr.read()
+    splits = offensive.read_hatebr()
     assert {split: (len(examples), sum(e.label for e in examples)) for split, examples in splits.items()} == {
         "train": (640, 320),
         "dev": (160, 80),
@@ -333,7 +323,7 @@ def test_toldbr_is_scored_with_and_without_the_leaked_texts(monkeypatch, tmp_pat
 
     monkeypatch.setattr(finetuning, "fine_tune", fine_tune)
     read_from(tmp_path, monkeypatch)
-    results = toldbr.run(checkpoints["flexqwen"], WHOLE)
+    results = load_task("toldbr").fine_tune(checkpoints["flexqwen"], WHOLE)
     found = {(result.subset, result.metric): result for result in results}
     everything, clean = found["all", "accuracy"], found["without the 3 leaked texts", "accuracy"]
     assert (everything.n, clean.n, len(clean.items)) == (30, 27, 27)

@@ -22,11 +22,10 @@ from flexqwen.evaluation.finetuning import (
     separate_pairs,
     train,
 )
-from flexqwen.evaluation.tasks import Context, assin2, bosque_pos, faquad, harem, hatebr, toldbr
+from flexqwen.evaluation.tasks import Context, load_task
 from tests.helpers.finetuned import SAVERS, WRITERS, read_from
 
 CLASSIFICATION = Head(AutoModelForSequenceClassification, {"num_labels": 2})
-TASKS = {task.__name__.rsplit(".", 1)[-1]: task for task in (assin2, bosque_pos, faquad, harem, hatebr, toldbr)}
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +59,7 @@ def quick(**changes):
 def test_every_kind_of_model_learns_to_classify(checkpoints, data, kind):
     data("hatebr")
     context = quick(learning_rates=(1e-9, 1e-2), seeds=2, num_train_epochs=4)
-    accuracy, macro_f1 = hatebr.run(checkpoints[kind], context)
+    accuracy, macro_f1 = load_task("hatebr").fine_tune(checkpoints[kind], context)
     assert (accuracy.n, accuracy.details["majority"], macro_f1.metric) == (40, 0.5, "macro_f1")
     assert accuracy.interval[0] > 0.6 and accuracy.value > 0.8 and macro_f1.value > 0.8
     assert accuracy.value == pytest.approx(np.mean(accuracy.items)) and len(accuracy.item_ids) == 40
@@ -77,13 +76,14 @@ def test_every_kind_of_model_learns_to_classify(checkpoints, data, kind):
 def test_words_and_answers_are_learnt(checkpoints, data, kind, task, epochs):
     """Train and test are the same data, so a model that learns comes to know them."""
     data(task)
-    for result in TASKS[task].run(checkpoints[kind], quick(num_train_epochs=epochs, per_device_train_batch_size=4)):
+    context = quick(num_train_epochs=epochs, per_device_train_batch_size=4)
+    for result in load_task(task).fine_tune(checkpoints[kind], context):
         assert result.value > 0.8 and result.interval[0] <= result.value <= result.interval[1], result
 
 
 def test_assin2_gives_both_subtasks(checkpoints, data):
     data("assin2")
-    results = assin2.run(checkpoints["flexqwen"], quick(num_train_epochs=1))
+    results = load_task("assin2").fine_tune(checkpoints["flexqwen"], quick(num_train_epochs=1))
     assert [(r.subset, r.metric, r.n) for r in results] == [
         ("rte", "accuracy", 40),
         ("rte", "macro_f1", 40),

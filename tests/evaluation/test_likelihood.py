@@ -1,5 +1,7 @@
 """Scores equal a slow, plain re-implementation: one sentence at a time, no batch, no padding, all logits."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 from flexqwen.cli import InputError
 from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.bidirectional import encode
+from flexqwen.evaluation.heldout import tokenize_texts
 from flexqwen.evaluation.likelihood import Request, Scorer
 from tests.helpers.tiny import make_ids, make_model, make_qwen3
 
@@ -56,6 +59,8 @@ def models(tokenizer, tmp_path_factory):
     in_place = make_model(vocab_size=len(tokenizer), max_position_embeddings=48, masked_prediction="in_place")
     qwen3 = make_qwen3(flexqwen)
     qwen3.config.max_position_embeddings = 48
+    for one in (tokenizer, bert_tokenizer):
+        one.backend_tokenizer.encode_special_tokens = True  # as a scorer has it: "<mask>" in a text is text
     return {
         "flexqwen": (flexqwen, tokenizer, "flexqwen"),
         "in_place": (in_place, tokenizer, "flexqwen"),
@@ -277,3 +282,18 @@ def test_scores_that_are_not_finite_are_refused(mode, tokenizer):
     message = f"wsc_pt, {'masked' if mode == 'masked' else 'causal'}: the log-probability of .* is nan"
     with pytest.raises(InputError, match=message):
         Scorer(model, tokenizer, "flexqwen").score(TEXTS, mode, progress="wsc_pt")
+
+
+@pytest.mark.parametrize("kind", ["flexqwen", "bert"])
+def test_what_is_set_on_the_tokenizer_later_changes_no_score(models, kind):
+    model, tokenizer, kind = models[kind]
+    theirs = copy.deepcopy(tokenizer)
+    theirs.backend_tokenizer.encode_special_tokens = False
+    scorer = Scorer(model, theirs, kind)
+    assert not theirs.backend_tokenizer.encode_special_tokens  # nor does the scorer change theirs
+    theirs.backend_tokenizer.enable_padding(length=40)
+    assert np.array_equal(scorer.score(TEXTS, "masked"), Scorer(model, tokenizer, kind).score(TEXTS, "masked"))
+    tokens = (
+        [tokenize_texts(TEXTS, one, 48).tokens for one in (scorer.tokenizer, tokenizer)] if kind == "flexqwen" else []
+    )
+    assert not tokens or np.array_equal(*tokens)

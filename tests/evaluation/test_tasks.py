@@ -9,7 +9,7 @@ from flexqwen.evaluation import pair_generation, sources
 from flexqwen.evaluation.likelihood import Request
 from flexqwen.evaluation.pair_generation import Pair
 from flexqwen.evaluation.tasks import FINE_TUNED, NAMES, Context, load_task
-from flexqwen.evaluation.tasks.mpararel_pt import make_request
+from flexqwen.evaluation.tasks.choices import make_request
 
 
 @pytest.mark.parametrize("name", NAMES)

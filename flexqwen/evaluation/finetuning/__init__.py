@@ -16,19 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from tqdm import tqdm
-from transformers import (
-    AutoConfig,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    DataCollatorForTokenClassification,
-    DataCollatorWithPadding,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
-from transformers.trainer_callback import ProgressCallback
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, Trainer, TrainingArguments
+from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from flexqwen import loading
 from flexqwen.cli import InputError
@@ -52,11 +43,7 @@ class Head(NamedTuple):
 def prepare_splits(
     splits: dict[str, list], get_text: Callable[[Any], str], context: Context
 ) -> tuple[dict[str, list], dict[str, Any]]:
-    """The items that are used, and what the training splits of `context.dataset` hold of the texts of test.
-
-    Raises:
-        InputError: all test items were to be excluded.
-    """
+    """The items that are used, and what the training splits of `context.dataset` hold of the texts of test."""
     splits = {split: subsample(items, context.limit) for split, items in splits.items()}
     if not context.has_dataset:
         return splits, {}
@@ -76,11 +63,7 @@ def encode_splits(encode: Callable, tokenizer, splits: dict[str, list]) -> tuple
 
 
 def load_tokenizer(model_folder: str, context: Context):
-    """The checkpoint's tokenizer: padding on the right, `model_max_length` the tokens that an input may have.
-
-    Raises:
-        InputError: no model with a tokenizer there, or a tokenizer that cannot say which word a token comes from.
-    """
+    """The checkpoint's tokenizer: padding on the right, `model_max_length` the tokens that an input may have."""
     config = loading.load(AutoConfig, model_folder, context.trust_remote_code)
     tokenizer = loading.load(AutoTokenizer, model_folder, context.trust_remote_code)
     loading.check_tokenizer(tokenizer, config, model_folder)
@@ -104,11 +87,7 @@ def separate_pairs(tokenizer, first: list[str]) -> list[str]:
 
 
 def load_model(model_folder: str, head: Head, tokenizer, trust_remote_code: bool = False):
-    """The checkpoint under a new head, in float32. The head's weights depend on torch's seed.
-
-    Raises:
-        InputError: the architecture has no such head, or the weights are not those of its base model.
-    """
+    """The checkpoint under a new head, in float32. The head's weights depend on torch's seed."""
     options = {"new_head": True, "trust_remote_code": trust_remote_code, **head.options}
     model = loading.load_model(head.auto_class, model_folder, **options)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -123,11 +102,7 @@ class _Progress(ProgressCallback):
 
 
 class _BestEpoch(TrainerCallback):
-    """Scores the development set after each epoch; ends training when a third of all epochs did not raise the best.
-
-    Attributes:
-        best: the score of the best epoch; weights: the model's after it.
-    """
+    """Scores the development set after each epoch; ends training when a third of all epochs did not raise the best."""
 
     def __init__(self, score: Callable[[], float]):
         self.score, self.best, self.weights, self.waited = score, -math.inf, {}, 0
@@ -142,27 +117,18 @@ class _BestEpoch(TrainerCallback):
 
 
 def train(
-    model_folder: str,
-    head: Head,
-    tokenizer,
-    rows: list[Row],
-    context: Context,
-    score: Callable[[Trainer], float] = lambda trainer: 0.0,
-    **choices,
+    model_folder: str, head: Head, tokenizer, rows: list[Row], context: Context, score=lambda trainer: 0.0, **choices
 ) -> tuple[Trainer, float]:
-    """One run: AdamW, 10 % of the steps to warm up, then linear decay to 0; bfloat16 where CUDA has it.
+    """The Trainer with the model of a run's best epoch, and that epoch's score (higher is better).
 
-    Args:
-        score: how good the model is, higher is better.
-        choices: `seed`, `learning_rate` and `num_train_epochs` of `TrainingArguments`.
-
-    Returns:
-        The Trainer with the model of the best epoch, and that epoch's score.
+    AdamW, 10 % of the steps to warm up, then linear decay to 0; bfloat16 where CUDA has it. `choices` are `seed`,
+    `learning_rate` and `num_train_epochs` of `TrainingArguments`.
     """
-    set_seed(choices["seed"])
+    transformers.set_seed(choices["seed"])
     model = load_model(model_folder, head, tokenizer, context.trust_remote_code)
     is_token_task = head.auto_class is AutoModelForTokenClassification
-    collator = (DataCollatorForTokenClassification if is_token_task else DataCollatorWithPadding)(tokenizer)
+    collator = "DataCollatorForTokenClassification" if is_token_task else "DataCollatorWithPadding"
+    collator = getattr(transformers, collator)(tokenizer)
     with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one; nothing is saved
         arguments = TrainingArguments(
             output_dir=folder,
@@ -210,19 +176,15 @@ def fine_tune(
     dev_score: Callable,
     dev_metric,
     context: Context,
-    epochs: float,
+    epochs,
 ) -> tuple[list[list[np.ndarray]], dict[str, Any]]:
     """Chooses the learning rate and predicts the test rows with each seed.
 
-    Args:
-        rows: of `train`, with labels; of `dev` and `test`, without.
-        dev_score: from the logits of the development rows to a number, higher is better; `dev_metric` is its name.
-        epochs: the task's own; `context.num_train_epochs` goes before it.
+    Rows of `train` have labels, of `dev` and `test` none. `dev_score` goes from the logits of the development rows to a
+    number, higher is better; `dev_metric` is its name. `context.num_train_epochs` goes before `epochs`.
 
-    Returns:
-        outputs: for each seed, for each test row, its float32 logits: `(labels,)` of a classified row, `(length,
-            labels)` of classified tokens, `(length, 2)` for start and end of an answer. Padding is cut off.
-        details: how it was trained, for `Result.details`.
+    Gives for each seed, for each test row, its float32 logits: `(labels,)` of a classified row, `(length, labels)` of
+    classified tokens, `(length, 2)` for start and end of an answer, padding cut off; and `Result.details`.
     """
     epochs, rates = context.num_train_epochs or epochs, context.learning_rates
     bar = tqdm(total=len(rates) + context.seeds - 1, desc=name, unit="run", leave=False)
@@ -264,12 +226,9 @@ def fine_tune(
 def seeds_result(
     task: Task, metric: str, compute: Callable, gold: np.ndarray, predicted: np.ndarray, drawn_together=None, **fields
 ) -> Result:
-    """The `Result` of a metric over seeds, of `compute(gold, predicted)`.
+    """The `Result` of a metric over seeds, of `compute(gold, predicted)`: `(units, ...)` and `(seeds, units, ...)`.
 
-    Args:
-        gold: `(units, ...)`; the interval draws units, or groups of those whose names in `drawn_together` are the same.
-        predicted: `(seeds, units, ...)`.
-        fields: of the `Result`; `n` is the number of units by default.
+    The interval draws units, or groups of those whose names in `drawn_together` are the same; `n` counts units.
     """
 
     def measure(seed: int, drawn: np.ndarray) -> float:

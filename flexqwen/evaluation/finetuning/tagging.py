@@ -1,10 +1,4 @@
-"""Fine-tuned tagging of words: a label for each word of a text, however long. HAREM and Bosque POS use it.
-
-A word goes to the tokenizer by itself, with a space in front where the text has white space there, so that byte-level
-BPE sees it as in running text and no token spans two words. Its label is learned and read at its first token (of those
-that are not only white space). A text that does not fit is cut between words into windows that overlap by a quarter;
-each word belongs to the one window where it stands farthest from a cut.
-"""
+"""Fine-tuned tagging of words: a label for each word of a text, however long. See docs/tasks.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +9,6 @@ from transformers import AutoModelForTokenClassification
 
 from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation import finetuning
-from flexqwen.evaluation.tasks import Context
 
 OVERLAP = 1 / 4
 
@@ -103,14 +96,7 @@ def gather(outputs: list[np.ndarray], places: list[Place], texts: list[Tagged]) 
 
 
 def tag(
-    name,
-    model_folder: str,
-    splits: dict[str, list[Tagged]],
-    labels: list[str],
-    dev_score,
-    dev_metric,
-    context: Context,
-    epochs,
+    name, model_folder: str, splits: dict[str, list[Tagged]], labels: list[str], dev_score, dev_metric, context, epochs
 ) -> tuple[list[list[np.ndarray]], dict[str, Any]]:
     """Fine-tunes and predicts as `fine_tune`, but that logits are of the words of a text, of shape `(words, labels)`.
 
@@ -124,11 +110,7 @@ def tag(
     for text, word, row, position in places["train"]:
         rows["train"][row]["labels"][position] = numbers[splits["train"][text].labels[word]]
     head = finetuning.Head(AutoModelForTokenClassification, {"num_labels": len(labels)})
-
-    def score_words(outputs: list[np.ndarray]) -> float:
-        return dev_score(gather(outputs, places["dev"], splits["dev"]))
-
-    choices = score_words, dev_metric, context, epochs
+    choices = lambda outputs: dev_score(gather(outputs, places["dev"], splits["dev"])), dev_metric, context, epochs
     outputs, details = finetuning.fine_tune(name, model_folder, head, tokenizer, rows, *choices)
     details["test_words_without_tokens"] = sum(len(text.words) for text in splits["test"]) - len(places["test"])
     return [gather(seed, places["test"], splits["test"]) for seed in outputs], details

@@ -10,7 +10,6 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline, make_union
-from sklearn.preprocessing import FunctionTransformer
 from transformers import AutoModelForSequenceClassification
 
 from flexqwen.evaluation import finetuning, sources
@@ -54,16 +53,12 @@ def predict_by_words(train: list[Example], test: list[Example]) -> np.ndarray:
     """Labels by logistic regression over the counts of words and pairs of neighbours, of each text by itself."""
     if len({example.label for example in train}) == 1:
         return np.full(len(test), train[0].label, dtype=int)
-    texts = [
-        make_pipeline(FunctionTransformer(_take_text, kw_args={"place": place}), CountVectorizer(ngram_range=(1, 2)))
-        for place in range(len(train[0].texts))
-    ]
-    model = make_pipeline(make_union(*texts), LogisticRegression(max_iter=1000))
+
+    def count_in(place: int) -> CountVectorizer:
+        return CountVectorizer(ngram_range=(1, 2), preprocessor=lambda example: example.texts[place].lower())
+
+    model = make_pipeline(make_union(*map(count_in, range(len(train[0].texts)))), LogisticRegression(max_iter=1000))
     return model.fit(train, [int(example.label) for example in train]).predict(test)
-
-
-def _take_text(examples: list[Example], place: int) -> list[str]:
-    return [example.texts[place] for example in examples]
 
 
 def score_without_reading(train: list[int], test: list[int]) -> dict[str, dict[str, float]]:
@@ -72,23 +67,17 @@ def score_without_reading(train: list[int], test: list[int]) -> dict[str, dict[s
     A constant answer has a low macro F1 (1/3 of two even classes); random labels are the harder level to pass.
     """
     constant, random = [Counter(train).most_common(1)[0][0]] * len(test), np.random.default_rng(0)
-    drawn = [random.choice(train, len(test)) for _ in range(DRAWS)]
-    return {
-        metric: {
-            "majority": float(compute(test, constant)),
-            "random": float(np.mean([compute(test, d) for d in drawn])),
-        }
-        for metric, compute in (("accuracy", accuracy_score), ("macro_f1", compute_macro_f1))
-    }
+    drawn, levels = [random.choice(train, len(test)) for _ in range(DRAWS)], {}
+    for metric, compute in (("accuracy", accuracy_score), ("macro_f1", compute_macro_f1)):
+        mean = float(np.mean([compute(test, labels) for labels in drawn]))
+        levels[metric] = {"majority": float(compute(test, constant)), "random": mean}
+    return levels
 
 
 def classify(
     task: Task, model_folder: str, splits: dict[str, list[Example]], context: Context, epochs: float, name="all"
 ) -> list[Result]:
-    """Accuracy and macro F1 on the test examples, and on each of their subsets; macro F1 decides on dev.
-
-    `name` is what `Result.subset` says of all test examples.
-    """
+    """Accuracy and macro F1 on the test examples (`name`), and on each of their subsets; macro F1 decides on dev."""
     splits, overlap = finetuning.prepare_splits(splits, lambda example: " ".join(example.texts), context)
     tokenizer = finetuning.load_tokenizer(model_folder, context)
     rows, cut = finetuning.encode_splits(encode, tokenizer, splits)

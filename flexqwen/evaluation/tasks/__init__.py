@@ -15,58 +15,35 @@ from flexqwen.evaluation.results import Result, mean_result
 from flexqwen.subsampling import subsample
 
 OPTIONAL = ("multiblimp_por", "calame_pt", "memorisation")  # of the Hub alone, or of a model in its run's folder
-ZERO_SHOT = {
-    "bits_per_byte": "bits_per_byte",
-    "bits_per_byte_ud": "bits_per_byte",
-    "minimal_pairs": "choices",
-    "wsc_pt": "choices",
-    "mpararel_pt": "mpararel_pt",
-    "arc_pt": "choices",
-    "assin2_embeddings": "assin2_embeddings",
-    "multiblimp_por": "choices",
-    "calame_pt": "calame_pt",
-    "ud_probe": "ud_probe",
-    "memorisation": "memorisation",
-}
 FINE_TUNED = ("assin2", "harem", "bosque_pos", "hatebr", "toldbr", "faquad")
-NAMES = (*ZERO_SHOT, *FINE_TUNED)
+MODULES = {  # of tasks that are not named as theirs
+    **dict.fromkeys(("minimal_pairs", "wsc_pt", "mpararel_pt", "arc_pt", "multiblimp_por", "calame_pt"), "choices"),
+    **dict.fromkeys(("hatebr", "toldbr"), "offensive"),
+    "bits_per_byte_ud": "bits_per_byte",
+    "assin2_embeddings": "assin2",
+}
+_LIKELIHOOD = ("minimal_pairs", "wsc_pt", "mpararel_pt", "arc_pt", "assin2_embeddings", "multiblimp_por", "calame_pt")
+NAMES = ("bits_per_byte", "bits_per_byte_ud", *_LIKELIHOOD, "ud_probe", "memorisation", *FINE_TUNED)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What an evaluation is told besides its model.
+    """What an evaluation is told besides its model."""
 
-    Attributes:
-        dataset: folder made by carolina_originality.py; split: of its held-out config; documents: of it, at most.
-        within_word: mask all tokens of a word together.
-        mask_groups: masked scoring with so many copies of a text; None for one a token.
-        limit: items of a task, and of each split of a fine-tuned one, at most.
-        exclude_seen: leave out items of which a 13-gram stands in the dataset's training splits.
-        seeds: runs of a fine-tuned task. The seed decides the head's first weights, the order of examples and dropout.
-        learning_rates: the first seed tries each; the best on the development set is kept.
-        num_train_epochs: None for the task's own number.
-        max_length: tokens of an input of a fine-tuned task, special tokens included; no more than the model takes.
-        trust_remote_code: run the code that a checkpoint brings along, if it is no FlexQwen.
-        model: the checkpoint, or its name on the Hub.
-
-    Raises:
-        InputError: a value that cannot be.
-    """
-
-    dataset: str = "carolina_originality"
-    split: str = "test"
-    documents: int = 500
-    within_word: bool = False
-    mask_groups: int | None = None
-    limit: int | None = None
-    exclude_seen: bool = False
-    seeds: int = 3
-    learning_rates: Sequence[float] = (5e-5, 1.5e-4, 5e-4)
-    num_train_epochs: float | None = None
+    dataset: str = "carolina_originality"  # folder made by carolina_originality.py
+    split: str = "test"  # of its held-out config
+    documents: int = 500  # of that split, at most
+    within_word: bool = False  # mask all tokens of a word together
+    mask_groups: int | None = None  # masked scoring with so many copies of a text; None for one a token
+    limit: int | None = None  # items of a task, and of each split of a fine-tuned one, at most
+    exclude_seen: bool = False  # leave out items of which a 13-gram stands in the dataset's training splits
+    seeds: int = 3  # of a fine-tuned task: one decides the head's first weights, the order of examples and dropout
+    learning_rates: Sequence[float] = (5e-5, 1.5e-4, 5e-4)  # the first seed tries each; the best on dev is kept
+    num_train_epochs: float | None = None  # None for the task's own number
     per_device_train_batch_size: int = 16
-    max_length: int = 256
-    trust_remote_code: bool = False
-    model: str = ""
+    max_length: int = 256  # tokens of an input of a fine-tuned task; no more than the model takes
+    trust_remote_code: bool = False  # run the code that a checkpoint brings along, if it is no FlexQwen
+    model: str = ""  # the checkpoint, or its name on the Hub
 
     def __post_init__(self):
         least = {"documents": 1, "limit": 1, "seeds": 1, "mask_groups": 2, "max_length": 32}
@@ -86,60 +63,37 @@ class Context:
 
 @dataclass
 class Item:
-    """One item of a likelihood task.
-
-    Attributes:
-        text: what a model must not have been trained on; looked for in the training splits.
-        questions: what is scored, where that is not `text` itself: for each question of the item its options, all
-            questions having as many; the right option comes first.
-        groups: subsets of the task that the item counts in.
-        cluster: items of one cluster depend on each other; by default each is one by itself.
-        commit: of the Hub's data set that it is from.
-        seen: the share of its 13-grams that stand in the training splits, where that is known.
-        label: what people said of it.
-    """
+    """One item of a likelihood task."""
 
     id: str
-    text: str
+    text: str  # what a model must not have been trained on; looked for in the training splits
+    # What is scored, where that is not `text` itself: each question's options, always as many, the right one first.
     questions: Sequence[Sequence[Request]] = ()
-    groups: Sequence[str] = ("all",)
-    cluster: str | None = None
-    commit: str | None = None
-    seen: float = math.nan
-    label: float | None = None
+    groups: Sequence[str] = ("all",)  # subsets of the task that the item counts in
+    cluster: str | None = None  # items of one cluster depend on each other; by default each is one by itself
+    commit: str | None = None  # of the Hub's data set that it is from
+    seen: float = math.nan  # the share of its 13-grams that stand in the training splits, where that is known
+    label: float | None = None  # what people said of it
 
 
 @dataclass(frozen=True)
 class Task:
-    """What `NAMES` names.
-
-    Attributes:
-        version: to be raised whenever the task's figures change.
-        load: the items of a likelihood task.
-        score: their results in one mode, of `(task, scorer, items, mode, context)`.
-        fine_tune: the results of a fine-tuned task, of `(folder of the checkpoint, context)`.
-        modes: those of a likelihood task.
-        groups: the order in which subsets of items are shown; others follow, by the alphabet.
-        has_limit: `Context.limit` holds for it.
-        settings: names in `Context` that decide its figures, besides those that do so for every task.
-    """
+    """What `NAMES` names: a likelihood task, or a fine-tuned one."""
 
     name: str
-    version: int
+    version: int  # to be raised whenever the task's figures change
     load: Callable[[Context], list[Item]] | None = None
-    score: Callable[["Task", Scorer, list[Item], str, Context], list[Result]] | None = None
-    fine_tune: Callable[[str, Context], list[Result]] | None = None
+    score: Callable[["Task", Scorer, list[Item], str, Context], list[Result]] | None = None  # in one mode
+    fine_tune: Callable[[str, Context], list[Result]] | None = None  # of the checkpoint's folder
     modes: Sequence[str] = MODES
-    groups: Sequence[str] = ("all",)
-    has_limit: bool = True
-    settings: Sequence[str] = ()
+    groups: Sequence[str] = ("all",)  # the order in which subsets of items are shown; others follow, by the alphabet
+    has_limit: bool = True  # `Context.limit` holds for it
+    settings: Sequence[str] = ()  # names in `Context` that decide its figures, besides those that always do
 
     def find_modes(self, modes: Sequence[str]) -> list[str]:
-        """Those of the modes that the task has; "finetuned" for a fine-tuned one."""
         return ["finetuned"] if self.fine_tune else [mode for mode in modes if mode in self.modes]
 
     def load_items(self, context: Context) -> list[Item]:
-        """The items of a likelihood task, at most `context.limit`."""
         return subsample(self.load(context), context.limit if self.has_limit else None)
 
     def evaluate(self, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
@@ -159,4 +113,4 @@ def load_task(name: str) -> Task:
     """The task of that name, one of `NAMES`, or of that file or data set, as `own` reads them."""
     if name not in NAMES:
         return importlib.import_module(f"{__name__}.own").make_task(name)
-    return getattr(importlib.import_module(f"{__name__}.{ZERO_SHOT.get(name, name)}"), name.upper())
+    return getattr(importlib.import_module(f"{__name__}.{MODULES.get(name, name)}"), name.upper())

@@ -1,30 +1,27 @@
-"""ASSIN 2: does a sentence entail another (RTE), and how similar are they, from 1 to 5 (STS)?
-
-Real et al., PROPOR 2020. 6,500 / 500 / 2,448 pairs, half of each entailed. RTE: accuracy and macro F1. STS: Pearson's
-correlation and mean squared error, as the shared task's own script. The two are trained apart.
-
-The baseline of STS is the share of the two sentences' words that both have (Jaccard), as a line fitted on train. It is
-a hard one: nearly all sentences of dev stand in train too, but under half of those of test do, so a weak model that
-learns sentences instead of comparing them passes it on dev and not on test.
-"""
+"""ASSIN 2: does a sentence entail another (RTE), and how similar are they, from 1 to 5 (STS)? See docs/tasks.md."""
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 from lxml import etree
 from scipy.stats import pearsonr
 from sklearn.metrics import mean_squared_error
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
 from flexqwen.evaluation import finetuning, sources
 from flexqwen.evaluation.finetuning.text_classification import Example, classify, encode
+from flexqwen.evaluation.likelihood import Request, Scorer
 from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.tasks import Context, Task
+from flexqwen.evaluation.tasks import Context, Item, Task
 
 NUM_TRAIN_EPOCHS = 5
 FILES = {"train": "assin2-train-only.xml", "dev": "assin2-dev.xml", "test": "assin2-test.xml"}
 ENTAILMENT = {"None": 0, "Entailment": 1}
 LOWEST, HIGHEST = 1.0, 5.0
+BATCH = 64  # sentences embedded at a time
 WORD = re.compile(r"\w+")
 
 
@@ -32,12 +29,11 @@ def read() -> dict[str, dict[str, list[Example]]]:
     """The pairs as `{"rte": {"train": ..., "dev": ..., "test": ...}, "sts": ...}`."""
     splits: dict[str, dict[str, list[Example]]] = {"rte": {}, "sts": {}}
     for split, name in FILES.items():
-        pairs = [
-            (pair.get("id"), (pair.findtext("t"), pair.findtext("h")), pair.get("entailment"), pair.get("similarity"))
-            for pair in etree.fromstring(sources.read(f"assin2/{name}")).findall("pair")
-        ]
-        splits["rte"][split] = [Example(id, texts, ENTAILMENT[label]) for id, texts, label, _ in pairs]
-        splits["sts"][split] = [Example(id, texts, float(similarity)) for id, texts, _, similarity in pairs]
+        splits["rte"][split], splits["sts"][split] = [], []
+        for pair in etree.fromstring(sources.read(f"assin2/{name}")).findall("pair"):
+            named = pair.get("id"), (pair.findtext("t"), pair.findtext("h"))
+            splits["rte"][split].append(Example(*named, ENTAILMENT[pair.get("entailment")]))
+            splits["sts"][split].append(Example(*named, float(pair.get("similarity"))))
     return splits
 
 
@@ -101,3 +97,50 @@ def run(model_folder: str, context: Context) -> list[Result]:
 
 
 ASSIN2 = Task("assin2", 3, fine_tune=run)
+
+
+def load_pairs(context: Context) -> list[Item]:
+    """The pairs of the test set."""
+    examples = read()["sts"]["test"]
+    return [Item(e.id, " ".join(e.texts), [list(map(Request, e.texts))], label=e.label) for e in examples]
+
+
+@torch.inference_mode()
+def embed(scorer: Scorer, texts: Sequence[str], is_causal: bool) -> np.ndarray:
+    """The mean of each text's last hidden states: float32 `(texts, hidden)`."""
+    found, device = [], scorer.model.device
+    options = {"is_causal": is_causal} if scorer.kind == "flexqwen" else {}
+    for start in range(0, len(texts), BATCH):
+        encodings = scorer.backend.encode_batch(list(texts[start : start + BATCH]))
+        ids = [torch.tensor(encoding.ids[: scorer.length]) for encoding in encodings]
+        real = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(device)
+        rows = pad_sequence(ids, batch_first=True).to(device)
+        states = scorer.model.base_model(input_ids=rows, attention_mask=real, **options).last_hidden_state
+        found.append(((states * real[..., None]).sum(1) / real.sum(1, keepdim=True)).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def correlate(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
+    pairs = [Example(item.id, tuple(request.text for request in item.questions[0]), item.label) for item in items]
+    one, other = (embed(scorer, [pair.texts[place] for pair in pairs], mode == "causal") for place in (0, 1))
+    cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    gold = [pair.label for pair in pairs]
+    items_of = [influences(gold, values) for values in (cosines, measure_overlap(pairs))]
+    baseline = {"baseline": float(items_of[1].mean()), "baseline_name": "word overlap"}
+    return [task.mean_result(items, items_of[0], mode=mode, metric="pearson", **baseline)]
+
+
+def influences(one, other) -> np.ndarray:
+    """What each pair of values does to Pearson's correlation r: float64 `(pairs,)`, whose mean is r.
+
+    The influence function of r (Devlin, Gnanadesikan and Kettenring, 1975) plus r. The mean of the products of standard
+    scores is r, too, but takes mean and spread for known: its interval is far too wide where r is high.
+    """
+    values = np.array([one, other], dtype=np.float64)
+    spread = values.std(1, keepdims=True)
+    scores = (values - values.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1)
+    r = scores.prod(0).mean()
+    return scores.prod(0) - r * (scores**2).mean(0) + r
+
+
+ASSIN2_EMBEDDINGS = Task("assin2_embeddings", 2, load_pairs, correlate, modes=("causal", "masked"))

@@ -1,13 +1,4 @@
-"""UD Portuguese Bosque: universal part of speech of each syntactic word (UPOS accuracy).
-
-The model reads the sentence as it is written (`# text`), where a contraction such as "das" is one word; the treebank
-tags its syntactic words ("de" ADP, "as" DET). So a written word's label is the tags of its syntactic words, joined:
-"ADP+DET". The division is the treebank's own: of the labels with as many parts as the word has, the likeliest is taken,
-and each part is scored against its syntactic word. Combinations that train does not hold cannot be predicted.
-
-The baseline gives each written word the label that it most often has in train, and an unknown one the most frequent
-label with as many parts.
-"""
+"""UD Portuguese Bosque: universal part of speech of each syntactic word (UPOS accuracy). See docs/tasks.md."""
 
 from collections import Counter, defaultdict
 
@@ -20,11 +11,8 @@ from flexqwen.evaluation.tasks import Context, Task
 from flexqwen.evaluation.treebanks import Sentence, read_sentences
 
 NUM_TRAIN_EPOCHS = 5
-FILES = {
-    "train": "ud_bosque/pt_bosque-ud-train.from-documents.conllu.gz",
-    "dev": "ud_bosque/pt_bosque-ud-dev.conllu",
-    "test": "ud_bosque/pt_bosque-ud-test.conllu",
-}
+FILES = {split: f"ud_bosque/pt_bosque-ud-{split}.conllu" for split in ("dev", "test")}
+FILES = {"train": "ud_bosque/pt_bosque-ud-train.from-documents.conllu.gz", **FILES}
 JOIN = "+"
 
 
@@ -39,21 +27,17 @@ def join_tags(sentence: Sentence) -> Tagged:
     return Tagged(sentence.id, words, labels)
 
 
-def count_parts(label: str) -> int:
-    return label.count(JOIN) + 1
-
-
 def predict_tags(logits: list[np.ndarray], texts: list[Tagged], labels: list[str]) -> list[list[str]]:
     """Tags of the syntactic words of each text, from the logits `(words, labels)` of its written words.
 
     How many syntactic words a written one has is given. Where train has no label with as many, each gets label 0.
     """
-    sizes = np.array([count_parts(label) for label in labels])
+    sizes = np.array([label.count(JOIN) + 1 for label in labels])
     predicted = []
     for text, scores in zip(texts, logits, strict=True):
         tags = []
         for label, row in zip(text.labels, scores, strict=True):
-            parts = count_parts(label)
+            parts = label.count(JOIN) + 1
             fitting = np.flatnonzero(sizes == parts)
             tags += labels[fitting[row[fitting].argmax()]].split(JOIN) if len(fitting) else [labels[0]] * parts
         predicted.append(tags)

@@ -1,6 +1,8 @@
 """Tasks of choice: which of several texts does a model find likeliest? A pair of sentences is a choice between two."""
 
+import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,6 +17,7 @@ from flexqwen.evaluation.tasks import Context, Item, Task
 ATTRACTORS = ("no attractor", "attractors")
 DISTANCES = ("distance 0", "distance 1-3", "distance 4+")
 LETTERS = "abcde"
+FACTS, TEMPLATES, OBJECTS = 10, 3, 20
 
 
 def choose(
@@ -22,8 +25,7 @@ def choose(
 ) -> list[Result]:
     """Accuracy over all items and over groups of them; an item with several questions counts with their mean.
 
-    Args:
-        by_length: give the accuracy of log-probabilities per byte of the options, too.
+    `by_length` adds the accuracy of log-probabilities per byte of the options.
     """
     requests = [option for item in items for question in item.questions for option in question]
     scores = iter(scorer.score(requests, mode, context.within_word, task.name, context.mask_groups))
@@ -53,16 +55,10 @@ def _lengths(options: Sequence[Request]) -> list[int]:
 
 
 def make_item(row: dict, number: int) -> Item:
-    """An item of two sentences, `good` and `bad`; or of `context`, `options` and `answer`, the right one's number.
-
-    Numbers are from 0.
+    """An item of two sentences, `good` and `bad`; or of `context`, `options` and `answer`, the number of the right one.
 
     An option is scored after the context and a space. `id` (by default the item's number), `group` and `text`, what a
-    model must not have been trained on, may be there.
-
-    Raises:
-        KeyError: a field is missing.
-        TypeError, ValueError: a field is no text, or the answer is no number of an option.
+    model must not have been trained on, may be there. Raises KeyError, TypeError or ValueError.
     """
     if not isinstance(row, dict):
         raise TypeError("this is no JSON object")
@@ -115,10 +111,8 @@ def load_wsc_pt(context: Context) -> list[Item]:
 def load_multiblimp_por(context: Context) -> list[Item]:
     """MultiBLiMP's Portuguese pairs (Jumelet, Weissweiler and Bisazza, 2025), from the Hub."""
     rows, commit = sources.read_hub_rows("jumelet/multiblimp", "por", "train", ("sen", "wrong_sen"))
-    return [
-        make_pair(f"{number}", row["sen"], row["wrong_sen"], ("all", row.get("phenomenon") or "all"), commit)
-        for number, row in enumerate(rows)
-    ]
+    groups = [("all", row.get("phenomenon") or "all") for row in rows]
+    return [make_pair(f"{n}", row["sen"], row["wrong_sen"], groups[n], commit) for n, row in enumerate(rows)]
 
 
 def load_arc_pt(context: Context) -> list[Item]:
@@ -132,8 +126,61 @@ def load_arc_pt(context: Context) -> list[Item]:
     return items
 
 
+def load_mpararel_pt(context: Context) -> list[Item]:
+    """mParaRel in Portuguese (Fierro and Søgaard, 2022): facts, each with a question a template, of several objects.
+
+    Facts, templates and objects of a relation are drawn by hash: docs/tasks.md.
+    """
+    patterns, tuples = defaultdict(list), defaultdict(list)
+    for name, found, *fields in (
+        ("mpararel_pt/patterns_pt.jsonl", patterns, "checked-by-human", "pattern"),
+        ("mpararel_pt/tuples_pt.jsonl.gz", tuples, "sub_label", "obj_label"),
+    ):
+        for row in map(json.loads, sources.read(name).decode().splitlines()):
+            found[row["relation"]].append([row[field] for field in fields])
+    items = []
+    for relation, facts in tuples.items():
+        templates = [pattern for _, pattern in sorted(patterns[relation], key=lambda row: (not row[0], row[1]))]
+        for subject, right in draw(map(tuple, facts), FACTS, relation):
+            others = {answer for _, answer in facts} - {answer for name, answer in facts if name == subject}
+            objects = right, *draw(others, OBJECTS - 1, f"{relation}|{subject}")
+            questions = [[make_request(one, subject, name) for name in objects] for one in templates[:TEMPLATES]]
+            name = f"{relation}:{subject}:{right}"
+            items.append(Item(name, questions[0][0].text, questions, cluster=relation))
+    return items
+
+
+def draw(values, number: int, salt: str) -> list:
+    """`number` of the values, in the order of their hashes."""
+    return sorted(set(values), key=lambda value: hashlib.sha256(f"{salt}|{value}".encode()).digest())[:number]
+
+
+def make_request(template: str, subject: str, name: str) -> Request:
+    """The sentence of a fact; its object is what is scored."""
+    before, after = template.replace("[X]", subject).split("[Y]")
+    return Request(before + name + after, len(before), len(before) + len(name))
+
+
+def load_calame_pt(context: Context) -> list[Item]:
+    """CALAME-PT (Lopes, Magalhães and Semedo, 2024), from the Hub: does the last word of a passage come to mind?"""
+    rows, commit = sources.read_hub_rows("NOVA-vision-language/calame-pt", "all", "train", ("sentence", "last_word"))
+    starts = [row["sentence"].rstrip() for row in rows]
+    asked = [Request(f"{start} {row['last_word']}", len(start)) for start, row in zip(starts, rows, strict=True)]
+    return [Item(f"{number}", request.text, [[request]], commit=commit) for number, request in enumerate(asked)]
+
+
+def guess(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
+    """Accuracy: is each token of the last word the likeliest? Masked, all of them are. Chance is next to nothing."""
+    requests = tuple(item.questions[0][0] for item in items)
+    _, greedy = scorer.run(requests, mode == "masked", within_word=True, progress=task.name)
+    fields = {"mode": mode, "metric": "accuracy", "baseline": 0.0, "baseline_name": "no word guessed"}
+    return [task.mean_result(items, greedy, **fields)]
+
+
 MINIMAL_PAIR_GROUPS = ("all", *pair_generation.PHENOMENA, *ATTRACTORS, *DISTANCES)
 MINIMAL_PAIRS = Task("minimal_pairs", 2, load_minimal_pairs, choose, groups=MINIMAL_PAIR_GROUPS)
 WSC_PT = Task("wsc_pt", 1, load_wsc_pt, choose)
 MULTIBLIMP_POR = Task("multiblimp_por", 2, load_multiblimp_por, choose)
 ARC_PT = Task("arc_pt", 1, load_arc_pt, partial(choose, by_length=True))
+MPARAREL_PT = Task("mpararel_pt", 2, load_mpararel_pt, choose)
+CALAME_PT = Task("calame_pt", 1, load_calame_pt, guess, modes=("causal", "masked"))  # fused would name two words

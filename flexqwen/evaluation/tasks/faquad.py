@@ -1,17 +1,4 @@
-"""FaQuAD: where in a paragraph is the answer to a question? Sayama et al., BRACIS 2019. Exact match and F1.
-
-The authors' files (github.com/liafacom/faquad): 837 questions to train, of which six subjects (104 questions) choose
-the learning rate, and the 63 of `dev.json` to test. Three things about the files:
-
-- The test paragraphs and questions are in lower case, those of train are not. All are put in lower case here.
-- Many test paragraphs stand in train too, so every figure is also given for the questions whose paragraph shares no 13
-  words in a row with a paragraph of train.
-- Some answers do not stand where their offset says. In training, the nearest place where one does stand is taken.
-
-Metrics are those of SQuAD's script with Portuguese articles: `metrics/squad_pt`.
-
-The baseline answers with the sentence of the paragraph that has the most words of the question.
-"""
+"""FaQuAD: where in a paragraph is the answer to a question? Exact match and F1. See docs/tasks.md."""
 
 import json
 import re
@@ -42,17 +29,13 @@ a token that is not of the context."""
 
 @dataclass(frozen=True)
 class Question:
-    """A question on a paragraph, all in lower case.
-
-    `answers` are those of the annotators; `span`, of the first one that stands in the context, its characters
-    `[start, end)`.
-    """
+    """A question on a paragraph, all in lower case."""
 
     id: str
     question: str
     context: str
-    answers: tuple[str, ...]
-    span: tuple[int, int] | None
+    answers: tuple[str, ...]  # of the annotators
+    span: tuple[int, int] | None  # characters `[start, end)` of the first answer that stands in the context
 
 
 def locate(context: str, answer: str, start: int) -> tuple[int, int] | None:
@@ -67,36 +50,27 @@ def read() -> dict[str, list[Question]]:
     splits = {"train": [], "dev": [], "test": []}
     for split, name in FILES.items():
         for subject in json.loads(sources.read(f"faquad/{name}"))["data"]:
-            is_dev = split == "train" and subject["title"] in DEV_SUBJECTS
+            part = "dev" if split == "train" and subject["title"] in DEV_SUBJECTS else split
             for paragraph in subject["paragraphs"]:
-                splits["dev" if is_dev else split] += [_question(paragraph, asked) for asked in paragraph["qas"]]
+                context = paragraph["context"].lower()
+                for asked in paragraph["qas"]:
+                    texts = tuple(answer["text"].lower() for answer in asked["answers"])
+                    places = zip(texts, (answer["answer_start"] for answer in asked["answers"]), strict=True)
+                    span = next(filter(None, (locate(context, *place) for place in places)), None)
+                    splits[part].append(Question(asked["id"], asked["question"].lower(), context, texts, span))
     return splits
 
 
-def _question(paragraph: dict, asked: dict) -> Question:
-    context = paragraph["context"].lower()
-    answers = [(answer["text"].lower(), answer["answer_start"]) for answer in asked["answers"]]
-    spans = [span for text, start in answers if (span := locate(context, text, start))]
-    texts = tuple(text for text, _ in answers)
-    return Question(asked["id"], asked["question"].lower(), context, texts, spans[0] if spans else None)
-
-
 def encode(tokenizer, questions: list[Question]) -> tuple[list[finetuning.Row], list[tuple[int, Places]]]:
-    """Windows of question and context, without labels, that overlap by a third; their questions' numbers and places.
-
-    Raises:
-        InputError: a question that takes more than a third of the window.
-    """
+    """Windows of question and context, without labels, that overlap by a third; their questions' numbers and places."""
     third = tokenizer.model_max_length // 3
     overlapping = {"stride": third, "return_overflowing_tokens": True, "return_offsets_mapping": True}
     rows, windows = [], []
     for number, question in enumerate(questions):
         asked = finetuning.separate_pairs(tokenizer, [question.question])[0]
         if len(tokenizer(asked, verbose=False)["input_ids"]) > third:
-            raise InputError(
-                f"question {question.id} takes more than a third of an input of {tokenizer.model_max_length} tokens; "
-                "raise max_length, or use a model that takes longer inputs"
-            )
+            what = f"question {question.id} takes more than a third of an input of {tokenizer.model_max_length} tokens"
+            raise InputError(f"{what}; raise max_length, or use a model that takes longer inputs")
         encoded = tokenizer(asked, question.context, truncation="only_second", **overlapping)
         for window, offsets in enumerate(encoded["offset_mapping"]):
             places: Places = []
@@ -144,11 +118,12 @@ def extract_answers(outputs: list[np.ndarray], windows, questions: list[Question
 
 def find_nearest_sentences(questions: list[Question]) -> list[str]:
     """The baseline's answers."""
-
-    def find(asked: set[str], context: str) -> str:
-        return max(SENTENCE_END.split(context), key=lambda text: len(asked & set(normalize_answer(text).split())))
-
-    return [find(set(normalize_answer(question.question).split()), question.context) for question in questions]
+    answers = []
+    for question in questions:
+        asked = set(normalize_answer(question.question).split())
+        words = {text: set(normalize_answer(text).split()) for text in SENTENCE_END.split(question.context)}
+        answers.append(max(words, key=lambda text: len(asked & words[text])))
+    return answers
 
 
 def cut_grams(text: str) -> set[tuple[str, ...]]:

@@ -1,14 +1,4 @@
-"""HAREM: named entities of Portuguese. Santos et al., LREC 2006.
-
-The First HAREM collection to train (121 documents) and to choose the learning rate (8), MiniHAREM (128) to test: the
-files that BERTimbau was evaluated on (github.com/neuralmind-ai/portuguese-bert, `ner_evaluation/data`), in which vague
-and alternative annotations are already resolved. The *selective* scenario has 5 classes (PESSOA, ORGANIZACAO, LOCAL,
-TEMPO, VALOR), the *total* one 10; they are trained apart. The figure is the micro F1 of entities with the right span
-and class (CoNLL-2003), over words and single punctuation marks, labelled B, I, O.
-
-The baseline is that of CoNLL-2003 (Tjong Kim Sang & De Meulder, 2003): an entity is the longest stretch of words that
-is an entity in train, always of one class.
-"""
+"""HAREM: named entities of Portuguese. See docs/tasks.md."""
 
 import json
 import re
@@ -92,24 +82,12 @@ def fine_tune_scenario(scenario: str, model_folder: str, context: Context) -> Re
     outputs, details = tag(name, model_folder, splits, labels, score_dev, "entity_f1", context, NUM_TRAIN_EPOCHS)
     counts = np.array([count("test", logits) for logits in outputs])
     right, predicted, true = counts.sum(1).T
-    details |= seen | {
-        "precision": (right / predicted.clip(min=1)).tolist(),
-        "recall": (right / true.clip(min=1)).tolist(),
-        "documents": len(gold["test"]),
-    }
-    fields = {
-        "n": int(true[0]),
-        "baseline": entity_f1(count_entities(gold["test"], look_up_entities(splits["train"], splits["test"]))),
-        "baseline_name": "entities of train, looked up",
-        "subset": scenario,
-        "details": details,
-    }
+    precision, recall = ((right / total.clip(min=1)).tolist() for total in (predicted, true))
+    details |= seen | {"precision": precision, "recall": recall, "documents": len(gold["test"])}
+    baseline = entity_f1(count_entities(gold["test"], look_up_entities(splits["train"], splits["test"])))
+    fields = {"baseline": baseline, "baseline_name": "entities of train, looked up", "n": int(true[0])}
+    fields |= {"subset": scenario, "details": details}
     return finetuning.seeds_result(HAREM, "entity_f1", lambda _, drawn: entity_f1(drawn), counts[0], counts, **fields)
 
 
-def run(model_folder: str, context: Context) -> list[Result]:
-    """Entity F1 of both scenarios."""
-    return [fine_tune_scenario(scenario, model_folder, context) for scenario in SCENARIOS]
-
-
-HAREM = Task("harem", 2, fine_tune=run)
+HAREM = Task("harem", 2, fine_tune=lambda *where: [fine_tune_scenario(scenario, *where) for scenario in SCENARIOS])

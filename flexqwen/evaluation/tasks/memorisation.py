@@ -1,14 +1,4 @@
-"""How much of what a model writes stands in what it was trained on, and how much better it knows that.
-
-- Continuations: held-out documents are continued causally, at temperature 1, from their first 16 tokens by 48. The
-  figure is the share of a continuation's word 7-grams that stand in the training documents; the baseline is the same
-  share of the documents' own next 48 tokens. A continuation of under 7 words counts as 0.
-- Documents: bits per byte of held-out documents minus those of training documents of the same lengths, each cut to one
-  row; those that are held beside the same one are a cluster. Where the two are not of one kind of text, that is in the
-  difference, too: compare it between models.
-
-The training documents are those of the run's token store, which the run.json beside the checkpoint's folder leads to.
-"""
+"""How much of what a model writes stands in what it was trained on, and how much better it knows it: docs/tasks.md."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -36,24 +26,16 @@ _BATCH_CHARACTERS = 1 << 22
 
 
 def load(context: Context) -> list[Item]:
-    """The held-out documents that surely have tokens enough for a prompt and its continuation.
-
-    Raises:
-        InputError: as `TrainingTexts`.
-    """
-    TrainingTexts(context.model, context.dataset)
+    """The held-out documents that surely have tokens enough for a prompt and its continuation."""
+    TrainingTexts(context.model, context.dataset)  # says what is wrong with them
     texts = read_texts(context.dataset, "heldout", context.split)
     return [Item(name, text) for name, text in texts if len(text.split()) >= PROMPT + NEW]
 
 
 def measure(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
-    """The gap in bits per byte; in causal mode also what the continuations have copied.
-
-    Raises:
-        InputError: as `TrainingTexts`.
-    """
+    """The gap in bits per byte; in causal mode also what the continuations have copied."""
     texts, trained = [item.text for item in items], TrainingTexts(context.model, context.dataset)
-    sizes = trained.sizes()
+    sizes = [len(text.encode()) for text in trained]
     places = match_sizes([len(text.encode()) for text in texts], sizes)
     known, other = (measure_rows(scorer, those, mode) for those in (trained.pick(places), texts))
     shared = {"mode": mode, "baseline": 0.0, "details": {"training_documents": len(sizes)}}
@@ -74,12 +56,7 @@ def measure(task: Task, scorer: Scorer, items: list[Item], mode: str, context: C
 
 
 class TrainingTexts:
-    """The documents that a run was trained on, read from its dataset each time anew.
-
-    Raises:
-        InputError: no run.json is beside the checkpoint, or it is of another dataset; or the run was trained on a part
-            of a split, and its token store, which names the documents, is not there.
-    """
+    """The documents that a run was trained on, read from its dataset each time anew."""
 
     def __init__(self, checkpoint: str, dataset: str):
         path, self.dataset, self.ids = Path(checkpoint).parent / "run.json", dataset, None
@@ -101,10 +78,6 @@ class TrainingTexts:
         for name, text in read_texts(self.dataset, self.config, "train"):
             if self.ids is None or name in self.ids:
                 yield text
-
-    def sizes(self) -> list[int]:
-        """UTF-8 bytes of each."""
-        return [len(text.encode()) for text in self]
 
     def pick(self, places: Sequence[int]) -> list[str]:
         """Those at these places, which may come several times."""
@@ -132,14 +105,8 @@ def measure_rows(scorer: Scorer, texts: list[str], mode: str) -> np.ndarray:
 
 @torch.inference_mode()
 def sample_continuations(scorer: Scorer, prompts: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Tokens drawn one after another from the model at temperature 1, no special token among them.
-
-    Args:
-        prompts: int64 `(prompts, length)`, BOS included.
-        names: of the prompts; a prompt's draws depend on its name and on nothing else.
-
-    Returns:
-        int64 `(prompts, NEW)`.
+    """Tokens drawn one after another from the model at temperature 1, no special token among them: int64 `(prompts,
+    NEW)`. The prompts are int64 `(prompts, length)`, BOS included; a prompt's draws depend on its name alone.
     """
     model, never = scorer.model, scorer.tokenizer.all_special_ids
     draws = np.stack([np.random.default_rng(int(digest(name)[:16], 16)).random(NEW) for name in names])

@@ -24,11 +24,7 @@ HUB_DATA = "hf://<owner>/<name>/<config>/<split>?good=<column>&bad=<column>"
 
 
 def make_task(name: str) -> Task:
-    """The task that `--tasks` calls so. Its version is made of its content, so that other content is another task.
-
-    Raises:
-        InputError: it is neither a file nor a data set, or a line of it is no item.
-    """
+    """The task that `--tasks` calls so. Its version is made of its content, so that other content is another task."""
     if name.startswith("text:"):
         path = Path(name.removeprefix("text:"))
         documents = [part.strip() for part in re.split(r"\n\s*\n", _read(path)) if part.strip()]

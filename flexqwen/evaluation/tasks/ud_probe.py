@@ -1,12 +1,4 @@
-"""What frozen states of words know of grammar: parts of speech and heads in UD Bosque, by linear probes.
-
-A word's state is the mean over all layers of that of its last token, with causal or bidirectional attention and nothing
-masked. Words in contractions are left out, since two of them share a token. Probes are trained on 2,000 sentences.
-
-- `upos`: ridge regression to the tags, beside each word's most frequent tag in train.
-- `arcs`: which word is the head? A bilinear score of two states and a score of their distance, trained with
-  cross-entropy, beside the most frequent distance (Hewitt and Manning, NAACL 2019, compare probes with such levels).
-"""
+"""What frozen states of words know of grammar: parts of speech and heads in UD Bosque, by probes: docs/tasks.md."""
 
 from collections import Counter
 from itertools import chain
@@ -28,11 +20,9 @@ RANK, REACH, EPOCHS, BATCH, RATE = 64, 10, 15, 64, 3e-3
 
 
 class Words:
-    """The words of a sentence that are probed.
+    """The words of a sentence that are probed: their forms, tags, and the characters of the text at which they end.
 
-    Attributes:
-        ends: of each word, the character of the text at which it ends; forms and tags of them.
-        heads: int64, of each word the place of its head among them; -1 where it is the root or its head is left out.
+    `heads`: int64, of each word the place of its head among them; -1 where it is the root or its head is left out.
     """
 
     def __init__(self, sentence: Sentence):
@@ -117,9 +107,7 @@ def probe(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Con
     known, states = find_states(scorer, train, mode), find_states(scorer, test, mode)
     tags, forms = ([*chain(*(getattr(words, name) for words in train))] for name in ("tags", "forms"))
     found = iter(predict_tags(torch.cat(known), tags, torch.cat(states)))
-    common = {
-        form: tag for (form, tag), _ in sorted(Counter(zip(forms, tags, strict=True)).items(), key=lambda p: p[1])
-    }
+    common = dict(pair for pair, _ in sorted(Counter(zip(forms, tags, strict=True)).items(), key=lambda p: p[1]))
     often = Counter(tags).most_common(1)[0][0]
     arcs = fit_arcs(known, train)
     distances = Counter(chain(*((w.heads - torch.arange(len(w.heads)))[w.heads >= 0].tolist() for w in train)))

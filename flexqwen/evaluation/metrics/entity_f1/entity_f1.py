@@ -32,9 +32,5 @@ class EntityF1(evaluate.Metric):
     def _compute(self, predictions, references):
         counts = count_entities(references, predictions)
         right, predicted, gold = (int(number) for number in counts.sum(0))
-        return {
-            "f1": entity_f1(counts),
-            "precision": right / max(predicted, 1),
-            "recall": right / max(gold, 1),
-            "entities": gold,
-        }
+        precision, recall = right / max(predicted, 1), right / max(gold, 1)
+        return {"f1": entity_f1(counts), "precision": precision, "recall": recall, "entities": gold}
