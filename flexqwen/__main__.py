@@ -10,6 +10,7 @@ VERBS = {
     "minimal_pairs": ("flexqwen.evaluation.pair_generation", "make the minimal pairs from treebanks"),
     "export": ("flexqwen.hub.export", "write a checkpoint as a plain Qwen3, as GGUF or as ONNX"),
     "publish": ("flexqwen.hub.publisher", "publish a run and its results on the Hugging Face Hub"),
+    "doctor": ("flexqwen.training.doctor", "say what runs here and how fast, and what a config would cost on a GPU"),
     "study": ("flexqwen.study.commands", "run a grid of training runs, and report on it"),
 }
 

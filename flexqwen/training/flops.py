@@ -2,25 +2,29 @@
 
 import torch
 
-# Dense bf16 FLOP/s of a GPU, by part of the name torch gives it (the first that fits), from data sheets.
-PEAK_FLOPS = {
-    "H200 NVL": 836e12,
-    "H100 NVL": 836e12,
-    "H100 PCIe": 756e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "4090": 165e12,
+# By part of the name that torch gives a GPU (the first that fits): dense bf16 FLOP/s, memory's bytes/s and gigabytes,
+# from data sheets.
+GPUS = {
+    "H200 NVL": (836e12, 4.8e12, 141),
+    "H100 NVL": (836e12, 3.9e12, 94),
+    "H100 PCIe": (756e12, 2.0e12, 80),
+    "H200": (989e12, 4.8e12, 141),
+    "H100": (989e12, 3.35e12, 80),
+    "A100": (312e12, 2.04e12, 80),
+    "L40S": (362e12, 0.86e12, 48),
+    "4090": (165e12, 1.01e12, 24),
 }
 
 
+def find_gpu() -> str | None:
+    """Name in `GPUS` of the first GPU; None without a GPU or for one that is not in the table."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((key for key in GPUS if key in name), None)
+
+
 def peak_flops() -> float | None:
-    """The first GPU's dense bf16 FLOP/s; None without a GPU or for one that is not in the table."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+    """The first GPU's dense bf16 FLOP/s; None where `find_gpu` knows none."""
+    return GPUS[gpu][0] if (gpu := find_gpu()) else None
 
 
 def model_flops(config, tokens: float, labels: float, attended: float) -> float:

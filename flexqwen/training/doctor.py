@@ -1,0 +1,305 @@
+"""What runs on this machine and how fast; and what a config's training would cost on a GPU that is not at hand."""
+
+import copy
+import dataclasses
+import itertools
+import math
+import platform
+import sys
+import time
+import weakref
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import torch
+from torch._inductor import metrics
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+import modeling_flexqwen
+from configuration_flexqwen import FlexQwenConfig
+from flexqwen.cli import ArgumentParser, InputError, command
+from flexqwen.files import versions
+from flexqwen.remote import reason
+from flexqwen.tables import plain_table
+from flexqwen.training.arguments import Arguments, parse
+from flexqwen.training.compat import compile_layers, refusals_named
+from flexqwen.training.flops import GPUS, find_gpu, model_flops
+from flexqwen.training.metrics import attended_length
+from flexqwen.training.objectives import TrainingRows, collate
+from flexqwen.training.optimizer import MuonWithAdamW
+from flexqwen.training.schedule import Phase, parse_phases, plan_phases
+from modeling_flexqwen import FlexQwenForCausalLM
+
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 3}
+MATRIX_SHARE = 0.8  # of a GPU's peak, that large matrix products reach (790 of 989 TFLOP/s on an H100)
+TRIED = {"hidden_size": 384, "intermediate_size": 1280, "num_hidden_layers": 4, "num_attention_heads": 6}
+TRIED |= {"num_key_value_heads": 6, "sequence_length": 256, "per_device_train_batch_size": 8}  # without a config
+
+
+class RandomRows:
+    """Packed rows of random documents of log-normal length, median 150 tokens; stands in for `PackedRows`."""
+
+    def __init__(self, length: int, vocab_size: int, number: int = 512):
+        self.info = {**SPECIAL, "vocab_size": vocab_size, "sequence_length": length}
+        rng = np.random.default_rng(length)
+        self.input_ids = rng.integers(len(SPECIAL), max(vocab_size, 8), (number, length)).astype(np.uint32)
+        for row in self.input_ids:
+            starts = np.cumsum(np.clip(rng.lognormal(math.log(150), 1, 1 + length // 8), 8, 4096).astype(int))
+            row[[0, *starts[starts < length]]] = SPECIAL["bos_token_id"]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class Count(TorchDispatchMode):
+    """Of the operations within it: bytes that they read and write (views none), and how many live at most.
+
+    Attributes:
+        bytes: read and written.
+        live, peak: bytes of the tensors that were made within it and live now; their most.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self.live = self.peak = 0
+        self._known = weakref.WeakSet()
+
+    def _forget(self, size: int) -> None:
+        self.live -= size
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        read, made = ([x for x in tree_leaves(part) if isinstance(x, torch.Tensor)] for part in (args, found))
+        for storage in (tensor.untyped_storage() for tensor in made):
+            if storage not in self._known:
+                self._known.add(storage)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self._forget, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        if not function.is_view and not any(word in function.name() for word in ("empty", "detach")):
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*read, *made))
+        return found
+
+
+@dataclasses.dataclass
+class Step:
+    """One optimizer step of a phase on one device, in eager mode.
+
+    Attributes:
+        tokens, flops: of the step.
+        bytes: that it reads and writes.
+        peak: bytes of memory at most: weights, gradients, states and what is kept for the backward pass.
+    """
+
+    tokens: int
+    flops: float
+    bytes: int
+    peak: int
+
+
+def make_config(args: Arguments, vocab_size: int) -> FlexQwenConfig:
+    shape = dataclasses.asdict(args.model) | {"vocab_size": vocab_size, **SPECIAL}
+    shape["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
+    shape |= {"max_position_embeddings": args.data.sequence_length, "use_cache": False}
+    shape["masked_prediction"] = args.objective.masked_prediction
+    del shape["model_name_or_path"]
+    with refusals_named("the model"):
+        return FlexQwenConfig(**shape)
+
+
+def make_optimizer(model, muon: bool) -> torch.optim.Optimizer:
+    return MuonWithAdamW(model, 1e-3, 0.1, (0.9, 0.95), 1e-8) if muon else torch.optim.AdamW(model.parameters(), 1e-3)
+
+
+def count_step(config: FlexQwenConfig, args: Arguments, phase: Phase) -> Step:
+    """Runs a training step on tensors without memory and adds up what it does; no GPU is needed, nor its memory."""
+    training, batches = args.training, args.training.gradient_accumulation_steps
+    rows = TrainingRows([dataclasses.replace(phase, steps=range(1))], args.objective, 0)
+    batch = collate([rows[item] for item in range(phase.rows_per_step // batches)], args.objective.masked_prediction)
+    # On such tensors the model would look at ids, take its head for a quantised one, and know of no kernel for a CPU.
+    told = {"check_ids": lambda *_: None, "is_plain_linear": lambda head: True}
+    told["VARLEN"] = {"cpu": (torch.bfloat16, torch.float32)}
+    config = copy.deepcopy(config)
+    if config._attn_implementation != "eager":
+        config._attn_implementation = "varlen"  # keeps as much as any other kernel does, and runs without a device
+    with mock.patch.multiple(modeling_flexqwen, **told), FakeTensorMode() as fake, Count() as count:
+        model = FlexQwenForCausalLM(config).train()
+        if training.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, torch.Tensor) else x, batch)
+        optimizer = make_optimizer(model, training.muon)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        count.bytes = 0
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()  # makes its state
+        update = count.bytes
+        if batches == 1:
+            optimizer.zero_grad()
+        count.bytes = count.peak = 0
+        with torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
+            loss = model(**inputs).loss
+        loss.backward()
+    tokens = phase.tokens_per_step
+    share = len(batch["target_positions"]) / batch["input_ids"].numel()
+    flops = model_flops(config, tokens, tokens * share, attended_length(phase))
+    return Step(tokens, flops, batches * count.bytes + update, count.peak)
+
+
+def count_saved(config: FlexQwenConfig, bf16: bool) -> float:
+    """How many bytes a token fewer one layer reads and writes, forward and backward, where inductor compiles it.
+
+    Attention is torch's own for CPUs, which reads and writes what a GPU's kernel does; weights are the same to both.
+    """
+    config = copy.deepcopy(config)
+    config._attn_implementation, config.num_hidden_layers = "sdpa", 1
+    model = FlexQwenForCausalLM(config).train().model
+    positions = torch.arange(64).expand(2, -1)
+    states = torch.randn(2, 64, config.hidden_size, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        rotary = model.rotary_emb(states, positions)
+        with Count() as count:
+            model.layers[0](states, position_embeddings=rotary, is_causal=True).sum().backward()
+        model.layers[0].compile(fullgraph=True, dynamic=False)
+        metrics.reset()
+        model.layers[0](states, position_embeddings=rotary, is_causal=True).sum().backward()
+    return (count.bytes - metrics.num_bytes_accessed) / positions.numel()
+
+
+def estimate(args: Arguments, vocab_size: int, gpu: str, price: float | None) -> list[list[str]]:
+    """Rows of a table: what the training that `args` describe takes on a GPU, from counted FLOPs and bytes."""
+    training, config = args.training, make_config(args, vocab_size)
+    if training.max_steps <= 0:
+        raise InputError("an estimate needs max_steps in the config")
+    settings = parse_phases(args.data.phases, args.data.sequence_length)
+    rows = {phase.sequence_length: RandomRows(phase.sequence_length, vocab_size) for phase in settings}
+    batches = training.gradient_accumulation_steps
+    phases = plan_phases(settings, rows, training.max_steps, training.train_batch_size, batches)
+    peak, bandwidth, memory = GPUS[gpu]
+    steps = [count_step(config, args, phase) for phase in phases]
+    with torch.device("meta"):
+        parameters = FlexQwenForCausalLM(config).num_parameters()
+    saved = config.num_hidden_layers * count_saved(config, training.bf16)  # bytes a token
+    fast, slow = (
+        sum(
+            len(phase.steps) * (step.flops / (MATRIX_SHARE * peak) + (step.bytes - less * step.tokens) / bandwidth)
+            for phase, step in zip(phases, steps, strict=True)
+        )
+        for less in (saved, 0)
+    )
+    tokens = sum(len(phase.steps) * step.tokens for phase, step in zip(phases, steps, strict=True))
+    flops = sum(len(phase.steps) * step.flops for phase, step in zip(phases, steps, strict=True))
+    last, most = steps[-1], max(step.peak for step in steps)
+    moved = last.bytes / last.tokens
+    table = [
+        ["parameters", f"{parameters:,}"],
+        ["tokens of the run", f"{tokens:,}"],
+        ["FLOPs of the run", f"{flops:.3g}"],
+        ["FLOPs a token, last phase", f"{last.flops / last.tokens:,.0f}"],
+        ["bytes moved a token, last phase", f"{moved:,.0f}; {moved - saved:,.0f} compiled"],
+        ["peak memory", f"{most / 2**30:.1f} GiB of {memory} GB" + " (TOO MUCH)" * (most > memory * 1e9)],
+        ["tokens/s", f"{tokens / slow:,.0f} to {tokens / fast:,.0f}"],
+        ["MFU", f"{flops / slow / peak:.0%} to {flops / fast / peak:.0%}"],
+        ["hours", f"{fast / 3600:.2f} to {slow / 3600:.2f}"],
+    ]
+    if price is not None:
+        table.append(["cost", f"{price * fast / 3600:.2f} to {price * slow / 3600:.2f}, at {price:g} an hour"])
+    return table
+
+
+def describe_machine() -> list[list[str]]:
+    """Rows of a table: versions, processor and GPU."""
+    found = [[name, version] for name, version in versions("torch", "transformers", "accelerate").items()]
+    bf16 = "has" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
+    found.append(["processor", f"{platform.machine()}, {torch.get_num_threads()} threads, {bf16} bfloat16"])
+    if not torch.cuda.is_available():
+        return [*found, ["GPU", f"none that torch sees (built for CUDA {torch.version.cuda or 'no'})"]]
+    for number in range(torch.cuda.device_count()):
+        seen = torch.cuda.get_device_properties(number)
+        found.append([f"GPU {number}", f"{seen.name}, {seen.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"])
+    return found
+
+
+def time_attention(config: FlexQwenConfig, args: Arguments, seconds: float) -> list[list]:
+    """Rows of a table: each attention implementation's loss and gradient against sdpa's, and its tokens per second."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half, number = device.type == "cuda" and args.training.bf16, args.training.train_batch_size
+    phase = Phase(RandomRows(args.data.sequence_length, config.vocab_size), range(1), number)
+    rows = TrainingRows([phase], args.objective, 0)
+    batch = collate([rows[item] for item in range(number)], args.objective.masked_prediction)
+    batch = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, batch)
+    table, expected = [], None
+    for name, is_compiled in itertools.product(("sdpa", "eager", "flex_attention", "varlen"), (False, True)):
+        needs_gpu = name == "varlen" and not (device.type == "cuda" and half)
+        if is_compiled and (name == "flex_attention" or needs_gpu):
+            continue  # flex_attention has its own compiled kernels
+        row = [name + ", compiled" * is_compiled]
+        if needs_gpu:
+            table.append([*row, "needs bf16 on a GPU", "", ""])
+            continue
+        torch.manual_seed(0)
+        try:
+            mine = copy.deepcopy(config)
+            mine._attn_implementation = name
+            model = FlexQwenForCausalLM(mine).train().to(device)
+            if is_compiled:
+                compile_layers(model, SimpleNamespace(torch_compile_backend="inductor", torch_compile_mode=None))
+            runs, start, first = 0, 0.0, None
+            while runs < 1 or time.monotonic() - start < seconds:
+                model.zero_grad()
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    loss = model(**batch).loss
+                loss.backward()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                if first is None:  # which compiles, and does not count
+                    first = loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+                    start = time.monotonic()
+                else:
+                    runs += 1
+            speed = runs * batch["input_ids"].numel() / (time.monotonic() - start)
+        except Exception as error:
+            table.append([*row, f"does not run: {reason(error)[:60]}", "", ""])
+            continue
+        expected = expected or first
+        off = float((first[1] - expected[1]).norm() / expected[1].norm())
+        agrees = "agrees" if off < (0.05 if half else 1e-3) else "DIFFERS"
+        table.append([*row, agrees, f"{float(first[0] - expected[0]):+.1e}, {off:.1e}", speed])
+    return table
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    usage = "python -m flexqwen doctor [config.yaml] [options below] [options of train.py]"
+    parser = ArgumentParser(prog="python -m flexqwen doctor", usage=usage, description=__doc__)
+    parser.add_argument("--gpu", choices=GPUS, default=find_gpu() or "H100", help="the GPU that is estimated")
+    parser.add_argument("--price", type=float, help="of an hour, in whatever currency")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="of the tokenizer, which need not be there yet")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long each attention implementation is timed")
+    words = sys.argv[1:] if argv is None else argv
+    config_file, words = (words[0], words[1:]) if words and not words[0].startswith("-") else (None, words)
+    options, further = parser.parse_known_args(words)
+    print(plain_table([["this machine", ""], *describe_machine()]))
+    training = [*further, "--use_cpu", str(not torch.cuda.is_available()), "--torch_compile", "false"]
+    shape = [f"--{name}={value}" for name, value in TRIED.items()]
+    args = parse([*([config_file] if config_file else shape), *training])
+    if config_file:
+        what = f"estimate of {config_file} on one {options.gpu}, which never ran there"
+        print("\n" + plain_table([[what, ""], *estimate(args, options.vocab_size, options.gpu, options.price)]))
+    if not torch.cuda.is_available():
+        args.training.per_device_train_batch_size = min(8, args.training.train_batch_size)
+    config = make_config(args, options.vocab_size)
+    timed = time_attention(config, args, options.seconds) if options.seconds else []
+    if timed:
+        best = max((row for row in timed if row[1] == "agrees"), key=lambda row: row[3])
+        shown = [[*row[:3], f"{row[3]:,.0f}" if row[3] else ""] for row in timed]
+        print("\n" + plain_table([["attention", "sdpa", "loss, gradient off by", "tokens/s"], *shown]))
+        name, _, compiled = best[0].partition(", ")
+        print(f"\nfastest here: --attn_implementation {name} --torch_compile {str(bool(compiled)).lower()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What the doctor counts without a GPU is what runs take, and what it says of this machine is so."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flexqwen import __main__ as flexqwen
+from flexqwen.training import doctor
+from flexqwen.training.arguments import parse
+from flexqwen.training.objectives import TrainingRows, collate
+from flexqwen.training.schedule import Phase
+from tests.helpers.runs import ROOT
+
+SHAPE = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPE |= {"num_key_value_heads": 1, "sequence_length": 64, "per_device_train_batch_size": 32, "use_cpu": True}
+MEASURE = """
+import sys
+import torch
+from flexqwen.training import doctor
+from tests.training.test_doctor import make
+args, config, phase, batch = make(*sys.argv[1:])
+doctor.FlexQwenForCausalLM(config)(**batch).loss.backward()  # what is loaded once is loaded now
+with open("/proc/self/statm") as file:
+    before = int(file.read().split()[1]) * 4096
+open("/proc/self/clear_refs", "w").write("5")
+model = doctor.FlexQwenForCausalLM(config).train()
+optimizer = doctor.make_optimizer(model, args.training.muon)
+for parameter in model.parameters():
+    parameter.grad = torch.zeros_like(parameter)
+optimizer.step()
+optimizer.zero_grad()
+model(**batch).loss.backward()
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(peak * 1024 - before)
+"""
+
+
+def make(*words, **changes):
+    """Settings, config, one phase of one step and its batch."""
+    args = parse([*(f"--{name}={value}" for name, value in {**SHAPE, **changes}.items()), *words])
+    phase = Phase(doctor.RandomRows(args.data.sequence_length, 1024), range(1), args.training.train_batch_size)
+    rows = TrainingRows([phase], args.objective, 0)
+    return args, doctor.make_config(args, 1024), phase, collate([rows[item] for item in range(phase.rows_per_step)])
+
+
+def test_counted_memory_is_that_of_a_run():
+    """Within a tenth, with an allocator that gives back at once what is freed."""
+    words = ("--muon=true", "--num_hidden_layers=4", "--sequence_length=128")
+    args, config, phase, _ = make(*words)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", MEASURE, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert doctor.count_step(config, args, phase).peak == pytest.approx(int(done.stdout), rel=0.1)
+
+
+def test_counted_flops_are_those_of_torchs_counter():
+    args, config, phase, _ = make(causal_fraction=1, attn_implementation="eager")
+    phase.rows.input_ids[:, 1:] = 5  # one document a row: eager attention computes what it masks, too
+    model = doctor.FlexQwenForCausalLM(config).train()
+    rows = TrainingRows([phase], args.objective, 0)
+
+    def add_product(total, one, two, **_):
+        return 2 * one[0] * one[1] * two[1]
+
+    # The counter of torch knows a product added to a sum, but not in place.
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: add_product}) as counter:
+        model(**collate([rows[item] for item in range(phase.rows_per_step)])).loss.backward()
+    assert doctor.count_step(config, args, phase).flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_more_rows_and_batches_move_more_bytes():
+    args, config, phase, _ = make()
+    one = doctor.count_step(config, args, phase)
+    args, config, phase, _ = make(per_device_train_batch_size=64)
+    two = doctor.count_step(config, args, phase)
+    assert (
+        1.8 < two.bytes / one.bytes < 2
+        and 1.8 < two.peak / one.peak < 2
+        and two.flops == pytest.approx(2 * one.flops, 0.01)
+    )
+
+
+def test_a_config_gets_an_estimate(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "count_saved", lambda *_: 0.0)
+    flexqwen.main(
+        [
+            "doctor",
+            "configs/quickstart.yaml",
+            "--seconds",
+            "0",
+            "--price",
+            "90",
+            "--gpu",
+            "A100",
+            "--vocab_size",
+            "4096",
+        ]
+    )
+    printed = capsys.readouterr().out
+    assert torch.__version__ in printed and "one A100, which never ran there" in printed
+    assert re.search(r"parameters +2,5\d\d,\d\d\d\n", printed) and re.search(
+        r"cost +0\.\d\d to 0\.\d\d, at 90", printed
+    )
+
+
+def test_implementations_that_agree_are_timed(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "compile_layers", lambda *_: None)
+    flexqwen.main(["doctor", "--seconds", "0.01", *(f"--{name}={value}" for name, value in SHAPE.items())])
+    printed = capsys.readouterr().out
+    for name in ("sdpa", "sdpa, compiled", "eager"):
+        assert re.search(rf"^{name} +agrees .* \d[\d,]*$", printed, re.MULTILINE)
+    assert re.search("^flex_attention +does not run: .* CPU", printed, re.MULTILINE)
+    assert re.search("^varlen +needs bf16 on a GPU", printed, re.MULTILINE)
+    assert "fastest here: --attn_implementation" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpu", "H10"], "did you mean 'H100'"),
+        (["--hidden_size", "7x"], "hidden_size"),
+        (["configs/nope.yaml"], "nope.yaml"),
+    ],
+)
+def test_wrong_words_end_in_one_line(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        flexqwen.main(["doctor", *words])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
