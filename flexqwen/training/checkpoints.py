@@ -4,6 +4,7 @@ A checkpoint that lacks something would be resumed from to other weights, so it 
 the one before it.
 """
 
+import functools
 import os
 import re
 from contextlib import suppress
@@ -79,6 +80,12 @@ def list_files(checkpoint: Path) -> dict[str, Path]:
     return {file.relative_to(checkpoint).as_posix(): file for file in files}
 
 
+@functools.cache
+def digest_once(file: Path, *state: int) -> str:
+    """`file_digest`, taken once in a process as long as `state` (when it was changed, its inode) is the same."""
+    return file_digest(file)
+
+
 def find_defect(checkpoint: Path) -> str | None:
     """Why a run that resumes from a checkpoint would end in other weights than one that never stopped; None if not.
 
@@ -94,7 +101,10 @@ def find_defect(checkpoint: Path) -> str | None:
             if name not in there:
                 return f"{name} is missing"
             # An older list has their sizes.
-            if saved != (there[name].stat().st_size if isinstance(saved, int) else file_digest(there[name])):
+            stat = there[name].stat()
+            if saved != (
+                stat.st_size if isinstance(saved, int) else digest_once(there[name], stat.st_mtime_ns, stat.st_ino)
+            ):
                 return f"{name} is not as it was saved"
     state = read_json(checkpoint / STATE)
     if not isinstance(state, dict) or state.get("global_step") != step_of(checkpoint):
