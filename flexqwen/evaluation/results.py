@@ -102,8 +102,10 @@ def read_results(folder: str | Path) -> tuple[dict, list[Result]]:
         results = [Result(**row, **side) for row, side in zip(rows, sides, strict=True)]
         if any(len({len(side[name]) for name in _SIDE if side[name] is not None}) > 1 for side in sides):
             raise ValueError("a figure has other numbers of items than of their names, weights or clusters")
-        if not all(isinstance(name, str) for side in sides for name in side["item_ids"] or ()):
-            raise ValueError("an item's name is no text")
+        for result in results:
+            hash((result.key, *(result.item_ids or ()), *(result.clusters or ())))  # things are found by these
+            if not all(map(math.isfinite, result.weights or ())):
+                raise ValueError("a weight is not finite")
         check_finite(results, f"{folder}: ")
         return header, results
 
