@@ -103,9 +103,10 @@ def read_results(folder: str | Path) -> tuple[dict, list[Result]]:
         if any(len({len(side[name]) for name in _SIDE if side[name] is not None}) > 1 for side in sides):
             raise ValueError("a figure has other numbers of items than of their names, weights or clusters")
         for result in results:
+            "".join([result.task, result.mode, result.metric, result.subset, result.baseline_name])
             hash((result.key, *(result.item_ids or ()), *(result.clusters or ())))  # things are found by these
-            if not all(map(math.isfinite, result.weights or ())):
-                raise ValueError("a weight is not finite")
+            if not all(map(math.isfinite, (result.baseline, result.n, *(result.weights or ())))):
+                raise ValueError("a number is not finite")
         check_finite(results, f"{folder}: ")
         return header, results
 
