@@ -12,7 +12,7 @@ from tests.helpers.tiny import make_model
 
 @pytest.fixture(scope="module")
 def text(built, tokenizer):
-    return tokenize_texts([text for _, text in read_texts(built, "heldout", "test", 6)], tokenizer, 64)
+    return tokenize_texts([text for _, text in read_texts(built, "heldout", "test", 2)], tokenizer, 64)
 
 
 @pytest.mark.parametrize("mode", ["causal", "masked"])
