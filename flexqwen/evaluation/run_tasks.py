@@ -78,6 +78,7 @@ def evaluate(options: Options) -> list[Result]:
     waiting = {}
     for (task, mode), how in wanted.items():
         earlier = measured.get(f"{task.name}/{mode}")
+        earlier = earlier if isinstance(earlier, dict) else {}
         if options.overwrite or earlier != how:
             waiting.setdefault(task, []).append(mode)
         if earlier and earlier != how:
