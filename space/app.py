@@ -174,6 +174,13 @@ def build(page: gr.Blocks, language: str, model: str, loading: Future) -> None:
             stop.click(None, cancels=[asked, recalled], **HIDDEN)
 
 
+class Iterators(dict):
+    """Gradio's answers under way. Its own raises where two presses of a button end the same one, and shows an error."""
+
+    def __delitem__(self, key: str) -> None:
+        self.pop(key, None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=MODEL, help="a folder, or a repository of the Hub")
@@ -188,9 +195,10 @@ def main() -> None:
         build(page, "en", args.model, loading)
     page.queue(default_concurrency_limit=2)
     # The history of runs would keep what people write in their browsers.
-    page.launch(
-        server_port=args.port, css_paths=HERE / "style.css", run_history=False, ssr_mode=False, footer_links=["gradio"]
-    )
+    look = {"css_paths": HERE / "style.css", "footer_links": ["gradio"]}
+    app, *_ = page.launch(server_port=args.port, run_history=False, ssr_mode=False, prevent_thread_lock=True, **look)
+    app.iterators = Iterators(app.iterators)
+    page.block_thread()
 
 
 if __name__ == "__main__":
