@@ -2,10 +2,12 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from flexqwen.cli import ArgumentParser, command, path
 from flexqwen.data.build import NAME, Parameters, build
+from flexqwen.data.card import list_cautions
 from flexqwen.data.collection import FIELDS
 from flexqwen.data.inspection import describe_dataset, describe_document, describe_folder
 from flexqwen.data.ngrams import NGRAM
@@ -25,7 +27,10 @@ def run_build(args) -> None:
     parameters = Parameters(args.seed, args.documents, args.measure, args.skip_bad_shards)
     columns = {field: value for field in FIELDS if (value := getattr(args, f"{field}_column"))}
     options = (args.output, parameters, args.workers, args.memory, args.overwrite, columns)
-    print(describe_dataset(build(args.corpus, *options)))
+    manifest = build(args.corpus, *options)
+    print(describe_dataset(manifest))
+    for caution in list_cautions(manifest):
+        print(f"caution: {caution}", file=sys.stderr)
     print(f"card {args.output / 'README.md'}, manifest {args.output / 'manifest.json'}")
 
 

@@ -6,6 +6,7 @@ Portuguese at /, English at /en. What is asked stands in the page's address afte
 """
 
 import argparse
+import html
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import gradio as gr
 import yaml
-from answers import Checkpoint, Refused, escape, find_copies, show_fill, show_likelier, show_modes, show_written
 
 HERE = Path(__file__).parent
 MODEL = "runs/quickstart/hybrid-shift-256/best"  # `python -m flexqwen publish --space` writes the published one
@@ -51,11 +51,13 @@ RECALL = """() => {
 
 def line(text: str) -> str:
     """One line that says why there is no answer, or not yet; screen readers read it out."""
-    return f'<p class="line" role="alert">{escape(text)}</p>'
+    return f'<p class="line" role="alert">{html.escape(text)}</p>'
 
 
-def load(model: str, dataset: Path | None, place: Path | None) -> Checkpoint:
+def load(model: str, dataset: Path | None, place: Path | None):
     """The checkpoint; its `index` is that of the dataset in which to look for what it writes, if there is one."""
+    from answers import Checkpoint  # here, not above: the page comes seconds before torch has been imported
+
     checkpoint = Checkpoint(model)
     checkpoint.index = None
     if dataset:
@@ -67,15 +69,14 @@ def load(model: str, dataset: Path | None, place: Path | None) -> Checkpoint:
 
 def write(checkpoint, texts, prompt, prefix, tokens, temperature, seed):
     """Yields the answer of the tab that writes, a token longer each time."""
+    from answers import find_copies, show_written
+
     prompt = prompt.strip()
     yield show_written(prompt, "", texts)
     written = ""
     for written in checkpoint.write(prompt, bool(prefix), int(tokens), temperature, int(seed)):
         yield show_written(prompt, written, texts)
     yield show_written(prompt, written, texts, find_copies(checkpoint.index, written))
-
-
-ANSWERS = {"modes": show_modes, "fill": show_fill, "write": write, "likelier": show_likelier}
 
 
 def answer(tab: str, loading: Future, texts: dict, *fields):
@@ -88,13 +89,15 @@ def answer(tab: str, loading: Future, texts: dict, *fields):
         print(f"error: the model could not be loaded: {error}")
         yield line(texts["failed"])
         return
+    import answers
+
     try:
-        found = ANSWERS[tab](checkpoint, texts, *fields)
+        found = (write if tab == "write" else getattr(answers, f"show_{tab}"))(checkpoint, texts, *fields)
         if isinstance(found, str):
             yield found
         else:
             yield from found
-    except Refused as refused:
+    except answers.Refused as refused:
         values = {name: texts["units"].get(value, value) for name, value in refused.values.items()}
         yield line(texts[refused.reason].format(**values))
 
@@ -174,6 +177,13 @@ def build(page: gr.Blocks, language: str, model: str, loading: Future) -> None:
             stop.click(None, cancels=[asked, recalled], **HIDDEN)
 
 
+class Iterators(dict):
+    """Gradio's answers under way. Its own raises where two presses of a button end the same one, and shows an error."""
+
+    def __delitem__(self, key: str) -> None:
+        self.pop(key, None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=MODEL, help="a folder, or a repository of the Hub")
@@ -188,9 +198,10 @@ def main() -> None:
         build(page, "en", args.model, loading)
     page.queue(default_concurrency_limit=2)
     # The history of runs would keep what people write in their browsers.
-    page.launch(
-        server_port=args.port, css_paths=HERE / "style.css", run_history=False, ssr_mode=False, footer_links=["gradio"]
-    )
+    look = {"css_paths": HERE / "style.css", "footer_links": ["gradio"]}
+    app, *_ = page.launch(server_port=args.port, run_history=False, ssr_mode=False, prevent_thread_lock=True, **look)
+    app.iterators = Iterators(app.iterators)
+    page.block_thread()
 
 
 if __name__ == "__main__":

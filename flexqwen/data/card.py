@@ -14,7 +14,7 @@ import yaml
 from jinja2 import StrictUndefined, Template
 
 from flexqwen.data.corpus import MIN_TOKENS
-from flexqwen.data.documents import encode_column, header_originality
+from flexqwen.data.documents import BEYOND, encode_column, header_originality
 from flexqwen.data.ngrams import mean_known
 from flexqwen.data.splits import MIN_GAP, PAIRS, TOLERANCE
 from flexqwen.data.texts import read_manifest
@@ -24,6 +24,7 @@ from flexqwen.tables import format_cell, markdown_table
 
 TEXTS = yaml.safe_load(Path(__file__).with_name("card.yaml").read_text(encoding="utf-8"))
 CARD = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+SMALL = 1_000_000  # tokens of gold below which no model is worth its training
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
 
 
@@ -40,6 +41,18 @@ def write_card(folder: Path) -> None:
         if figure:
             save_figure(figure, folder / "figures" / f"{name}.png", dpi=110)
     write_text(folder / "README.md", _fill_card(folder, manifest, index, pairs))
+
+
+def list_cautions(manifest: dict[str, Any]) -> list[str]:
+    """What has to be known before anything else of a build that is a sample, or a small one of real text."""
+    cautions, kept, gold = [], manifest["documents"]["kept"], manifest["splits"]["gold/train"]
+    if left := manifest["documents"]["dropped"].get(BEYOND):
+        what = "copies in the others are not seen, so n-gram originality is overstated"
+        cautions.append(f"a sample, {kept:,} of {kept + left:,} documents: {what}")
+    if gold["tokens"] < SMALL and not manifest["generated"]:
+        size = f"{gold['tokens']:,} tokens, {gold['size'].split(' (')[0]} documents asked for"
+        cautions.append(f"gold is too small to train a model on: {size}; take more")
+    return cautions
 
 
 def read_index(folder: Path) -> pa.Table:
@@ -98,6 +111,7 @@ def _fill_card(folder: Path, manifest: dict[str, Any], index: pa.Table, pairs: d
 
     found = {
         "texts": texts,
+        "cautions": list_cautions(manifest),
         "size": _SIZES[bisect([10**power for power in range(3, 8)], manifest["documents"]["kept"])],
         "configs": TEXTS["configs"],
         "columns": [(name, *column) for name, column in (TEXTS["columns"] | texts.get("columns", {})).items()],

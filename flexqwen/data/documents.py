@@ -22,6 +22,7 @@ FORMAT = 1  # of what is read of a shard: raise it where the same shard gives an
 
 STORED = pa.schema([(n, pa.int32() if n in ("tokens", "originality") else pa.string()) for n in Document._fields])
 _REPEATED = ("taxonomy", "typology", "language", "license", "source")
+BEYOND = "beyond --documents"  # why what a sample leaves out is dropped
 _BATCH_CHARACTERS = 1 << 23  # of text in one batch of an Arrow file
 
 
@@ -129,7 +130,7 @@ def open_documents(files: list[Path], limit: int | None, seed: int) -> tuple[Doc
     ids = pc.dictionary_encode(pa.concat_arrays(table["id"].chunks)).indices.to_numpy() if len(table) else row
     once = np.sort(np.unique(ids, return_index=True)[1])
     keep = np.array(subsample(once, limit, seed), np.int64)
-    dropped = Counter({"duplicate id": len(table) - len(once), "beyond --documents": len(once) - len(keep)})
+    dropped = Counter({"duplicate id": len(table) - len(once), BEYOND: len(once) - len(keep)})
     table = table.combine_chunks() if len(keep) == len(table) else table.take(pa.array(keep))
     return Documents(table, files, shard[keep], row[keep]), +dropped
 

@@ -11,6 +11,7 @@ import numpy as np
 from flexqwen.cli import InputError
 from flexqwen.data.card import count_by_taxonomy, list_splits, read_index
 from flexqwen.data.corpus import MIN_TOKENS, Shard, open_corpus, read_shard
+from flexqwen.data.documents import BEYOND
 from flexqwen.data.ngrams import NGRAM, cut_batches, hash_ngrams, hash_words
 from flexqwen.data.texts import REMEDY, read_file, read_manifest
 from flexqwen.parallel import Pool
@@ -42,7 +43,7 @@ def describe_dataset(manifest: dict[str, Any]) -> str:
     header = ("split", "documents", "tokens", "originality", "n-gram", "of the size asked for")
     lines.append(plain_table([header, *list_splits(manifest)]))
     for name, against in (("column", "all documents"), ("among_long", "each other only")):
-        if found := agreement.get(name):
+        if (found := agreement.get(name)) and BEYOND not in documents["dropped"]:  # the headers are of the whole
             among = f"{agreement['documents']:,} documents of {MIN_TOKENS} tokens or more, against {against}"
             figures = "Pearson {pearson:.3f}, Spearman {spearman:.3f}, mean difference {mean_absolute_difference:.1f}"
             lines.append(f"header and recomputed originality agree, {among}: {figures.format(**found)}")

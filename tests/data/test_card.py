@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from flexqwen.data.card import draw_agreement, draw_lengths
+import carolina_originality
+from flexqwen.data.card import draw_agreement, draw_lengths, list_cautions
 from flexqwen.data.texts import read_manifest
 from tests.helpers.datasets import call
 
@@ -53,3 +54,23 @@ def test_legends_hide_no_data():
         for axis, legend in legends:
             assert legend.get_window_extent().y0 >= axis.get_window_extent().y1
             assert not legend.get_window_extent().overlaps(axis.title.get_window_extent()) or not axis.get_title()
+
+
+def test_a_sample_and_a_small_build_say_so(built, corpus, tmp_path, capsys):
+    (corpus / "corpus/GENERATED.txt").unlink()
+    words = ("build", "--corpus", corpus, "--workers", 1, "--documents")
+    carolina_originality.main([*map(str, words), "500", "--output", str(tmp_path / "part")])
+    told, error = capsys.readouterr()
+    sample = "caution: a sample, 500 of 800 documents: copies in the others are not seen, so n-gram originality is"
+    few = "caution: gold is too small to train a model on: "
+    first, second = error.splitlines()
+    assert first.startswith(sample) and second.startswith(few) and "119 documents asked for" in second
+    assert "agree" not in told and "Pearson" not in told
+    card = " ".join((tmp_path / "part/README.md").read_text().split())
+    assert all(f"**Caution:** {line.removeprefix('caution: ')}." in card for line in (first, second))
+    assert "The two are not compared" in card and "Pearson" not in card
+
+    carolina_originality.main([*map(str, words), "9999", "--output", str(tmp_path / "whole")])  # than there are
+    told, error = capsys.readouterr()
+    assert error.startswith(few) and error.count("\n") == 1 and "agree" in told
+    assert list_cautions(read_manifest(built)) == []

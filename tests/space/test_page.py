@@ -1,7 +1,7 @@
 """The page in headless Chromium: each tab used, its values, its address, a phone, the keyboard, what is refused.
 
 `make test-space` runs this. SCREENSHOTS=<folder> keeps a picture of each tab; MODEL=<folder> serves another model than
-a tiny one of random weights.
+a tiny one, which has learnt nothing but one passage of the dataset.
 """
 
 import os
@@ -23,18 +23,45 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline  # noqa: E402
 
 from flexqwen.evaluation import likelihood  # noqa: E402
+from space.answers import Checkpoint  # noqa: E402
+from tests.helpers.datasets import read_split  # noqa: E402
 from tests.helpers.tiny import make_model  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 SENTENCE, PATIENCE = "Havia algumas portas modernas na praça, e o vento chegava devagar.", 30_000
 
 
+# Presses the button that stops three times as soon as the first words have come.
+STOP = """() => {
+  const answer = document.querySelector("#answer-write");
+  new MutationObserver((_, observer) => {
+    if (!/O museu./.test(answer.textContent)) return;
+    observer.disconnect();
+    for (let i = 0; i < 3; i++) document.querySelector("#stop").click();
+  }).observe(answer, {childList: true, subtree: true, characterData: true});
+}"""
+
+
 @pytest.fixture(scope="module")
-def model(tokenizer, tmp_path_factory):
+def copied(built):
+    """A row of the dataset; its first words."""
+    row = read_split(built, "gold").to_pylist()[0]
+    return row, " ".join(row["text"].split()[:25])
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer, copied, tmp_path_factory):
     if folder := os.environ.get("MODEL"):
         return folder
     folder = tmp_path_factory.mktemp("space") / "model"
-    make_model(vocab_size=len(tokenizer), max_position_embeddings=256).save_pretrained(folder)
+    model = make_model(vocab_size=len(tokenizer), max_position_embeddings=256)
+    ids = tokenizer(copied[1], return_tensors="pt").input_ids
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(100):
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -53,7 +80,7 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def address(model, browser, tmp_path_factory):
+def address(model, browser, built, tmp_path_factory):
     """Where the page is served; it says how long the first answer took."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -61,7 +88,8 @@ def address(model, browser, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "log"
     began = time.monotonic()
     with open(log, "w") as file:
-        command = [sys.executable, "space/app.py", "--model", model, "--port", str(port)]
+        command = [sys.executable, "space/app.py", "--model", model, "--port", str(port), "--dataset", str(built)]
+        command += ["--trace_index", str(log.with_name("index"))]
         server = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     while time.monotonic() - began < 120 and server.poll() is None:
@@ -169,15 +197,32 @@ def test_write(page, address, model, prefix):
     keep(page, "write")
 
 
-def test_writing_stops(page, address):
+@pytest.mark.skipif("MODEL" in os.environ, reason="another model copies nothing")
+def test_what_is_copied_is_marked(page, address, copied):
+    row, text = copied
+    words = text.split()
+    answer = visit(page, address, "write", "en", prompt=" ".join(words[:5]), tokens=len(text), temperature=0)
+    mark = answer.locator("mark").first
+    api.expect(mark).to_contain_text(" ".join(words[5:20]))
+    assert mark.get_attribute("title") == f"{row['source']}; {row['license']}"
+    api.expect(answer).to_contain_text("Copied word for word from")
+    api.expect(answer.locator("li").first).to_have_text(f"{row['source']} ({row['license']})")
+    mark.focus()
+    keep(page, "copied")
+
+
+def test_writing_stops(page, address, model):
     answer = visit(page, address, "write", prompt="O", tokens=200, temperature=2)
+    page.evaluate(STOP)
     ask(page, "write", prompt="O museu")
     api.expect(answer).to_contain_text("O museu")
-    page.locator("#stop").click()
-    page.wait_for_timeout(500)
-    stopped = answer.inner_text()
-    page.wait_for_timeout(1500)
-    assert answer.inner_text() == stopped
+    last, stopped = None, answer.inner_text()
+    while stopped != last:  # the last words may still be on their way
+        page.wait_for_timeout(1500)
+        last, stopped = stopped, answer.inner_text()
+        assert "Error" not in stopped
+    *_, whole = Checkpoint(model).write("O museu", False, 200, 2.0, 1)
+    assert len(stopped) < len("O museu" + whole) * 0.9
 
 
 def test_which_is_likelier(page, address, scorer):
