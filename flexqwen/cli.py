@@ -106,9 +106,13 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
             main(argv)
         except InputError as error:
             fail(error)
-        except BrokenPipeError:  # whoever read the output, such as head, has enough
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  else Python complains once more as it ends
-            sys.exit(0)
+        except BrokenPipeError as error:
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:  # whoever read the output, such as head, has enough: end as SIGPIPE would
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115  else Python complains once more
+                sys.exit(141)
+            fail(InputError(describe_os_error(error)))
         except OSError as error:
             fail(InputError(describe_os_error(error)))
         except (MemoryError, RuntimeError) as error:

@@ -66,7 +66,7 @@ def explain_failure(what: str, remedy: str) -> Iterator[None]:
     """Turns every exception in the block into an InputError: `what` (the reason); `remedy`."""
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:
         raise InputError(f"{what} ({reason(error)}); {remedy}") from error

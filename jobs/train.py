@@ -34,32 +34,50 @@ def main() -> None:
     parser.add_argument("--repo", required=True, help="where the model is published")
     parser.add_argument("--vocab_size", default="8192")
     args, (config, *options) = parser.parse_known_args()
+    if any("token" in word and word.startswith("--hub") for word in options):
+        parser.error("a token would stand in the log; give it as HF_TOKEN")
     code = Path(args.code if Path(args.code).is_dir() else "flexqwen-code").absolute()
     if not code.is_dir():
         subprocess.run(["git", "clone", "--depth", "1", args.code, str(code)], check=True)
+    config, environment = str(code / config), {**os.environ, "PYTHONPATH": str(code)}
 
     def run(*words: str | Path, **settings) -> subprocess.CompletedProcess:
         print("+", *words, flush=True)
-        environment = {**os.environ, "PYTHONPATH": str(code)}
         return subprocess.run([sys.executable, *map(str, words)], check=True, env=environment, **settings)
 
     if torch.cuda.is_available():
         run("-m", "pytest", "-m", "gpu", code / "tests", "-p", "no:cacheprovider")
-    config = str(code / config)
-    api, kept = HfApi(), ("attn_implementation", "torch_compile")
-    files = api.list_repo_files(args.repo) if api.repo_exists(args.repo) else []
-    before = [file for file in files if file.endswith("/config.yaml")]
-    if before:  # a run that is resumed goes on as it began
-        given = yaml.safe_load(Path(hf_hub_download(args.repo, before[0])).read_text())
-        fastest = [word for name in kept if name in given for word in (f"--{name}", str(given[name]).lower())]
+    given = yaml.safe_load(Path(config).read_text()) | {
+        name.removeprefix("--"): value for name, value in zip(options[::2], options[1::2], strict=False)
+    }
+    before = f"{given.get('strategy', 'hybrid-shift')}-{given.get('sequence_length', 512)}/config.yaml"
+    api = HfApi()
+    if api.repo_exists(args.repo) and api.file_exists(args.repo, before):  # a run that is resumed goes on as it began
+        earlier = yaml.safe_load(Path(hf_hub_download(args.repo, before)).read_text())
+        kept = [name for name in ("attn_implementation", "torch_compile") if name in earlier]
+        fastest = [word for name in kept for word in (f"--{name}", str(earlier[name]).lower())]
     else:
-        said = run("-m", "flexqwen", "doctor", config, *options, stdout=subprocess.PIPE, text=True).stdout
+        words = ("doctor", config, "--vocab_size", args.vocab_size, *options)
+        said = run("-m", "flexqwen", *words, stdout=subprocess.PIPE, text=True).stdout
         print(said, flush=True)
         fastest = re.search("fastest here: (.*)", said)[1].split()
-    dataset = snapshot_download(args.dataset, repo_type="dataset")
-    run("-m", "flexqwen", "tokenizer", "--dataset", dataset, "--vocab_size", args.vocab_size, "--output", "tokenizer")
+    dataset, checkpoint = snapshot_download(args.dataset, repo_type="dataset"), given.get("model_name_or_path")
+    how = ["--adapt", checkpoint] if checkpoint else ["--dataset", dataset, "--vocab_size", args.vocab_size]
+    run("-m", "flexqwen", "tokenizer", *how, "--output", "tokenizer")
     place = ["--dataset", args.dataset, "--tokenizer", "tokenizer", "--output_dir", "runs", "--token_stores", "tokens"]
-    run(code / "train.py", config, *fastest, *options, *place, "--push_to_hub", "true", "--hub_model_id", args.repo)
+    words = [
+        code / "train.py",
+        config,
+        *fastest,
+        *options,
+        *place,
+        "--push_to_hub",
+        "true",
+        "--hub_model_id",
+        args.repo,
+    ]
+    print("+", *words, flush=True)
+    os.execve(sys.executable, [sys.executable, *map(str, words)], environment)  # so that it hears SIGTERM
 
 
 if __name__ == "__main__":

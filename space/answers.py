@@ -244,8 +244,9 @@ def show_written(prompt: str, written: str, texts: dict, copies: Sequence[Copy] 
     """A prompt and what was written, in which what is copied is marked, with its source and licence."""
     shown, done = "", 0
     for start, end, source, licence in sorted(copies):
-        if start < done:
-            continue  # within a longer copy
+        start = max(start, done)  # passages may overlap
+        if start >= end:
+            continue
         title = escape(f"{source}; {licence}")
         shown += escape(written[done:start]) + f'<mark title="{title}" tabindex="0">{escape(written[start:end])}</mark>'
         done = end
