@@ -1,5 +1,5 @@
 # make demo                    the whole way, from a sample corpus to an evaluated model
-# make demo CORPUS=<folder>    the same from a folder of Corpus Carolina (DOCUMENTS=<n> limits how much of it is used)
+# make demo CORPUS=<folder>    the same from Corpus Carolina, or files of .parquet, .jsonl or .txt in any language (DOCUMENTS=<n> at most)
 # make test                    style and tests (CAROLINA_CORPUS=<folder>: also on a real copy of the corpus)
 # make test-compat             the model's and the trainer's tests with the oldest transformers that is supported
 # make space                   serves the page of space/ for the model of make demo

@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--model", help="a checkpoint: FlexQwen, or a causal or masked model of transformers")
     add("--compare", nargs="+", metavar="FOLDER", help="results (or checkpoints): paired differences from the first")
-    add("--tasks", help=f"comma-separated, or all: {', '.join(NAMES)}; or files of your own (docs/evaluation.md)")
+    which = f"comma-separated, or all: {', '.join(NAMES)}; all but bits_per_byte and memorisation are in Portuguese"
+    add("--tasks", help=f"{which}; or files of your own (docs/evaluation.md)")
     add("--modes", help=f"comma-separated, of {', '.join(MODES)}; by default all that the model has")
     add("--within_word", action="store_true", help="masked scoring: all tokens of a word masked together")
     add("--mask_groups", type=int, help="masked scoring: so many copies of a text; by default one for each token")

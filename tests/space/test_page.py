@@ -28,7 +28,7 @@ from tests.helpers.datasets import read_split  # noqa: E402
 from tests.helpers.tiny import make_model  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-SENTENCE, PATIENCE = "Havia algumas portas modernas na praça, e o vento chegava devagar.", 30_000
+SENTENCE, PATIENCE = "Havia algumas portas modernas na praça, e o vento chegava devagar.", 120_000
 
 
 # Presses the button that stops three times as soon as the first words have come.
