@@ -41,6 +41,7 @@ def test_loaded_in_int8_it_writes_what_the_model_finds_best(checkpoint, way):
         checkpoint, quantization_config=TorchAoConfig(WAYS[way](version=2)), dtype=torch.float32
     ).eval()
     assert type(loaded.model.layers[0].mlp.up_proj.weight) is not torch.nn.Parameter
+    assert type(loaded.lm_head.weight) is torch.nn.Parameter  # left as it is, unlike above
     ids = make_ids(batch=3)
     written = loaded.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
     with torch.no_grad():
