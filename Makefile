@@ -5,6 +5,7 @@
 # make space                   serves the page of space/ for the model of make demo
 # make test-space              the tests of that page, in headless Chromium, and of notebooks/
 # make test-clients            the tests with programs of others that load the models (tests/clients)
+# make test-vllm               the same with vLLM on a CPU, which has a transformers of its own
 # Each makes the virtual environment .venv first, if it is not there.
 
 PYTHON ?= python3
@@ -14,6 +15,7 @@ RUN = . $(VENV)/bin/activate &&
 CONFIG ?= configs/quickstart.yaml
 SPACE_VENV ?= .venv-space
 CLIENTS_VENV ?= .venv-clients
+VLLM_VENV ?= .venv-vllm
 COMPAT_TRANSFORMERS ?= 5.16.0
 COMPAT_VENV ?= .venv-transformers-$(COMPAT_TRANSFORMERS)
 # Not test_distributed: transformers 5.16 itself cannot load an optimizer onto the device "cpu:0" of several CPU processes.
@@ -28,7 +30,7 @@ OUTPUT ?= runs/quickstart
 endif
 CORPUS ?= sample_corpus
 
-.PHONY: demo test test-compat test-clients space test-space
+.PHONY: demo test test-compat test-clients test-vllm space test-space
 
 demo: $(VENV)/installed
 ifeq ($(CORPUS),sample_corpus)
@@ -78,6 +80,18 @@ $(CLIENTS_VENV)/installed: requirements.txt tests/clients/requirements.txt
 	$(PYTHON) -m venv $(CLIENTS_VENV)
 	. $(CLIENTS_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -r tests/clients/requirements.txt
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/installed
+	@. $(VLLM_VENV)/bin/activate && python -m pytest tests/clients/test_vllm.py
+
+# vLLM takes torchvision and its like for images and sound only, and loads none that was built for another torch.
+$(VLLM_VENV)/installed: requirements.txt tests/clients/requirements-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	sed -E 's/^(transformers|numpy)==.*/\1/' requirements.txt > $(VLLM_VENV)/requirements.txt
+	. $(VLLM_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
+		-r $(VLLM_VENV)/requirements.txt -r tests/clients/requirements-vllm.txt
+	. $(VLLM_VENV)/bin/activate && python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 $(COMPAT_VENV)/installed: requirements.txt

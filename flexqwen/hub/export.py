@@ -15,6 +15,7 @@ from flexqwen import loading
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.files import atomic_write
 from flexqwen.hub.export_gguf import OUTTYPES, write_gguf
+from flexqwen.training.checkpoints import write_embedding_modules
 from modeling_flexqwen import FlexQwenForCausalLM, FlexQwenForMaskedLM
 
 ADDED = ("auto_map", "architectures", "is_causal", "mask_token_id", "masked_prediction", "model_type", "use_cache")
@@ -59,6 +60,8 @@ def export(
         model = loading.load_model(cls, checkpoint, new_head=not is_causal, config=plain, dtype="auto")
         with atomic_write(output) as folder:
             model.save_pretrained(folder)
+            if not is_causal:
+                write_embedding_modules(folder, config.hidden_size)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
 

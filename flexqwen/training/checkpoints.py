@@ -36,7 +36,10 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def write_embedding_modules(checkpoint: Path, hidden_size: int) -> None:
-    """Makes sentence-transformers load a checkpoint bidirectionally, and take the mean of the tokens' hidden states."""
+    """Makes embedders load a checkpoint bidirectionally, and take the mean of the tokens' hidden states.
+
+    sentence-transformers and vLLM read it; vLLM would take the last token's.
+    """
     modules = {"": "Transformer", "1_Pooling": "Pooling"}
     described = [
         {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{module}"}

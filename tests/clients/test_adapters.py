@@ -1,4 +1,4 @@
-"""PEFT and TRL: adapters are part of the loss, saved and merged; SFT on packed rows and DPO learn."""
+"""PEFT and TRL: adapters are part of the loss, saved and merged; SFT packs rows, documents apart; DPO learns."""
 
 import pytest
 import torch
@@ -42,7 +42,8 @@ def test_an_adapter_is_saved_loaded_and_merged(tmp_path):
     torch.testing.assert_close(again.merge_and_unload()(ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_trl_trains_on_packed_rows(checkpoint, sentences, tmp_path):
+@pytest.fixture
+def sft_trainer(checkpoint, sentences, tmp_path):
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 
@@ -51,10 +52,30 @@ def test_trl_trains_on_packed_rows(checkpoint, sentences, tmp_path):
         report_to="none", use_cpu=True, save_strategy="no", logging_steps=1, disable_tqdm=True, bf16=False,
     )  # fmt: skip
     model, rows = FlexQwenForCausalLM.from_pretrained(checkpoint), Dataset.from_dict({"text": sentences * 20})
-    trainer = trl.SFTTrainer(model, arguments, train_dataset=rows)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return trl.SFTTrainer(model, arguments, train_dataset=rows)
+
+
+def test_trl_trains_on_packed_rows(sft_trainer):
+    sft_trainer.train()
+    losses = [entry["loss"] for entry in sft_trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0] / 1.5
+
+
+def test_trl_keeps_packed_documents_apart(sft_trainer, tokenizer, sentences):
+    batch, model = next(iter(sft_trainer.get_train_dataloader())), sft_trainer.model
+    starts = (batch["position_ids"][0] == 0).nonzero()[:, 0]
+    documents = batch["input_ids"][0].tensor_split(starts[1:])
+    written = {tokenizer.decode(ids, skip_special_tokens=True) for ids in documents}
+    assert len(documents) > 4 and written <= {*sentences}
+    with torch.no_grad():
+        together = model.train()(**batch, use_cache=False).loss
+        packed = model.eval()(**batch, use_cache=False)
+        alone = [model(ids[None], labels=ids[None]) for ids in documents]
+    torch.testing.assert_close(packed.logits[0], torch.cat([output.logits[0] for output in alone]))
+    counts = torch.tensor([len(ids) - 1.0 for ids in documents])
+    expected = (torch.stack([output.loss for output in alone]) * counts).sum() / counts.sum()
+    torch.testing.assert_close(packed.loss, expected)
+    torch.testing.assert_close(together, expected)
 
 
 def test_trl_prefers_with_a_model_for_reference(checkpoint, tokenizer, sentences, tmp_path):

@@ -1,14 +1,18 @@
 """transformers: its own Trainer, collators, metrics and smoothed labels, torch.export, assisted generation."""
 
+from pathlib import Path
+
+import evaluate
 import numpy as np
 import pytest
 import torch
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
+from flexqwen.evaluation.metrics.choice_accuracy import choice_accuracy
 from modeling_flexqwen import FlexQwenForCausalLM, FlexQwenForMaskedLM, FlexQwenForSequenceClassification
 from tests.helpers.tiny import SHAPE, make_ids, make_model, make_qwen3
 
-CLIENTS = ("transformers",)
+CLIENTS = ("transformers", "evaluate")
 
 WORDS = [{"input_ids": [1, *range(start, start + 10)]} for start in range(4, 54)]  # each token tells the next
 
@@ -59,12 +63,13 @@ def test_metrics_are_computed_from_logits(tmp_path, head):
     assert seen == [(4, 12, SHAPE["vocab_size"])]
 
 
-def test_a_classifier_learns_with_the_stock_trainer(tmp_path):
+def test_a_classifier_learns_with_the_stock_trainer_and_a_metric_of_evaluate(tmp_path):
+    metric = evaluate.load(str(Path(choice_accuracy.__file__).parent), cache_dir=str(tmp_path))
     generator = np.random.default_rng(0)
     rows = [{"input_ids": row, "labels": int(max(row) > 40)} for row in generator.integers(4, 64, (64, 3)).tolist()]
     model = make_model(FlexQwenForSequenceClassification, num_labels=2)
     trainer = train(model, tmp_path, rows)
-    trainer.compute_metrics = lambda found: {"accuracy": (found.predictions.argmax(-1) == found.label_ids).mean()}
+    trainer.compute_metrics = lambda found: metric.compute(predictions=found.predictions, references=found.label_ids)
     assert trainer.evaluate()["eval_accuracy"] > 0.9
 
 

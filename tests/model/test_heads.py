@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from flexqwen.cli import InputError
+from flexqwen.files import read_json
 from flexqwen.hub.export import export
 from modeling_flexqwen import (
     FlexQwenForCausalLM,
@@ -229,6 +230,8 @@ def test_a_bidirectional_export_is_an_encoder_that_stock_transformers_run(tmp_pa
     config = AutoConfig.from_pretrained(tmp_path / "encoder")
     assert type(config) is Qwen3Config and config.architectures == ["Qwen3Model"] and config.use_cache
     assert config.is_causal is False and config.use_bidirectional_attention is True
+    pooling = read_json(tmp_path / "encoder" / "1_Pooling" / "config.json")
+    assert pooling["pooling_mode_mean_tokens"] and (tmp_path / "encoder" / "modules.json").is_file()
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
     options = {"attn_implementation": implementation}
