@@ -57,7 +57,7 @@ def main() -> None:
         kept = [name for name in ("attn_implementation", "torch_compile") if name in earlier]
         fastest = [word for name in kept for word in (f"--{name}", str(earlier[name]).lower())]
     else:
-        words = ("doctor", config, "--vocab_size", args.vocab_size, *options)
+        words = ("doctor", config, "--vocab_size", args.vocab_size, "--seconds", "2", *options)
         said = run("-m", "flexqwen", *words, stdout=subprocess.PIPE, text=True).stdout
         print(said, flush=True)
         fastest = re.search("fastest here: (.*)", said)[1].split()
