@@ -100,6 +100,9 @@ def answer(tab: str, loading: Future, texts: dict, *fields):
     except answers.Refused as refused:
         values = {name: texts["units"].get(value, value) for name, value in refused.values.items()}
         yield line(texts[refused.reason].format(**values))
+    except AttributeError as error:  # the code of an older checkpoint lacks `fill`
+        print(f"error: {error}")
+        yield line(texts["lacking"])
 
 
 def read_address(address: str) -> tuple[str, dict[str, dict]]:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -334,3 +335,12 @@ def test_by_keyboard(page, address):
     page.get_by_role("tab").first.focus()
     page.keyboard.press("Enter")
     assert page.locator("#panel-modes").is_visible()
+
+
+def test_a_model_of_older_code_says_what_it_lacks(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "space"))
+    import app
+
+    loading = Future()
+    loading.set_result(object())
+    assert "older" in [*app.answer("fill", loading, app.TEXTS["en"], "O ___ é grande.")][-1]
