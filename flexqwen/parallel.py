@@ -64,11 +64,13 @@ class Pool:
                     results[i] = function(*tasks[i])
                     bar.update()
                 return [results[i] for i in range(len(tasks))]
-            with delay_interrupts():
-                futures = {i: self._executor.submit(_run, function, *tasks[i]) for i in order}
-            for future in futures.values():
-                future.add_done_callback(lambda _: bar.update())
-            try:
+            futures = {}
+            try:  # a worker killed early breaks the pool while tasks are still submitted
+                with delay_interrupts():
+                    for i in order:
+                        futures[i] = self._executor.submit(_run, function, *tasks[i])
+                for future in futures.values():
+                    future.add_done_callback(lambda _: bar.update())
                 wait(futures.values(), return_when=FIRST_EXCEPTION)
                 failed = [i for i, f in futures.items() if f.done() and not f.cancelled() and f.exception()]
                 if failed:

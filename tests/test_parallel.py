@@ -24,3 +24,5 @@ def test_a_killed_worker_is_named_and_the_others_end():
         assert pool.map(find_sigterm_handler, [(1,), (2,)], "handlers") == [signal.SIG_DFL] * 2
         with pytest.raises(InputError, match="a worker process was killed"):
             pool.map(kill_if, [(True,), (False,)], "kill")
+        with pytest.raises(InputError, match="a worker process was killed"):  # broken before a task is submitted
+            pool.map(kill_if, [(False,), (False,)], "kill")
