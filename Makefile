@@ -54,7 +54,7 @@ endif
 
 test: $(VENV)/installed
 	@# Files of tests over processes of one thread each: the models are too small for several.
-	@$(RUN) ruff check . && ruff format --check . && OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(RUN) ruff check . && ruff format --check . && OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-compat: $(COMPAT_VENV)/installed
 	@. $(COMPAT_VENV)/bin/activate && python -m pytest $(COMPAT_TESTS)
