@@ -122,10 +122,11 @@ def _read_plain(path: Path, columns: dict[str, str]) -> Iterator[tuple[None, dic
         yield None, {"text": file.read(MAX_DOCUMENT_BYTES + 1).decode("utf-8-sig")}
 
 
-def open_collection(places: Sequence[str], columns: dict[str, str]) -> Corpus:
+def open_collection(places: Sequence[str], columns: dict[str, str], verify: bool = True) -> Corpus:
     """What is to be read: Corpus Carolina's folder, or any files of texts, folders of them, and datasets of the Hub.
 
-    `columns` is {field: column} where a field of `FIELDS` stands in a column of another name.
+    `columns` is {field: column} where a field of `FIELDS` stands in a column of another name. Without `verify` files are
+    not read for their digests, which take as long as reading a terabyte once.
     """
     folder = Path(places[0])
     found: dict[str, Path] = {}
@@ -140,7 +141,8 @@ def open_collection(places: Sequence[str], columns: dict[str, str]) -> Corpus:
             raise InputError(f"{folder}: is not files of Parquet, .jsonl or .txt, and only these have columns")
         return open_corpus(folder)
     with ThreadPoolExecutor() as threads:  # which hash in parallel
-        digests = dict(zip(texts, threads.map(file_digest, map(found.get, texts)), strict=True))
+        hashed = threads.map(file_digest if verify else lambda _: "", map(found.get, texts))
+        digests = dict(zip(texts, hashed, strict=True))
     sizes = {name: found[name].stat().st_size for name in texts}
     plain = [name for name in texts if _KIND.search(name)[1] == "txt"]
     groups = [[name] for name in texts if name not in set(plain)] + list(cut_batches(plain, _TEXT_BYTES, sizes.get))

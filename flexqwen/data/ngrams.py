@@ -127,8 +127,8 @@ def count_unique(runs: Sequence[tuple[Path, int]], low: int, high: int, among: S
     for path, offset in runs:
         values = np.load(f"{path}.hashes.npy", mmap_mode="r")
         start, end = np.searchsorted(values, np.uint64(low)), np.searchsorted(values, np.uint64(high), side="right")
-        if start < end:
-            hashes.append(values[start:end])
+        if start < end:  # copied: a part of a map would hold its file open, and there may be thousands
+            hashes.append(values[start:end].copy())
             numbers.append(np.load(f"{path}.documents.npy", mmap_mode="r")[start:end] + np.uint32(offset))
     hashes, numbers = np.concatenate(hashes), np.concatenate(numbers)
     order = np.argsort(hashes)
@@ -136,12 +136,15 @@ def count_unique(runs: Sequence[tuple[Path, int]], low: int, high: int, among: S
     counts = []
     for chosen in among:
         own = slice(None) if chosen.all() else chosen[numbers]
-        documents, held = numbers[own], hashes[own]
-        starts = np.flatnonzero(np.diff(held, prepend=~held[:1]))  # of the records of one hash
-        is_alone = np.minimum.reduceat(documents, starts) == np.maximum.reduceat(documents, starts)
-        alone = np.repeat(is_alone, np.diff(starts, append=len(documents)))
-        counts.append(np.bincount(documents[alone], minlength=len(chosen)).astype(np.uint32))
+        counts.append(np.bincount(select_unique(hashes[own], numbers[own]), minlength=len(chosen)).astype(np.uint32))
     return np.stack(counts)
+
+
+def select_unique(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """The document of each record whose 7-gram no other document holds, from records sorted by hash."""
+    starts = np.flatnonzero(np.diff(hashes, prepend=~hashes[:1]))  # of the records of one hash
+    is_alone = np.minimum.reduceat(documents, starts) == np.maximum.reduceat(documents, starts)
+    return documents[np.repeat(is_alone, np.diff(starts, append=len(documents)))]
 
 
 def cut_ranges(records: int, memory: int, workers: int) -> list[tuple[int, int]]:
