@@ -6,7 +6,7 @@ leaves `scores/<task>.parquet` there: file, id, 7-grams, those that no other doc
 document, in the order of the files. The tasks of three stages leave a folder or a file each, whole or not at all; the
 same command again does those that are not done:
 
-    grams/<task>/     hashes of the 7-grams of some files, sorted; where each range of hashes starts among them
+    grams/<task>/     hashes of the 7-grams of some files, and where each range of hashes starts among them
     counts/<range>/   documents of the 7-grams of a range that no other document holds, by task
     scores/<task>     these counted, for the documents of a task
 
@@ -14,7 +14,6 @@ Every machine has this code and datatrove, and sees the corpus and the output at
 """
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,16 @@ from datatrove.pipeline.base import PipelineStep
 from flexqwen.cli import ArgumentParser, InputError, command
 from flexqwen.data.collection import open_collection
 from flexqwen.data.corpus import Shard
-from flexqwen.data.ngrams import compute_percentage, cut_batches, hash_ngrams, hash_words, select_unique, write_run
+from flexqwen.data.ngrams import (
+    compute_percentage,
+    cut_batches,
+    cut_hashes,
+    hash_ngrams,
+    hash_words,
+    select_unique,
+    set_aside_single,
+    write_run,
+)
 from flexqwen.files import atomic_write, read_json, write_json
 from flexqwen.parallel import Pool
 
@@ -50,7 +58,7 @@ class HashGrams(Stage):
     name = "grams"
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
-        edges = np.array([(1 << 64) * part // self.ranges for part in range(self.ranges)], np.uint64)
+        edges = np.array(cut_hashes(self.ranges)[:-1], np.uint64)
         tables = []
         with atomic_write(self.folder / f"grams/{rank:05}") as partial:
             partial.mkdir()
@@ -85,9 +93,8 @@ class CountRange(Stage):
                 hashes.append(read_part(f"{path}.hashes.npy", starts, rank))
                 own = read_part(f"{path}.documents.npy", starts, rank)
                 documents.append(own.astype(np.uint64) | np.uint64(task << 32))
-        hashes, documents = np.concatenate(hashes), np.concatenate(documents)
-        order = np.argsort(hashes)
-        unique = np.sort(select_unique(hashes[order], documents[order]))
+        once, *others = set_aside_single(np.concatenate(hashes), np.concatenate(documents))
+        unique = np.sort(np.concatenate([once, select_unique(*others)]))
         with atomic_write(self.folder / f"counts/{rank:05}") as partial:
             partial.mkdir()
             edges = np.arange(self.tasks + 1, dtype=np.uint64) << np.uint64(32)
@@ -125,7 +132,7 @@ class Local(LocalPipelineExecutor):
 
 
 class Ray(RayPipelineExecutor):
-    """datatrove's own waits forever, too: it runs a task in a process within Ray's. Here Ray sees it, and tries again."""
+    """datatrove's own waits forever, too: its tasks run in processes within Ray's. Here Ray sees it and tries again."""
 
     def run(self) -> None:
         import ray
@@ -156,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     tasks = min(args.tasks or 1000, len(shards))
     text = sum(shard.size * (1 if shard.name.endswith((".jsonl", ".txt")) else 4) for shard in shards)
     records = int(args.memory * (1 << 30)) // _RECORD_BYTES
-    ranges = max(args.workers, -(-text // (_TEXT_BYTES * records)))
+    ranges = max(1, -(-text // (_TEXT_BYTES * records)))
     inputs = [FORMAT, tasks, ranges, records, [[shard.name, shard.size, columns] for shard in shards]]
     output = args.output.absolute()
     if (found := read_json(output / "inputs.json")) not in (None, inputs):

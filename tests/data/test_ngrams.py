@@ -26,7 +26,7 @@ def score(texts: list[str], folder, cuts: list[int], parts: int, among=None) -> 
         runs.append((folder / f"{start}", start))
         ngrams.write_run(runs[-1][0], grams, document)
         totals += np.bincount(document, minlength=end - start).tolist()
-    ranges = [(i * 2**64 // parts, (i + 1) * 2**64 // parts - 1) for i in range(parts)]
+    ranges = [(low, high - 1) for low, high in pairwise(ngrams.cut_hashes(parts))]
     among = np.ones(len(texts), bool) if among is None else np.array(among, bool)
     unique = sum(ngrams.count_unique(runs, low, high, [among])[0] for low, high in ranges)
     percent = ngrams.compute_percentage(unique, np.where(among, np.array(totals, int), 0))
