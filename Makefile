@@ -6,6 +6,7 @@
 # make test-space              the tests of that page, in headless Chromium, and of notebooks/
 # make test-clients            the tests with programs of others that load the models (tests/clients)
 # make test-vllm               the same with vLLM on a CPU, which has a transformers of its own
+# make test-transformers4      a plain Qwen3 export in transformers 4
 # Each makes the virtual environment .venv first, if it is not there.
 
 PYTHON ?= python3
@@ -16,6 +17,7 @@ CONFIG ?= configs/quickstart.yaml
 SPACE_VENV ?= .venv-space
 CLIENTS_VENV ?= .venv-clients
 VLLM_VENV ?= .venv-vllm
+FORMER_VENV ?= .venv-transformers4
 COMPAT_TRANSFORMERS ?= 5.16.0
 COMPAT_VENV ?= .venv-transformers-$(COMPAT_TRANSFORMERS)
 # Not test_distributed: transformers 5.16 itself cannot load an optimizer onto the device "cpu:0" of several CPU processes.
@@ -30,7 +32,7 @@ OUTPUT ?= runs/quickstart
 endif
 CORPUS ?= sample_corpus
 
-.PHONY: demo test test-compat test-clients test-vllm space test-space
+.PHONY: demo test test-compat test-clients test-vllm test-transformers4 space test-space
 
 demo: $(VENV)/installed
 ifeq ($(CORPUS),sample_corpus)
@@ -54,7 +56,7 @@ endif
 
 test: $(VENV)/installed
 	@# Files of tests over processes of one thread each: the models are too small for several.
-	@$(RUN) ruff check . && ruff format --check . && OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(RUN) ruff check . && ruff format --check . && OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-compat: $(COMPAT_VENV)/installed
 	@. $(COMPAT_VENV)/bin/activate && python -m pytest $(COMPAT_TESTS)
@@ -92,6 +94,15 @@ $(VLLM_VENV)/installed: requirements.txt tests/clients/requirements-vllm.txt
 	. $(VLLM_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
 		-r $(VLLM_VENV)/requirements.txt -r tests/clients/requirements-vllm.txt
 	. $(VLLM_VENV)/bin/activate && python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-transformers4: $(VENV)/installed $(FORMER_VENV)/installed
+	@$(RUN) TRANSFORMERS4_PYTHON=$(abspath $(FORMER_VENV))/bin/python python -m pytest tests/clients/test_transformers4.py
+
+$(FORMER_VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(FORMER_VENV)
+	. $(FORMER_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
+		$$(grep '^torch==' requirements.txt) "transformers<5"
 	@touch $@
 
 $(COMPAT_VENV)/installed: requirements.txt
