@@ -156,7 +156,7 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
         "stray_files": corpus.strays,
     }
     if corpus.columns is not None:
-        manifest |= {"corpus": corpus.folder.name, "columns": corpus.columns}
+        manifest |= {"corpus": corpus.source, "columns": corpus.columns}
     write_json(folder / "dataset" / "manifest.json", manifest)
     card.write_card(folder / "dataset")
 

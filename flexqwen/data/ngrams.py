@@ -5,8 +5,9 @@ the real documents that score under 99 here, among those of 21 tokens or more, i
 and 7 % where words are lower-cased `\\w+`. Every position of a document counts once. Words and 7-grams are known by
 64-bit hashes; nothing else is approximate.
 
-It works out of core: each batch of texts leaves a *run*, the (hash, document) records of its 7-grams sorted by hash;
-then ranges of hashes, as large as the memory allows, are cut from all runs and merged. Their counts add up.
+It works out of core: each batch of texts leaves a *run*, the (hash, document) records of its 7-grams in the order of
+the first bits of the hashes; then ranges of hashes, as large as the memory allows, are cut from all runs and merged.
+Their counts add up.
 """
 
 import functools
@@ -28,6 +29,8 @@ _FEW_RECORDS = 1 << 21  # larger ranges sort more slowly: they leave the process
 _CHUNK = 1 << 20  # characters hashed at a time: what is made of them stays in the processor's caches
 _LONG_WORD = 255
 _END = "\x1e"  # of a text; white space, so that it ends a word too
+_PREFIX_BITS = 16  # of a hash, which order runs and begin ranges; keys of 16 bits are sorted fastest, by their digits
+_FILTER_BITS = 22
 _FACTOR, _HALF = np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
 
 
@@ -111,8 +114,8 @@ def hash_ngrams(words: np.ndarray, counts: np.ndarray, n: int = NGRAM) -> tuple[
 
 
 def write_run(path: Path, hashes: np.ndarray, documents: np.ndarray) -> None:
-    """Writes the records of a batch as `<path>.hashes.npy` (uint64, ascending) and `<path>.documents.npy` (uint32)."""
-    order = np.argsort(hashes)
+    """Writes the records of a batch as `<path>.hashes.npy` (uint64) and `<path>.documents.npy` (uint32)."""
+    order = np.argsort((hashes >> np.uint64(64 - _PREFIX_BITS)).astype(np.uint16), kind="stable")
     np.save(f"{path}.hashes.npy", hashes[order])
     np.save(f"{path}.documents.npy", documents[order])
 
@@ -120,36 +123,58 @@ def write_run(path: Path, hashes: np.ndarray, documents: np.ndarray) -> None:
 def count_unique(runs: Sequence[tuple[Path, int]], low: int, high: int, among: Sequence[np.ndarray]) -> np.ndarray:
     """How many 7-grams with `low` <= hash <= `high` of each document no other document holds.
 
-    `runs` are paths as given to `write_run`, each with the number to add to its document numbers; `among`, sets of
-    documents to compare with each other (bool). Returns uint32 `(len(among), documents)`, 0 outside a set.
+    The range is one of `cut_ranges`. `runs` are paths as given to `write_run`, each with the number to add to its
+    document numbers; `among`, sets of documents to compare with each other (bool). Returns uint32
+    `(len(among), documents)`, 0 outside a set.
     """
     hashes, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
     for path, offset in runs:
         values = np.load(f"{path}.hashes.npy", mmap_mode="r")
         start, end = np.searchsorted(values, np.uint64(low)), np.searchsorted(values, np.uint64(high), side="right")
-        if start < end:
-            hashes.append(values[start:end])
+        if start < end:  # copied: a part of a map would hold its file open, and there may be thousands
+            hashes.append(values[start:end].copy())
             numbers.append(np.load(f"{path}.documents.npy", mmap_mode="r")[start:end] + np.uint32(offset))
-    hashes, numbers = np.concatenate(hashes), np.concatenate(numbers)
-    order = np.argsort(hashes)
-    hashes, numbers = hashes[order], numbers[order]
-    counts = []
+    once, hashes, numbers = set_aside_single(np.concatenate(hashes), np.concatenate(numbers))
+    single, counts = np.bincount(once, minlength=len(among[0])), []
     for chosen in among:
         own = slice(None) if chosen.all() else chosen[numbers]
-        documents, held = numbers[own], hashes[own]
-        starts = np.flatnonzero(np.diff(held, prepend=~held[:1]))  # of the records of one hash
-        is_alone = np.minimum.reduceat(documents, starts) == np.maximum.reduceat(documents, starts)
-        alone = np.repeat(is_alone, np.diff(starts, append=len(documents)))
-        counts.append(np.bincount(documents[alone], minlength=len(chosen)).astype(np.uint32))
+        alone = np.bincount(select_unique(hashes[own], numbers[own]), minlength=len(chosen))
+        counts.append(np.where(chosen, single + alone, 0).astype(np.uint32))
     return np.stack(counts)
+
+
+def set_aside_single(hashes: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The documents of most records whose hash no other record has; and the other records, sorted by hash.
+
+    numpy sorts values many times as fast as it finds their order, which only these others need then.
+    """
+    ordered = np.sort(hashes)
+    is_often = np.zeros(1 << _FILTER_BITS, bool)
+    mask = np.uint64(len(is_often) - 1)
+    is_often[ordered[1:][ordered[1:] == ordered[:-1]] & mask] = True
+    often = is_often[hashes & mask]
+    once, hashes, documents = documents[~often], hashes[often], documents[often]
+    order = np.argsort(hashes)
+    return once, hashes[order], documents[order]
+
+
+def select_unique(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """The document of each record whose 7-gram no other document holds, from records sorted by hash."""
+    starts = np.flatnonzero(np.diff(hashes, prepend=~hashes[:1]))  # of the records of one hash
+    is_alone = np.minimum.reduceat(documents, starts) == np.maximum.reduceat(documents, starts)
+    return documents[np.repeat(is_alone, np.diff(starts, append=len(documents)))]
 
 
 def cut_ranges(records: int, memory: int, workers: int) -> list[tuple[int, int]]:
     """Ranges (low, high) that cut the 64-bit hashes so that `workers` of them at a time fit in `memory` bytes."""
     room = max(1, min(memory // (workers * _RECORD_BYTES), _FEW_RECORDS))
     parts = max(workers, -(-records // room))
-    edges = [(1 << 64) * i // parts for i in range(parts + 1)]
-    return [(low, high - 1) for low, high in itertools.pairwise(edges)]
+    return [(low, high - 1) for low, high in itertools.pairwise(cut_hashes(parts))]
+
+
+def cut_hashes(parts: int) -> list[int]:
+    """Where each of `parts` ranges begins, and the last one ends; never within the hashes of one prefix."""
+    return [((1 << _PREFIX_BITS) * part // parts) << (64 - _PREFIX_BITS) for part in range(parts + 1)]
 
 
 def compute_percentage(unique: np.ndarray, total: np.ndarray) -> np.ndarray:
