@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from flexqwen.cli import InputError, command
@@ -67,6 +68,11 @@ def test_an_error_of_another_file_is_not_taken_for_the_outputs(tmp_path):
         raise InputError("input is damaged (os error 13)")
     with pytest.raises(PermissionError, match="output"), atomic_write(tmp_path / "output"):
         raise RuntimeError("cannot be written (os error 13)")
+
+
+def test_numpys_own_error_is_named_as_the_systems(tmp_path):
+    with pytest.raises(OSError, match="No space left on device.*output"), atomic_write(tmp_path / "output"):
+        np.arange(10**6).tofile("/dev/full")
 
 
 def test_a_gpu_without_memory_is_one_line(capsys):
