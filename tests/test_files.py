@@ -71,7 +71,7 @@ def test_an_error_of_another_file_is_not_taken_for_the_outputs(tmp_path):
 
 
 def test_numpys_own_error_is_named_as_the_systems(tmp_path):
-    with pytest.raises(OSError, match="No space left on device.*output"), atomic_write(tmp_path / "output"):
+    with pytest.raises(OSError, match=r"No space left on device.*output"), atomic_write(tmp_path / "output"):
         np.arange(10**6).tofile("/dev/full")
 
 
