@@ -86,7 +86,7 @@ def locate_error(error: BaseException, path: Path) -> BaseException:
     number = None
     if found := re.search(r"\(os error (\d+)\)", str(error)):  # as the libraries in Rust say it
         number = int(found[1])
-    elif re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # as NumPy does
+    elif re.search(r"\d requested and \d+ written$|iostream error$|unexpected pos \d", str(error)):  # NumPy; torch
         is_limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
         number = errno.EFBIG if is_limited else errno.ENOSPC
     return error if number is None else OSError(number, os.strerror(number), str(path))
