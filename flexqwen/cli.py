@@ -6,6 +6,7 @@ import errno
 import functools
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -75,6 +76,20 @@ class ArgumentParser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 found += [option for parser in action.choices.values() for option in parser._list_options()]
         return found
+
+
+def locate_error(error: BaseException, path: Path) -> BaseException:
+    """The error; where it comes of writing to `path` and does not say so, or not why, an OSError that does."""
+    if isinstance(error, OSError) and error.errno:
+        error.filename = error.filename or str(path)
+        return error
+    number = None
+    if found := re.search(r"\(os error (\d+)\)", str(error)):  # as the libraries in Rust say it
+        number = int(found[1])
+    elif re.search(r"\d requested and \d+ written$|iostream error$|unexpected pos \d", str(error)):  # NumPy; torch
+        is_limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+        number = errno.EFBIG if is_limited else errno.ENOSPC
+    return error if number is None else OSError(number, os.strerror(number), str(path))
 
 
 def describe_os_error(error: OSError) -> str:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import TypeVar
 
 from huggingface_hub import HfApi
@@ -57,6 +58,8 @@ def reason(error: BaseException) -> str:
         return "401: there is no token, or a wrong one; log in with hf auth login, or set HF_TOKEN"
     if status == 403:
         return "403: the token may not write there; make one that may, at huggingface.co/settings/tokens"
+    if isinstance(error, UnpicklingError):  # torch would advise to run what is in it
+        return "a file of it is no pickle of tensors alone, and is not loaded"
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"hf_\w+|\?X-Amz\S+", "…", text)[:200]
 

@@ -164,6 +164,15 @@ def test_two_processes_do_not_train_in_one_folder(whole, built, tokenizer_folder
         process.join()
 
 
+def test_a_lock_is_no_link_to_another_file(built, tokenizer_folder, tmp_path, capsys):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "hybrid-shift-64.lock").symlink_to("precious")
+    with pytest.raises(SystemExit):
+        train.main(options(built, tokenizer_folder, tmp_path))
+    assert "hybrid-shift-64.lock cannot be made" in capsys.readouterr().err
+    assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "hybrid-shift-64").exists()
+
+
 def test_a_machine_with_the_token_store_alone_trains_the_same_run_where_it_is_named(
     whole, built, tokenizer_folder, place, tmp_path
 ):
