@@ -42,7 +42,7 @@ HIDDEN = {"api_visibility": "private", "show_progress": "hidden", "concurrency_l
 # Run when a button is pressed: the address tells what was asked. Spaces show the page in a frame of their own page.
 REMEMBER = """(...fields) => {
   const names = %s, hash = new URLSearchParams([["tab", "%s"], ...names.map((name, i) => [name, fields[i]])]);
-  history.replaceState(null, "", "#" + hash);
+  history.replaceState(null, "", location.pathname + location.search + "#" + hash);  // "#" alone is the page at /
   if (parent !== window) parent.postMessage({queryString: "", hash: "#" + hash}, "https://huggingface.co");
   return fields;
 }"""
