@@ -1,7 +1,7 @@
 """Builds the Carolina Originality dataset: shards -> documents -> scores -> splits -> Parquet, manifest and card.
 
 All work happens in `<output>.partial/`, from which the next build resumes: it keeps finished shards (`documents/`) and,
-if its inputs are the same, their 7-grams (`<inputs>/grams/`). At the end `<inputs>/dataset/` is renamed to `<output>`.
+if its inputs are the same, their 7-grams (`<inputs>/runs-<n>/`). At the end `<inputs>/dataset/` becomes `<output>`.
 """
 
 import fcntl
@@ -120,7 +120,7 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
         pa.array(np.empty(0))  # pyarrow loads pandas, where there is one
     keep_only(work, {"documents", inputs})
     folder = work / inputs
-    (folder / "grams").mkdir(parents=True, exist_ok=True)
+    (folder / ngrams.RUNS).mkdir(parents=True, exist_ok=True)
     remove_path(folder / "dataset")
     (folder / "dataset").mkdir()
 
@@ -130,7 +130,7 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
     for report in reports:
         dropped.update(report["dropped"])
     dropped = dict(sorted(dropped.items()))
-    among_long = score_documents(in_use, folder / "grams", memory, pool)
+    among_long = score_documents(in_use, folder / ngrams.RUNS, memory, pool)
     chosen = choose_splits(in_use, parameters, folder / "heldout.npy", pool)
     bytes_, shares = write_splits(folder / "dataset", in_use, chosen, folder / "heldout.npy", pool)
     checks = splits.check(chosen, in_use.tokens, getattr(in_use, parameters.measure), in_use.typology, shares)

@@ -26,11 +26,16 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def summarize(folder: str | Path, config: str) -> dict[str, Any] | None:
-    """What the manifest says of a training config: `documents`, `tokens`, `generated`; None without the dataset."""
+    """What the manifest says of a training config: `documents`, `tokens`, `generated`; None without the dataset.
+
+    And the name of the `corpus`, if that is another than Corpus Carolina.
+    """
     manifest = read_manifest(folder)
     with explain_failure(f"{Path(folder) / 'manifest.json'} is damaged", REMEDY):
         split = manifest.get("splits", {}).get(f"{config}/train")
-        return split and {"generated": manifest["generated"], **{name: split[name] for name in ("documents", "tokens")}}
+        other = {"corpus": manifest["corpus"]} if "corpus" in manifest else {}
+        numbers = split and {name: split[name] for name in ("documents", "tokens")}
+        return split and {"generated": manifest["generated"], **numbers, **other}
 
 
 def parquet_files(folder: str | Path, config: str, split: str) -> list[Path]:

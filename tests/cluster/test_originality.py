@@ -10,17 +10,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ray.cluster_utils import Cluster
 
 from flexqwen.data.build import Parameters, build
 from tests.helpers.datasets import ROOT, read_split
+
+pytest.importorskip("datatrove")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """Two machines of one core each, and one that only leads; as processes here."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    found = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):
         found.add_node(num_cpus=1)
     found.wait_for_nodes()

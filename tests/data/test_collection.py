@@ -149,8 +149,7 @@ def hub(rows, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("address", "documents"),
-    [("", 800), ("/default/train", 500), ("@v1", 400), ("@refs%2Fconvert%2Fparquet/default", 800)],
+    ("address", "documents"), [("", 800), ("@v1", 400), ("@refs%2Fconvert%2Fparquet/default/train", 500)]
 )
 def test_a_dataset_of_the_hub(hub, tmp_path, capsys, address, documents):
     place = f"hf://datasets/org/texts{address}"
