@@ -78,6 +78,15 @@ class ArgumentParser(argparse.ArgumentParser):
         return found
 
 
+SHORTAGES = {  # what a machine, or a limit, has too little of; whatever was read or written is not to blame
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOMEM: "free memory, or raise its limit (ulimit -v)",
+}
+
+
 def locate_error(error: BaseException, path: Path) -> BaseException:
     """The error; where it comes of writing to `path` and does not say so, or not why, an OSError that does."""
     if isinstance(error, OSError) and error.errno:
@@ -94,16 +103,9 @@ def locate_error(error: BaseException, path: Path) -> BaseException:
 
 def describe_os_error(error: OSError) -> str:
     """What the system refused, of which path, and the remedy."""
-    remedies = {
-        errno.ENOSPC: "make room there",
-        errno.EDQUOT: "make room there",
-        errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
-        errno.EMFILE: "raise the limit of open files (ulimit -n)",
-        errno.ENOMEM: "free memory, or raise its limit (ulimit -v)",
-    }
     where = error.filename or error.filename2
     what = f"{where}: {error.strerror}" if where and error.strerror else " ".join(str(error).split())
-    return f"{what}; {remedies.get(error.errno, 'name another path, or mend this one')}"
+    return f"{what}; {SHORTAGES.get(error.errno, 'name another path, or mend this one')}"
 
 
 def fail(error: InputError | str) -> NoReturn:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from flexqwen.cli import InputError
+from flexqwen.cli import SHORTAGES, InputError
 
 T = TypeVar("T")
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -66,12 +66,14 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def explain_failure(what: str, remedy: str) -> Iterator[None]:
-    """Turns every exception in the block into an InputError: `what` (the reason); `remedy`."""
+    """Turns every exception in the block into an InputError: `what` (the reason); `remedy`. Not a shortage."""
     try:
         yield
     except (InputError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in SHORTAGES:
+            raise
         raise InputError(f"{what} ({reason(error)}); {remedy}") from error
 
 

@@ -1,5 +1,6 @@
 """Outputs appear whole or not at all, whenever a process is killed."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 
 from flexqwen.cli import InputError, command
 from flexqwen.files import atomic_write, remove_leftovers, replace_path
+from flexqwen.remote import explain_failure
 
 KILLED_AT = """
 import os, sys
@@ -82,6 +84,13 @@ FILL = {
 def test_a_library_on_a_full_disk_is_named_as_the_system_names_it(library, tmp_path):
     with pytest.raises(OSError, match=r"No space left on device.*output"), atomic_write(tmp_path / "output"):
         FILL[library]()
+
+
+def test_what_is_read_is_not_damaged_where_the_disk_is_full(tmp_path):
+    with pytest.raises(OSError, match="No space left"), explain_failure("x is damaged", "remove it"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(InputError, match="x is damaged"), explain_failure("x is damaged", "remove it"):
+        raise OSError(errno.EISDIR, "Is a directory")
 
 
 def test_a_gpu_without_memory_is_one_line(capsys):

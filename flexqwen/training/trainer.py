@@ -260,6 +260,10 @@ class FlexQwenTrainer(transformers.Trainer):
                 "gradient_checkpointing, or lower sequence_length or, in evaluation, per_device_eval_batch_size"
             ) from error
         except Exception as error:
+            if "DataLoader worker" in str(error):
+                what = f"a process that makes batches was killed at step {self.state.global_step + 1}"
+                remedy = "if memory or open files were short, lower dataloader_num_workers; the same command resumes"
+                raise InputError(f"{what}; {remedy}") from error
             if checkpoint is None or begun or isinstance(error, InputError):
                 raise
             raise InputError(f"{checkpoint} is damaged ({reason(error)}); {RESUME_BEFORE}") from error

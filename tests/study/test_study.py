@@ -488,6 +488,7 @@ def test_words_are_merged_into_their_sentences():
         ({"compare": {"x": {"axis": "variant", "pairs": [["muon", "lamb"]]}}}, "the grid has no variant 'lamb'"),
         ({"measure": {"tasks": ["blimp"]}}, "unknown task 'blimp'"),
         ({"measure": {"tasks": {"wsc_pt": {"epochs": 1}}}}, "unexpected keyword argument 'epochs'"),
+        ({"measure": {"documents": "many"}}, "not supported between"),
         ({"measure": {"checkpoint": "first"}}, "allowed: last, best"),
         (
             {"training": {"seed": 1, "max_steps": 500, "dataset": "d", "tokenizer": "t", "token_stores": "s"}},

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,24 @@ def test_settings_that_cannot_be_are_refused(wrong, message, built, tokenizer_fo
         train.main(options(built, tokenizer_folder, place / "wrong", **wrong))
     assert re.search(message, capsys.readouterr().err)
     assert not (place / "wrong").exists()
+
+
+def test_workers_of_batches_that_cannot_work_are_one_line(built, tokenizer_folder, place, capsys, monkeypatch):
+    arguments = options(built, tokenizer_folder, place / "workers-failing", dataloader_num_workers=2)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (100, 100))
+    with pytest.raises(SystemExit):
+        train.main(arguments)
+    expected = "error: 100 files may be open, and 128 are needed; raise that (ulimit -n), or set dataloader_num_workers"
+    assert capsys.readouterr().err.startswith(expected)
+    monkeypatch.undo()
+
+    def train_and_die(*args, **kwargs):
+        raise RuntimeError("DataLoader worker (pid(s) 77) exited unexpectedly")
+
+    monkeypatch.setattr(trainer.FlexQwenTrainer, "train", train_and_die)
+    with pytest.raises(SystemExit):
+        train.main(arguments)
+    assert "error: a process that makes batches was killed at step 1" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_train_in_one_folder(whole, built, tokenizer_folder, place, capsys):
