@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from flexqwen import __main__ as flexqwen
 from flexqwen.training import doctor
 from flexqwen.training.arguments import parse
-from flexqwen.training.flops import Count
+from flexqwen.training.flops import Count, model_flops
+from flexqwen.training.metrics import attended_length
 from flexqwen.training.objectives import TrainingRows, collate
 from flexqwen.training.schedule import Phase
 from tests.helpers.runs import ROOT
@@ -82,6 +83,15 @@ def test_counted_flops_are_those_of_torchs_counter():
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: add_product}) as counter:
         model(**collate([rows[item] for item in range(phase.rows_per_step)])).loss.backward()
     assert doctor.count_step(config, args, phase).flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_attention_is_counted_within_documents():
+    _, config, phase, _ = make(causal_fraction=1)
+    phase.rows.input_ids[:] = 5
+    phase.rows.input_ids[:, ::16] = doctor.SPECIAL["bos_token_id"]
+    assert attended_length(phase) == 16
+    attention = model_flops(config, 1, 0, 16) - model_flops(config, 1, 0, 0)
+    assert attention == 12 * 16 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
 
 
 def test_more_rows_and_batches_move_more_bytes():
