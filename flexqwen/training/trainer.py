@@ -21,7 +21,7 @@ from flexqwen.training import checkpoints
 from flexqwen.training.arguments import Arguments, fix_training_arguments
 from flexqwen.training.callbacks import Progress, SaveOnSignal, ignore_signals
 from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, link_best, list_checkpoints, step_of
-from flexqwen.training.compat import allow_fsdp_on_cpu, compile_layers, refusals_named, saved_as
+from flexqwen.training.compat import allow_fsdp_on_cpu, compile_layers, fuse_norms, refusals_named, saved_as
 from flexqwen.training.finiteness import LossCheck, check_weights, suggest_remedy
 from flexqwen.training.metrics import TrainingMetrics
 from flexqwen.training.objectives import TrainingRows, collate
@@ -42,6 +42,8 @@ class FlexQwenTrainer(transformers.Trainer):
         fix_training_arguments(args.training, folder)
         if args.training.torch_compile:
             compile_layers(model, args.training)
+        elif args.training.device.type == "cuda":
+            fuse_norms(model)
         rows = TrainingRows(phases, args.objective, args.training.seed)
         collator = functools.partial(collate, masked_prediction=args.objective.masked_prediction)
         with refusals_named("the trainer"):
