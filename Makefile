@@ -5,6 +5,7 @@
 # make space                   serves the page of space/ for the model of make demo
 # make test-space              the tests of that page, in headless Chromium, and of notebooks/
 # make test-clients            the tests with programs of others that load the models (tests/clients)
+# make test-cluster            jobs/originality.py with datatrove, on processes and on a Ray cluster (tests/cluster)
 # make test-vllm               the same with vLLM on a CPU, which has a transformers of its own
 # make test-transformers4      a plain Qwen3 export in transformers 4
 # Each makes the virtual environment .venv first, if it is not there.
@@ -16,6 +17,7 @@ RUN = . $(VENV)/bin/activate &&
 CONFIG ?= configs/quickstart.yaml
 SPACE_VENV ?= .venv-space
 CLIENTS_VENV ?= .venv-clients
+CLUSTER_VENV ?= .venv-cluster
 VLLM_VENV ?= .venv-vllm
 FORMER_VENV ?= .venv-transformers4
 COMPAT_TRANSFORMERS ?= 5.16.0
@@ -24,7 +26,7 @@ COMPAT_VENV ?= .venv-transformers-$(COMPAT_TRANSFORMERS)
 COMPAT_TESTS = tests/model $(addprefix tests/training/test_,known_answer.py objectives.py training.py resume.py failing.py)
 
 ifdef CORPUS
-OUTPUT ?= runs/quickstart-carolina
+OUTPUT ?= runs/quickstart-corpus
 DOCUMENTS ?= 60000
 LIMIT = --documents $(DOCUMENTS)
 else
@@ -32,7 +34,7 @@ OUTPUT ?= runs/quickstart
 endif
 CORPUS ?= sample_corpus
 
-.PHONY: demo test test-compat test-clients test-vllm test-transformers4 space test-space
+.PHONY: demo test test-compat test-clients test-cluster test-vllm test-transformers4 space test-space
 
 demo: $(VENV)/installed
 ifeq ($(CORPUS),sample_corpus)
@@ -82,6 +84,15 @@ $(CLIENTS_VENV)/installed: requirements.txt tests/clients/requirements.txt
 	$(PYTHON) -m venv $(CLIENTS_VENV)
 	. $(CLIENTS_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -r tests/clients/requirements.txt
+	@touch $@
+
+test-cluster: $(CLUSTER_VENV)/installed
+	@. $(CLUSTER_VENV)/bin/activate && python -m pytest tests/cluster
+
+$(CLUSTER_VENV)/installed: requirements.txt tests/cluster/requirements.txt
+	$(PYTHON) -m venv $(CLUSTER_VENV)
+	. $(CLUSTER_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -r tests/cluster/requirements.txt
 	@touch $@
 
 test-vllm: $(VLLM_VENV)/installed
