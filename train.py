@@ -20,6 +20,7 @@ from flexqwen.hub.publisher import make_publisher, publishing
 from flexqwen.remote import fetch_snapshot
 from flexqwen.training.arguments import check, parse
 from flexqwen.training.checkpoints import last_checkpoint
+from flexqwen.training.compat import main_process_first
 from flexqwen.training.feed import load_data
 from flexqwen.training.model import build_model, load_tokenizer
 from flexqwen.training.runs import describe_run, find_state, finish_run, lock_run, run_folder, start_run
@@ -35,13 +36,13 @@ def main(argv: list[str] | None = None) -> None:
     logging.disable_progress_bar()  # of files being written; the training's own stays
 
     # What the run is, and how far it has got, here or on the Hub
-    with training.main_process_first(local=False):
+    with main_process_first(training):
         publisher = make_publisher(args, folder)
         files = ["manifest.json", f"data/{args.data.dataset_config}/*", "data/heldout/*"]
         dataset = fetch_snapshot(args.data.dataset, "dataset", files, training.hub_token)
     description = describe_run(args, dataset, argv)
     with lock_run(folder) if training.process_index == 0 else contextlib.nullcontext():
-        with training.main_process_first(local=False):
+        with main_process_first(training):
             state = find_state(folder, description, training)
             if publisher and publisher.restore(description, state):
                 state = find_state(folder, description, training)
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_tokenizer(args.data.tokenizer, args.data.sequence_length)
         set_seed(training.seed)
         model = build_model(args.model, args.objective, tokenizer)
-        with training.main_process_first(local=False):
+        with main_process_first(training):
             phases, held_out = load_data(args, dataset, description["digests"]["dataset"], tokenizer)
         trainer = FlexQwenTrainer(args, folder, model, tokenizer, phases, held_out)
 

@@ -1,23 +1,19 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = [
-#   "torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0", "huggingface_hub==2.4.0",
-#   "tokenizers==0.23.3", "safetensors==0.8.0", "numpy==2.4.6", "pyarrow==26.0.1", "lxml==6.1.3", "matplotlib==3.11.2",
+# dependencies = ["torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0", "numpy==2.4.6",
+#   "tokenizers==0.23.3", "safetensors==0.8.0", "huggingface_hub==2.4.0", "pyarrow==26.0.1", "lxml==6.1.3",
 #   "tensorboard==2.21.0", "PyYAML==6.0.3", "jinja2==3.1.6", "tqdm==4.70.1", "scipy==1.17.1", "scikit-learn==1.9.1",
-#   "seqeval==1.2.2", "conllu==6.0.0", "evaluate==0.4.6", "requests==2.34.2", "pytest==9.2.0", "hypothesis==6.170.15",
-# ]
+#   "matplotlib==3.11.2", "seqeval==1.2.2", "conllu==6.0.0", "evaluate==0.4.6", "requests==2.34.2", "pytest==9.2.0",
+#   "hypothesis==6.170.15"]
 # ///
-"""Trains on a rented GPU, from an empty machine to a published model; started again, it resumes.
+"""Trains on a rented GPU: its tests, the doctor, then the fastest attention that agrees with sdpa; publishes, resumes.
 
     hf jobs uv run --flavor h200 --timeout 3h -s HF_TOKEN jobs/train.py --code <git address of FlexQwen> \
         --dataset me/carolina_originality --repo me/flexqwen-small configs/small.yaml [options of train.py]
-
-The GPU's tests come first, then the doctor. The fastest attention that agrees with sdpa is kept for the whole run.
 """
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,62 +22,39 @@ import torch
 import yaml
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--code", required=True, help="git address, or folder, of FlexQwen")
-    parser.add_argument("--dataset", required=True, help="the originality dataset on the Hub")
-    parser.add_argument("--repo", required=True, help="where the model is published")
-    parser.add_argument("--vocab_size", default="8192")
-    args, (config, *options) = parser.parse_known_args()
-    if any("token" in word and word.startswith("--hub") for word in options):
-        parser.error("a token would stand in the log; give it as HF_TOKEN")
-    code = Path(args.code if Path(args.code).is_dir() else "flexqwen-code").absolute()
-    if not code.is_dir():
-        subprocess.run(["git", "clone", "--depth", "1", args.code, str(code)], check=True)
-    config, environment = str(code / config), {**os.environ, "PYTHONPATH": str(code)}
-
-    def run(*words: str | Path, **settings) -> subprocess.CompletedProcess:
-        print("+", *words, flush=True)
-        return subprocess.run([sys.executable, *map(str, words)], check=True, env=environment, **settings)
-
-    if torch.cuda.is_available():
-        run("-m", "pytest", "-m", "gpu", code / "tests", "-p", "no:cacheprovider")
-    given = yaml.safe_load(Path(config).read_text()) | {
-        name.removeprefix("--"): value for name, value in zip(options[::2], options[1::2], strict=False)
-    }
-    before = f"{given.get('strategy', 'hybrid-shift')}-{given.get('sequence_length', 512)}/config.yaml"
-    api = HfApi()
-    if api.repo_exists(args.repo) and api.file_exists(args.repo, before):  # a run that is resumed goes on as it began
-        earlier = yaml.safe_load(Path(hf_hub_download(args.repo, before)).read_text())
-        kept = [name for name in ("attn_implementation", "torch_compile") if name in earlier]
-        fastest = [word for name in kept for word in (f"--{name}", str(earlier[name]).lower())]
-    else:
-        words = ("doctor", config, "--vocab_size", args.vocab_size, "--seconds", "2", *options)
-        said = run("-m", "flexqwen", *words, stdout=subprocess.PIPE, text=True).stdout
-        print(said, flush=True)
-        fastest = re.search("fastest here: (.*)", said)[1].split()
-    dataset, checkpoint = snapshot_download(args.dataset, repo_type="dataset"), given.get("model_name_or_path")
-    how = ["--adapt", checkpoint] if checkpoint else ["--dataset", dataset, "--vocab_size", args.vocab_size]
-    run("-m", "flexqwen", "tokenizer", *how, "--output", "tokenizer")
-    place = ["--dataset", args.dataset, "--tokenizer", "tokenizer", "--output_dir", "runs", "--token_stores", "tokens"]
-    words = [
-        code / "train.py",
-        config,
-        *fastest,
-        *options,
-        *place,
-        "--push_to_hub",
-        "true",
-        "--hub_model_id",
-        args.repo,
-    ]
-    print("+", *words, flush=True)
-    os.execve(sys.executable, [sys.executable, *map(str, words)], environment)  # so that it hears SIGTERM
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+for name in ("--code", "--dataset", "--repo"):
+    parser.add_argument(name, required=True)
+parser.add_argument("--vocab_size", default="8192")
+args, (config, *options) = parser.parse_known_args()
+code = Path(args.code if Path(args.code).is_dir() else "flexqwen-code").absolute()
+if not code.is_dir():
+    subprocess.run(["git", "clone", "--depth", "1", args.code, str(code)], check=True)
+config, os.environ["PYTHONPATH"] = str(code / config), str(code)
 
 
-if __name__ == "__main__":
-    try:
-        main()
-    except subprocess.CalledProcessError as error:  # it has said why
-        sys.exit(error.returncode)
+def run(*words: str | Path) -> str:
+    print("+", *words[:3], flush=True)  # options may hold a token
+    done = subprocess.run([sys.executable, *map(str, words)], stdout=subprocess.PIPE, text=True)
+    print(done.stdout, flush=True)
+    return sys.exit(done.returncode) if done.returncode else done.stdout
+
+
+if torch.cuda.is_available():
+    run("-m", "pytest", code / "tests" / "training" / "test_gpu.py", "-m", "gpu", "-p", "no:cacheprovider")
+given = yaml.safe_load(Path(config).read_text())
+given |= {name.removeprefix("--"): value for name, value in zip(options[::2], options[1::2], strict=False)}
+before = f"{given.get('strategy', 'hybrid-shift')}-{given.get('sequence_length', 512)}/config.yaml"
+if HfApi().file_exists(args.repo, before):  # a run that is resumed goes on as it began
+    earlier = yaml.safe_load(Path(hf_hub_download(args.repo, before)).read_text())
+    kept = [name for name in ("attn_implementation", "torch_compile") if name in earlier]
+    fastest = [word for name in kept for word in (f"--{name}", str(earlier[name]).lower())]
+else:
+    said = run("-m", "flexqwen", "doctor", config, "--vocab_size", args.vocab_size, "--seconds", "2", *options)
+    fastest = said.partition("fastest here: ")[2].split()
+dataset, checkpoint = snapshot_download(args.dataset, repo_type="dataset"), given.get("model_name_or_path")
+how = ["--adapt", checkpoint] if checkpoint else ["--dataset", dataset, "--vocab_size", args.vocab_size]
+run("-m", "flexqwen", "tokenizer", *how, "--output", "tokenizer")
+place = f"--dataset {args.dataset} --tokenizer tokenizer --output_dir runs --token_stores tokens --push_to_hub true"
+words = [code / "train.py", config, *fastest, *options, *place.split(), "--hub_model_id", args.repo]
+os.execv(sys.executable, [sys.executable, *map(str, words)])  # so that it hears SIGTERM

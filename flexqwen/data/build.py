@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flexqwen.cli import InputError, describe_os_error
+from flexqwen.cli import InputError, describe_os_error, locate_error
 from flexqwen.data import card, documents, ngrams, splits
 from flexqwen.data.collection import open_collection
 from flexqwen.data.corpus import MIN_TOKENS, Corpus
@@ -25,7 +25,7 @@ from flexqwen.data.parquet import write_splits
 from flexqwen.data.passages import LIMIT, Passages, hash_passages
 from flexqwen.data.scores import measure_agreement, score_documents
 from flexqwen.data.texts import read_manifest
-from flexqwen.files import digest, is_made, remove_leftovers, remove_path, replace_path, versions, write_json
+from flexqwen.files import digest, is_made, read_json, remove_leftovers, remove_path, replace_path, versions, write_json
 from flexqwen.parallel import Pool, delay_interrupts
 
 NAME = "carolina_originality"
@@ -74,8 +74,8 @@ def build(
     inputs = digest(described)
     try:
         with lock_work_folder(output) as work:
-            manifest = read_manifest(output)
-            found = manifest if manifest.get("dataset") == NAME else None
+            found = read_json(output / "manifest.json")
+            found = found if isinstance(found, dict) and found.get("dataset") == NAME else None
             if not is_made(output, found, {"inputs": inputs}, overwrite):
                 with Pool(workers) as pool:
                     make_dataset(corpus, work, inputs, parameters, pool, int(memory * (1 << 30)))
@@ -85,8 +85,8 @@ def build(
                 card.write_card(output)
             remove_path(work)
     except OSError as error:  # a full disk, above all
-        error.filename = error.filename or str(output)
-        raise InputError(f"{describe_os_error(error)}, and run the same again; finished shards are kept") from error
+        described = describe_os_error(locate_error(error, output))
+        raise InputError(f"{described}, and run the same again; finished shards are kept") from error
     return read_manifest(output)
 
 

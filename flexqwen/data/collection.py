@@ -166,7 +166,9 @@ def _list_files(place: Path) -> dict[str, Path]:
         raise InputError(f"{place}: no such folder or file; give Corpus Carolina's folder, or files of texts")
     if not place.is_dir():
         return {place.name: place}
-    return {path.relative_to(place).as_posix(): path for path in place.rglob("*") if path.is_file()}
+    # A link to nothing is no file: its texts would be missing without a word, and reading it says what it is.
+    files = (path for path in place.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
+    return {path.relative_to(place).as_posix(): path for path in files}
 
 
 def _fetch(place: str) -> tuple[dict[str, Path], str]:

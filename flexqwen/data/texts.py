@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flexqwen.cli import InputError
-from flexqwen.files import file_digest, read_json
+from flexqwen.files import file_digest, read_object
 from flexqwen.remote import explain_failure
 
 REMEDY = "copy it again, or build the dataset again"
@@ -21,9 +21,8 @@ def dataset_digest(folder: str | Path) -> str:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a built dataset; empty where there is none."""
-    manifest = read_json(Path(folder) / "manifest.json")
-    return manifest if isinstance(manifest, dict) else {}
+    """The manifest of a built dataset; empty where there is none, `InputError` where it is damaged."""
+    return read_object(Path(folder) / "manifest.json", REMEDY) or {}
 
 
 def summarize(folder: str | Path, config: str) -> dict[str, Any] | None:

@@ -102,7 +102,7 @@ def write_onnx(model, tokenizer, output: Path) -> None:
     with atomic_write(output) as folder:
         folder.mkdir()
         try:
-            torch.onnx.export(Logits(model), (ids, torch.ones_like(ids)), folder / "model.onnx", **options)
+            torch.onnx.export(Logits(model).eval(), (ids, torch.ones_like(ids)), folder / "model.onnx", **options)
         except ImportError as error:
             raise InputError("writing ONNX needs packages; install them with pip install onnx onnxscript") from error
         model.config.save_pretrained(folder)

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import time
 
 import torch
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
@@ -49,8 +50,10 @@ class SaveOnSignal(TrainerCallback):
 
     def _receive(self, number, frame):
         if self.received:
+            if time.monotonic() - self.since < 1:  # a terminal or Slurm, and torchrun too, pass on the same signal
+                return
             raise KeyboardInterrupt
-        self.received = True
+        self.received, self.since = True, time.monotonic()
         print("\nstopping after this step, with a checkpoint; once more stops at once", flush=True)
 
     def on_step_end(self, args, state, control, **kwargs):

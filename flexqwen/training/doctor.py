@@ -7,16 +7,15 @@ import math
 import platform
 import sys
 import time
-import weakref
 from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import torch
-from torch._inductor import metrics
+from torch._inductor import compile_fx, metrics
+from torch._inductor import config as inductor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 import modeling_flexqwen
 from configuration_flexqwen import FlexQwenConfig
@@ -26,8 +25,8 @@ from flexqwen.files import versions
 from flexqwen.remote import reason
 from flexqwen.tables import plain_table
 from flexqwen.training.arguments import Arguments, parse
-from flexqwen.training.compat import compile_layers, refusals_named
-from flexqwen.training.flops import GPUS, find_gpu, model_flops
+from flexqwen.training.compat import compile_layers, fuse_norms, refusals_named
+from flexqwen.training.flops import GPUS, Count, find_gpu, model_flops
 from flexqwen.training.metrics import attended_length
 from flexqwen.training.objectives import TrainingRows, collate
 from flexqwen.training.optimizer import MuonWithAdamW
@@ -55,34 +54,18 @@ class RandomRows:
         return len(self.input_ids)
 
 
-class Count(TorchDispatchMode):
-    """Of the operations within it: bytes that they read and write (views none), and how many live at most.
+class _CountedNorm(torch.autograd.Function):
+    """Reads and writes what torch's kernel of a GPU does, and no more; what it computes is of no use."""
 
-    Attributes:
-        bytes: read and written.
-        live, peak: bytes of the tensors that were made within it and live now; their most.
-    """
+    @staticmethod
+    def forward(ctx, states, shape, weight, eps):
+        ctx.save_for_backward(states, weight)
+        return states.neg()
 
-    def __init__(self):
-        super().__init__()
-        self.bytes = self.live = self.peak = 0
-        self._known = weakref.WeakSet()
-
-    def _forget(self, size: int) -> None:
-        self.live -= size
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        read, made = ([x for x in tree_leaves(part) if isinstance(x, torch.Tensor)] for part in (args, found))
-        for storage in (tensor.untyped_storage() for tensor in made):
-            if storage not in self._known:
-                self._known.add(storage)
-                self.live += storage.nbytes()
-                weakref.finalize(storage, self._forget, storage.nbytes())
-        self.peak = max(self.peak, self.live)
-        if not function.is_view and not any(word in function.name() for word in ("empty", "detach")):
-            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*read, *made))
-        return found
+    @staticmethod
+    def backward(ctx, gradient):
+        states, weight = ctx.saved_tensors
+        return gradient.mul(states), None, torch.empty_like(weight), None
 
 
 @dataclasses.dataclass
@@ -118,8 +101,11 @@ def make_optimizer(model, muon: bool) -> torch.optim.Optimizer:
     return MuonWithAdamW(model, 1e-3, 0.1, (0.9, 0.95), 1e-8) if muon else torch.optim.AdamW(model.parameters(), 1e-3)
 
 
-def count_step(config: FlexQwenConfig, args: Arguments, phase: Phase) -> Step:
-    """Runs a training step on tensors without memory and adds up what it does; no GPU is needed, nor its memory."""
+def count_step(config: FlexQwenConfig, args: Arguments, phase: Phase, is_gpu: bool = True) -> Step:
+    """Runs a training step on tensors without memory and adds up what it does; no GPU is needed, nor its memory.
+
+    Without `is_gpu`, what a CPU does.
+    """
     training, batches = args.training, args.training.gradient_accumulation_steps
     rows = TrainingRows([dataclasses.replace(phase, steps=range(1))], args.objective, 0)
     batch = collate([rows[item] for item in range(phase.rows_per_step // batches)], args.objective.masked_prediction)
@@ -131,6 +117,8 @@ def count_step(config: FlexQwenConfig, args: Arguments, phase: Phase) -> Step:
         config._attn_implementation = "varlen"  # keeps as much as any other kernel does, and runs without a device
     with mock.patch.multiple(modeling_flexqwen, **told), FakeTensorMode() as fake, Count() as count:
         model = FlexQwenForCausalLM(config).train()
+        if is_gpu:
+            fuse_norms(model, _CountedNorm.apply)
         if training.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, torch.Tensor) else x, batch)
@@ -156,21 +144,33 @@ def count_step(config: FlexQwenConfig, args: Arguments, phase: Phase) -> Step:
 def count_saved(config: FlexQwenConfig, bf16: bool) -> float:
     """How many bytes a token fewer one layer reads and writes, forward and backward, where inductor compiles it.
 
-    Attention is torch's own for CPUs, which reads and writes what a GPU's kernel does; weights are the same to both.
+    Attention is torch's own for CPUs, which reads and writes what a GPU's kernel does. Weights, which a step reads once
+    for all of its tokens, do not count: two batches are counted, and the difference is that of their tokens.
     """
     config = copy.deepcopy(config)
     config._attn_implementation, config.num_hidden_layers = "sdpa", 1
-    model = FlexQwenForCausalLM(config).train().model
-    positions = torch.arange(64).expand(2, -1)
-    states = torch.randn(2, 64, config.hidden_size, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        rotary = model.rotary_emb(states, positions)
-        with Count() as count:
+    eager, compiled = (FlexQwenForCausalLM(config).train().model for _ in range(2))
+    fuse_norms(eager, _CountedNorm.apply)
+    compiled.layers[0].compile(fullgraph=True, dynamic=False)
+    log = SimpleNamespace(isEnabledFor=lambda level: True, info=lambda *_: None)  # only for a log does inductor count
+
+    def run(model, length: int) -> None:
+        model.zero_grad()
+        positions = torch.arange(length).expand(2, -1)
+        states = torch.randn(2, length, config.hidden_size, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            rotary = model.rotary_emb(states, positions)
             model.layers[0](states, position_embeddings=rotary, is_causal=True).sum().backward()
-        model.layers[0].compile(fullgraph=True, dynamic=False)
+
+    saved, lengths = [], (32, 96)
+    for length in lengths:
+        with Count() as count:
+            run(eager, length)
         metrics.reset()
-        model.layers[0](states, position_embeddings=rotary, is_causal=True).sum().backward()
-    return (count.bytes - metrics.num_bytes_accessed) / positions.numel()
+        with mock.patch.object(compile_fx, "inductor_metrics_log", log), inductor.patch(force_disable_caches=True):
+            run(compiled, length)
+        saved.append(count.bytes - metrics.num_bytes_accessed)
+    return (saved[1] - saved[0]) / 2 / (lengths[1] - lengths[0])
 
 
 def estimate(args: Arguments, vocab_size: int, gpu: str, price: float | None) -> list[list[str]]:

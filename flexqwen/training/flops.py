@@ -1,6 +1,10 @@
-"""How much of a GPU's arithmetic training uses: model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B)."""
+"""What training asks of a GPU: FLOPs, and their share of its peak (PaLM, arXiv 2204.02311, appendix B); and bytes."""
+
+import weakref
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # By part of the name that torch gives a GPU (the first that fits): dense bf16 FLOP/s, memory's bytes/s and gigabytes,
 # from data sheets.
@@ -14,6 +18,7 @@ GPUS = {
     "L40S": (362e12, 0.86e12, 48),
     "4090": (165e12, 1.01e12, 24),
 }
+FREE = ("empty", "detach", "_unsafe_view")  # operations that move nothing; views and questions do not, either
 
 
 def find_gpu() -> str | None:
@@ -38,3 +43,34 @@ def model_flops(config, tokens: float, labels: float, attended: float) -> float:
     attention = width * config.head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
     layer = 6 * (attention + 3 * width * config.intermediate_size) + 12 * heads * attended
     return tokens * config.num_hidden_layers * layer + labels * 6 * width * config.vocab_size
+
+
+class Count(TorchDispatchMode):
+    """Of the operations within it: bytes that they read and write (views none), and how many live at most.
+
+    Attributes:
+        bytes: read and written.
+        live, peak: bytes of the tensors that were made within it and live now; their most.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self.live = self.peak = 0
+        self._known = weakref.WeakSet()
+
+    def _forget(self, size: int) -> None:
+        self.live -= size
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        read, made = ([x for x in tree_leaves(part) if isinstance(x, torch.Tensor)] for part in (args, found))
+        for storage in (tensor.untyped_storage() for tensor in made):
+            if storage not in self._known:
+                self._known.add(storage)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self._forget, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        is_free = function.is_view or function.namespace == "prim" or any(word in function.name() for word in FREE)
+        if not is_free:
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*read, *made))
+        return found

@@ -12,22 +12,24 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, locate_error
 from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation.heldout import MODES, HeldOut, score
 from flexqwen.files import atomic_write, read_json, remove_path
-from flexqwen.remote import reason
+from flexqwen.remote import explain_failure, reason
 from flexqwen.training import checkpoints
 from flexqwen.training.arguments import Arguments, fix_training_arguments
 from flexqwen.training.callbacks import Progress, SaveOnSignal, ignore_signals
 from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, link_best, list_checkpoints, step_of
-from flexqwen.training.compat import allow_fsdp_on_cpu, compile_layers, refusals_named, saved_as
+from flexqwen.training.compat import allow_fsdp_on_cpu, compile_layers, fuse_norms, refusals_named, saved_as
 from flexqwen.training.finiteness import LossCheck, check_weights, suggest_remedy
 from flexqwen.training.metrics import TrainingMetrics
 from flexqwen.training.objectives import TrainingRows, collate
 from flexqwen.training.optimizer import MuonWithAdamW
 from flexqwen.training.schedule import Phase, StepBatches
 from modeling_flexqwen import FlexQwenForCausalLM
+
+RESUME_BEFORE = "remove it, and the same command resumes from the one before it"
 
 
 class FlexQwenTrainer(transformers.Trainer):
@@ -40,6 +42,8 @@ class FlexQwenTrainer(transformers.Trainer):
         fix_training_arguments(args.training, folder)
         if args.training.torch_compile:
             compile_layers(model, args.training)
+        elif args.training.device.type == "cuda":
+            fuse_norms(model)
         rows = TrainingRows(phases, args.objective, args.training.seed)
         collator = functools.partial(collate, masked_prediction=args.objective.masked_prediction)
         with refusals_named("the trainer"):
@@ -209,7 +213,11 @@ class FlexQwenTrainer(transformers.Trainer):
                 remove_path(left)
             last = f"the last complete checkpoint is {last_checkpoint(self.folder) or 'none'}"
             remedy, what = "mend that, and run the same command again", f"{what} of {self.folder} could not be saved"
-            raise InputError(f"{what} ({reason(error)}); {last}; {remedy}") from error
+            raise InputError(f"{what} ({reason(locate_error(error, self.folder))}); {last}; {remedy}") from error
+
+    def _load_rng_state(self, checkpoint) -> None:
+        with explain_failure(f"{checkpoint} is damaged", RESUME_BEFORE):
+            super()._load_rng_state(checkpoint)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", ()))
@@ -254,8 +262,11 @@ class FlexQwenTrainer(transformers.Trainer):
                 "gradient_checkpointing, or lower sequence_length or, in evaluation, per_device_eval_batch_size"
             ) from error
         except Exception as error:
+            if "DataLoader worker" in str(error):
+                what = f"a process that makes batches was killed at step {self.state.global_step + 1}"
+                remedy = "if memory or open files were short, lower dataloader_num_workers; the same command resumes"
+                raise InputError(f"{what}; {remedy}") from error
             if checkpoint is None or begun or isinstance(error, InputError):
                 raise
-            remedy = "remove it, and the same command resumes from the one before it"
-            raise InputError(f"{checkpoint} is damaged ({reason(error)}); {remedy}") from error
+            raise InputError(f"{checkpoint} is damaged ({reason(error)}); {RESUME_BEFORE}") from error
         return True

@@ -16,7 +16,6 @@ from flexqwen.hub.export import export
 from modeling_flexqwen import FlexQwenForCausalLM
 from tests.helpers.tiny import make_model
 
-CLIENTS = ("transformers",)
 SENTENCE = "O Brasil é um país grande."
 ASKED = """
 import json, sys, torch

@@ -94,6 +94,13 @@ def test_bad_files_are_one_line(tmp_path, capsys, name, content, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_link_to_nothing_is_not_left_out(tmp_path, capsys):
+    write_lines(tmp_path / "texts/a.jsonl", [{"text": "um"}])
+    (tmp_path / "texts/b.jsonl").symlink_to("gone")
+    error = call(capsys, "build", "--corpus", tmp_path / "texts", "--output", tmp_path / "out", expected=2)
+    assert f"{tmp_path}/texts/b.jsonl: No such file" in error
+
+
 def test_a_broken_zstandard_stream(rows, tmp_path, capsys):
     write_lines(tmp_path / "in/a.jsonl.zst", [{"text": row["body"]} for row in rows])
     path = tmp_path / "in/a.jsonl.zst"

@@ -163,6 +163,23 @@ def test_variable_length_attention_is_sdpa_where_there_is_no_kernel_for_it(monke
     assert torch.equal(model.generate(ids, **options), sdpa.generate(ids, **options))
 
 
+def test_the_variable_length_kernel_gets_half_precision_only(monkeypatch):
+    seen = []
+
+    def kernel(query, key, value, *args, **kwargs):
+        seen.append({query.dtype, key.dtype, value.dtype})
+        return query
+
+    monkeypatch.setattr("modeling_flexqwen.varlen_attn", kernel)
+    monkeypatch.setattr("modeling_flexqwen.VARLEN", {"cpu": (torch.bfloat16,)})
+    model, inputs = make_model(implementation="varlen"), {"is_causal": False, "use_cache": False}
+    model(make_ids(), **inputs)
+    assert not seen
+    with torch.autocast("cpu", torch.bfloat16):
+        model(make_ids(), **inputs)
+    assert seen == [{torch.bfloat16}] * model.config.num_hidden_layers
+
+
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_flash_attention_is_told_where_documents_begin_at_any_batch_size(is_causal):
     def flash(module, query, key, value, mask, scaling, is_causal, cu_seq_lens_q, max_length_q, **kwargs):

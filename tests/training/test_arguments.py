@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from flexqwen.cli import InputError, redact
-from flexqwen.training.arguments import as_dict, parse
+from flexqwen.training.arguments import TrainingArguments, as_dict, check, fix_training_arguments, parse
 from flexqwen.training.runs import describe_run, write_description
 
 CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("*.yaml") if "study" not in path.stem)
@@ -50,6 +51,23 @@ def test_a_bad_config_is_named_with_its_key(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:
         parse([write(tmp_path, text), "--output_dir", str(tmp_path)])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_config_for_a_gpu_is_refused_where_torch_finds_none():
+    with pytest.raises(InputError, match="finds none; look at nvidia-smi and the driver, or pass --use_cpu true"):
+        check(parse(["--attn_implementation", "varlen"]))
+    check(parse(["--attn_implementation", "varlen", "--use_cpu", "true"]))
+
+
+@pytest.mark.parametrize("is_gpu", [True, False])
+def test_batches_go_to_a_gpu_while_it_computes(is_gpu, monkeypatch, tmp_path):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: is_gpu)
+    training = TrainingArguments("unused", use_cpu=True, report_to="none")
+    training.dataloader_pin_memory = True  # the default where a GPU is used
+    fix_training_arguments(training, tmp_path)
+    assert training.dataloader_pin_memory == training.accelerator_config.non_blocking == is_gpu
 
 
 def test_bf16_without_a_gpu_says_what_it_needs(monkeypatch):

@@ -27,7 +27,7 @@ def start_two(arguments, output):
     return max(process.exitcode for process in processes), output.read_text()
 
 
-def torchrun(arguments):
+def torchrun(script, *arguments):
     done = subprocess.run(
         [
             sys.executable,
@@ -36,11 +36,11 @@ def torchrun(arguments):
             "--standalone",
             "--nproc_per_node",
             "2",
-            "train.py",
+            str(script),
             *arguments,
         ],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -63,7 +63,9 @@ def test_two_processes_follow_the_curve_of_one_and_go_on(how, one, built, tokeni
     changes = {"loss_weighting": loss_weighting, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     arguments = options(built, tokenizer_folder, tmp_path / "runs", **changes) + ["--fsdp"] * (how == "fsdp2")
     folder = tmp_path / "runs" / "hybrid-shift-64"
-    status, printed = torchrun(arguments) if how == "fsdp2" else start_two(arguments, tmp_path / "first.log")
+    status, printed = (
+        torchrun("train.py", *arguments) if how == "fsdp2" else start_two(arguments, tmp_path / "first.log")
+    )
     assert status == 0, printed
     ours, theirs = logged(folder), logged(expected)
     assert [entry["step"] for entry in ours] == [entry["step"] for entry in theirs]
@@ -89,3 +91,17 @@ def test_two_processes_follow_the_curve_of_one_and_go_on(how, one, built, tokeni
     status, printed = start_two(arguments, tmp_path / "second.log")
     assert status == 0 and printed.count("(rng_state_1.pth is missing); resuming from step_000009") == 1, printed
     assert same_weights(folder / "step_000012", before)
+
+
+def test_others_wait_for_the_first_longer_than_the_timeout(tmp_path):
+    (tmp_path / "wait.py").write_text(
+        "import time\n"
+        "from flexqwen.training.arguments import TrainingArguments\n"
+        "from flexqwen.training.compat import main_process_first\n"
+        "training = TrainingArguments('unused', use_cpu=True, report_to='none', ddp_timeout=2)\n"
+        "with main_process_first(training):\n"
+        "    time.sleep(0 if training.process_index else 6)\n"
+        "print('waited')\n"
+    )
+    status, printed = torchrun(tmp_path / "wait.py")
+    assert status == 0 and printed.count("waited") == 2, printed

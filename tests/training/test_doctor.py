@@ -7,11 +7,14 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from flexqwen import __main__ as flexqwen
 from flexqwen.training import doctor
 from flexqwen.training.arguments import parse
+from flexqwen.training.flops import Count, model_flops
+from flexqwen.training.metrics import attended_length
 from flexqwen.training.objectives import TrainingRows, collate
 from flexqwen.training.schedule import Phase
 from tests.helpers.runs import ROOT
@@ -48,6 +51,15 @@ def make(*words, **changes):
     return args, doctor.make_config(args, 1024), phase, collate([rows[item] for item in range(phase.rows_per_step)])
 
 
+def test_bytes_are_those_that_operations_read_and_write():
+    """On tensors without memory too, of which torch itself asks many questions."""
+    with FakeTensorMode(), Count() as count:
+        one, two = torch.empty(8, 4), torch.empty(8, 4, dtype=torch.bfloat16)
+        total = one.view(4, 8).t().reshape(8, 4) + two  # a copy, since a view would not do
+        total.mul_(2)
+    assert count.bytes == 8 * 4 * ((4 + 4) + (4 + 2 + 4) + (4 + 4)) and count.peak == 8 * 4 * (4 + 2 + 4 + 4)
+
+
 def test_counted_memory_is_that_of_a_run():
     """Within a tenth, with an allocator that gives back at once what is freed."""
     words = ("--muon=true", "--num_hidden_layers=4", "--sequence_length=128")
@@ -55,7 +67,7 @@ def test_counted_memory_is_that_of_a_run():
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", MEASURE, *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert doctor.count_step(config, args, phase).peak == pytest.approx(int(done.stdout), rel=0.1)
+    assert doctor.count_step(config, args, phase, is_gpu=False).peak == pytest.approx(int(done.stdout), rel=0.1)
 
 
 def test_counted_flops_are_those_of_torchs_counter():
@@ -71,6 +83,15 @@ def test_counted_flops_are_those_of_torchs_counter():
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: add_product}) as counter:
         model(**collate([rows[item] for item in range(phase.rows_per_step)])).loss.backward()
     assert doctor.count_step(config, args, phase).flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_attention_is_counted_within_documents():
+    _, config, phase, _ = make(causal_fraction=1)
+    phase.rows.input_ids[:] = 5
+    phase.rows.input_ids[:, ::16] = doctor.SPECIAL["bos_token_id"]
+    assert attended_length(phase) == 16
+    attention = model_flops(config, 1, 0, 16) - model_flops(config, 1, 0, 0)
+    assert attention == 12 * 16 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
 
 
 def test_more_rows_and_batches_move_more_bytes():

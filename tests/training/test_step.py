@@ -6,7 +6,7 @@ import torch
 
 import modeling_flexqwen
 from flexqwen.training.arguments import Arguments, TrainingArguments
-from flexqwen.training.compat import compile_layers
+from flexqwen.training.compat import compile_layers, fuse_norms
 from flexqwen.training.objectives import ObjectiveArguments, TrainingRows, collate
 from flexqwen.training.schedule import Phase
 from flexqwen.training.trainer import FlexQwenTrainer
@@ -112,6 +112,24 @@ def test_compiled_layers_learn_what_others_do():
         loss.backward()
     for (name, parameter), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad, msg=name)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_fused_norms_learn_what_others_do(half):
+    """To the rounding of float32, or of bfloat16 under autocast, where the kernel gets a rounded weight."""
+    rows = TrainingRows([Phase(Rows(16), range(2), 8)], ObjectiveArguments(), 0)
+    batch = collate([rows[item] for item in range(8)])
+    plain, fused = make_model().train(), make_model().train()
+    fuse_norms(fused)
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    gradients = []
+    for model in (plain, fused):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = model(**batch).loss
+        loss.backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    off = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
+    assert off < (0.1 if half else 1e-5)
 
 
 def test_what_the_collator_makes_changes_no_bit():
