@@ -212,7 +212,7 @@ def measure_scoring(corpus, folder: Path, peer_python: str | None, peer_document
     steps = {f"1/{step} of the documents": (texts[::step], False) for step in (4, 2, 1)}
     steps["in documents of 2,000 characters"] = (join_texts(texts), False)
     few = texts[:: max(1, len(texts) // peer_documents)]
-    steps |= {"for MinHash": (few, True), "for MinHash, 2,000 characters": (join_texts(texts[: 10 * len(few)]), True)}
+    steps |= {"for MinHash": (few, True), "for MinHash, 2,000 characters": (join_texts(few), True)}
     rows = []
     for number, (name, (chosen, with_peer)) in enumerate(steps.items()):
         place = folder / f"scored{number}"
@@ -238,7 +238,7 @@ def measure_scoring(corpus, folder: Path, peer_python: str | None, peer_document
 
 
 def main() -> None:
-    from flexqwen.data.corpus import open_corpus
+    from flexqwen.data.collection import open_collection
     from flexqwen.files import write_json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -250,7 +250,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.corpus is None:
         parser.error("give --corpus, or set CAROLINA_CORPUS")
-    corpus = open_corpus(args.corpus)
+    corpus = open_collection([args.corpus], {})
     with tempfile.TemporaryDirectory() as name:
         if args.only != "scoring":
             measure_build(corpus, Path(name))
