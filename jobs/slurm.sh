@@ -1,5 +1,6 @@
 #!/bin/bash
-# Trains on several nodes through torchrun; submitted again, it resumes. Read, not run: no cluster was at hand.
+# Trains on several nodes through torchrun; submitted again, it resumes. Run on CPUs only, with stand-ins for Slurm's
+# commands: no cluster was at hand. At Slurm's TERM, torchrun gives its processes 30 seconds for a checkpoint.
 #   sbatch --nodes 2 --gpus-per-node 4 jobs/slurm.sh configs/base.yaml --output_dir /shared/runs/base [options of train.py]
 # The rows of a step are those of one GPU's per_device_train_batch_size times all GPUs: divide it by their number.
 #SBATCH --job-name flexqwen

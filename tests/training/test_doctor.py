@@ -55,7 +55,7 @@ def test_bytes_are_those_that_operations_read_and_write():
     """On tensors without memory too, of which torch itself asks many questions."""
     with FakeTensorMode(), Count() as count:
         one, two = torch.empty(8, 4), torch.empty(8, 4, dtype=torch.bfloat16)
-        total = one.view(4, 8).t().reshape(8, 4) + two  # a copy, since a view would not do
+        total = one.t().reshape(8, 4) + two  # a copy, since a view would not do
         total.mul_(2)
     assert count.bytes == 8 * 4 * ((4 + 4) + (4 + 2 + 4) + (4 + 4)) and count.peak == 8 * 4 * (4 + 2 + 4 + 4)
 
@@ -138,6 +138,13 @@ def test_implementations_that_agree_are_timed(capsys, monkeypatch):
     assert re.search("^flex_attention +does not run: .* CPU", printed, re.MULTILINE)
     assert re.search("^varlen +needs bf16 on a GPU", printed, re.MULTILINE)
     assert "fastest here: --attn_implementation" in printed
+
+
+def test_the_driver_is_named_though_torch_finds_no_gpu(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 580.65.06\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert ["driver", "580.65.06"] in doctor.describe_machine()
 
 
 @pytest.mark.parametrize(
