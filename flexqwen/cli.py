@@ -88,7 +88,7 @@ SHORTAGES = {  # what a machine, or a limit, has too little of; whatever was rea
 
 
 def locate_error(error: BaseException, path: Path) -> BaseException:
-    """The error; where it comes of writing to `path` and does not say so, or not why, an OSError that does."""
+    """Returns an OSError that names `path` and the cause, where `error` lacks them; else `error` itself."""
     if isinstance(error, OSError) and error.errno:
         error.filename = error.filename or str(path)
         return error

@@ -12,7 +12,7 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
-from flexqwen.cli import InputError, locate_error
+from flexqwen.cli import SHORTAGES, InputError, locate_error
 from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation.heldout import MODES, HeldOut, score
 from flexqwen.files import atomic_write, read_json, remove_path
@@ -262,11 +262,12 @@ class FlexQwenTrainer(transformers.Trainer):
                 "gradient_checkpointing, or lower sequence_length or, in evaluation, per_device_eval_batch_size"
             ) from error
         except Exception as error:
-            if "DataLoader worker" in str(error):
+            if "DataLoader worker (pid" in str(error):  # "Caught … in DataLoader worker" is its own error
                 what = f"a process that makes batches was killed at step {self.state.global_step + 1}"
                 remedy = "if memory or open files were short, lower dataloader_num_workers; the same command resumes"
                 raise InputError(f"{what}; {remedy}") from error
-            if checkpoint is None or begun or isinstance(error, InputError):
+            is_short = getattr(error, "errno", None) in SHORTAGES
+            if checkpoint is None or begun or is_short or isinstance(error, InputError):
                 raise
             raise InputError(f"{checkpoint} is damaged ({reason(error)}); {RESUME_BEFORE}") from error
         return True
