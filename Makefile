@@ -5,7 +5,9 @@
 # make space                   serves the page of space/ for the model of make demo
 # make test-space              the tests of that page, in headless Chromium, and of notebooks/
 # make test-clients            the tests with programs of others that load the models (tests/clients)
+# make test-cluster            jobs/originality.py with datatrove, on processes and on a Ray cluster (tests/cluster)
 # make test-vllm               the same with vLLM on a CPU, which has a transformers of its own
+# make test-transformers4      a plain Qwen3 export in transformers 4
 # Each makes the virtual environment .venv first, if it is not there.
 
 PYTHON ?= python3
@@ -15,14 +17,16 @@ RUN = . $(VENV)/bin/activate &&
 CONFIG ?= configs/quickstart.yaml
 SPACE_VENV ?= .venv-space
 CLIENTS_VENV ?= .venv-clients
+CLUSTER_VENV ?= .venv-cluster
 VLLM_VENV ?= .venv-vllm
+FORMER_VENV ?= .venv-transformers4
 COMPAT_TRANSFORMERS ?= 5.16.0
 COMPAT_VENV ?= .venv-transformers-$(COMPAT_TRANSFORMERS)
 # Not test_distributed: transformers 5.16 itself cannot load an optimizer onto the device "cpu:0" of several CPU processes.
 COMPAT_TESTS = tests/model $(addprefix tests/training/test_,known_answer.py objectives.py training.py resume.py failing.py)
 
 ifdef CORPUS
-OUTPUT ?= runs/quickstart-carolina
+OUTPUT ?= runs/quickstart-corpus
 DOCUMENTS ?= 60000
 LIMIT = --documents $(DOCUMENTS)
 else
@@ -30,7 +34,7 @@ OUTPUT ?= runs/quickstart
 endif
 CORPUS ?= sample_corpus
 
-.PHONY: demo test test-compat test-clients test-vllm space test-space
+.PHONY: demo test test-compat test-clients test-cluster test-vllm test-transformers4 space test-space
 
 demo: $(VENV)/installed
 ifeq ($(CORPUS),sample_corpus)
@@ -54,7 +58,7 @@ endif
 
 test: $(VENV)/installed
 	@# Files of tests over processes of one thread each: the models are too small for several.
-	@$(RUN) ruff check . && ruff format --check . && OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(RUN) ruff check . && ruff format --check . && OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-compat: $(COMPAT_VENV)/installed
 	@. $(COMPAT_VENV)/bin/activate && python -m pytest $(COMPAT_TESTS)
@@ -82,6 +86,15 @@ $(CLIENTS_VENV)/installed: requirements.txt tests/clients/requirements.txt
 		-r requirements.txt -r tests/clients/requirements.txt
 	@touch $@
 
+test-cluster: $(CLUSTER_VENV)/installed
+	@. $(CLUSTER_VENV)/bin/activate && python -m pytest tests/cluster
+
+$(CLUSTER_VENV)/installed: requirements.txt tests/cluster/requirements.txt
+	$(PYTHON) -m venv $(CLUSTER_VENV)
+	. $(CLUSTER_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -r tests/cluster/requirements.txt
+	@touch $@
+
 test-vllm: $(VLLM_VENV)/installed
 	@. $(VLLM_VENV)/bin/activate && python -m pytest tests/clients/test_vllm.py
 
@@ -92,6 +105,15 @@ $(VLLM_VENV)/installed: requirements.txt tests/clients/requirements-vllm.txt
 	. $(VLLM_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
 		-r $(VLLM_VENV)/requirements.txt -r tests/clients/requirements-vllm.txt
 	. $(VLLM_VENV)/bin/activate && python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-transformers4: $(VENV)/installed $(FORMER_VENV)/installed
+	@$(RUN) TRANSFORMERS4_PYTHON=$(abspath $(FORMER_VENV))/bin/python python -m pytest tests/clients/test_transformers4.py
+
+$(FORMER_VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(FORMER_VENV)
+	. $(FORMER_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
+		$$(grep '^torch==' requirements.txt) "transformers<5"
 	@touch $@
 
 $(COMPAT_VENV)/installed: requirements.txt

@@ -9,10 +9,10 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from flexqwen.cli import ArgumentParser, InputError, command
-from flexqwen.evaluation.comparison import compare, format_comparison, write_comparison
+from flexqwen.evaluation.comparison import compare_folders, format_comparison, write_comparison
 from flexqwen.evaluation.figures import draw_dots, draw_evaluation
 from flexqwen.evaluation.likelihood import MODES
-from flexqwen.evaluation.results import RESULTS, format_results, read_results, split_breakdowns
+from flexqwen.evaluation.results import RESULTS, format_results, split_breakdowns
 from flexqwen.evaluation.run_tasks import Options, evaluate, find_results
 from flexqwen.evaluation.tasks import NAMES
 from flexqwen.files import atomic_write
@@ -67,15 +67,7 @@ def print_evaluation(options: Options) -> None:
 
 def print_comparison(folders: list[Path], output: str | None) -> None:
     """Prints the paired differences of evaluations from the first, and writes them where `output` says."""
-    (_, first), *others = (read_results(folder) for folder in folders)
-    differences, left = [], []
-    for name, folder, (_, results) in zip(ascii_uppercase[1:], folders[1:], others, strict=False):
-        found, missing = compare(first, results, name)
-        if not found:
-            what = f"{folders[0]} and {folder} have no figure in common"
-            raise InputError(f"{what}; evaluate both on the same tasks and modes")
-        differences, left = differences + found, left + missing
-    differences.sort(key=lambda row: [result.key for result in first].index(row.key))
+    differences, left = compare_folders(folders)
     for name, folder in zip(ascii_uppercase, folders, strict=False):
         print(f"{name}: {folder}")
     print(format_comparison(split_breakdowns(differences)[0]))

@@ -284,6 +284,11 @@ class FlexQwenModel(Qwen3Model):
     _auto_class = "AutoModel"
     default_is_causal = True  # encoder heads set False on their own base model
 
+    def __init__(self, config: FlexQwenConfig):
+        super().__init__(config)
+        for layer in self.layers:  # where vLLM, which attends in its own way, looks for the mode
+            layer.self_attn.is_causal = getattr(config, "is_causal", True)
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,

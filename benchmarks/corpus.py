@@ -1,12 +1,13 @@
 """Times the dataset build beside what it is held to, in one run: `python benchmarks/corpus.py --corpus <folder>`
 
 1. The whole build (read, verify, score, split, write) with two workers, against a plain one-thread
-   `lxml.etree.iterparse` over the same shards that keeps nothing: at most 1.5 times its time, at most 2 GiB.
+   `lxml.etree.iterparse` over the same shards that keeps nothing: at most 1.2 times its time, at most 2 GiB.
 2. The build over 1/4, 1/2 and all shards: time grows linearly.
-3. With --peer-python (an environment with benchmarks/requirements.txt): datatrove's MinHash deduplication of documents
-   drawn evenly from the same shards, two workers, default configuration: at most a tenth of the build's documents per
-   second.
-4. What that makes of the whole corpus.
+3. What that makes of the whole corpus.
+4. Scoring alone, from Parquet, in one process: CPU seconds per GB of UTF-8 text, over 1/4, 1/2 and all documents, and
+   over as much text in documents of 2,000 characters, which are as long as the Web's; beside hashing whole documents
+   to find exact duplicates, and, with --peer-python (an environment with benchmarks/requirements.txt), datatrove's
+   MinHash deduplication in its default configuration, on the same.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +75,47 @@ def peer(folder: str) -> None:
     )
     for number, (tasks, pipeline) in enumerate(stages):
         LocalPipelineExecutor(pipeline, tasks=tasks, workers=2, logging_dir=place(f"logs/{number}")).run()
+
+
+def score(folder: str) -> dict[str, float]:
+    """CPU seconds of each stage of scoring, as the builder does it; what it read; and the peak of memory."""
+    import numpy as np
+    import scipy.stats  # noqa: F401  which the builder loads
+
+    from flexqwen.data.collection import open_collection
+    from flexqwen.data.documents import open_documents, store_shards
+    from flexqwen.data.scores import score_documents, store_grams
+    from flexqwen.parallel import Pool
+
+    found, times = {}, [time.process_time()]
+
+    def lap(name: str) -> None:
+        times.append(time.process_time())
+        found[name] = times[-1] - times[-2]
+
+    with tempfile.TemporaryDirectory() as work, Pool(1) as pool:
+        files, _ = store_shards(open_collection([folder], {}).shards, Path(work) / "documents", False, False, pool)
+        documents, _ = open_documents(files, None, 0)
+        lap("read")
+        for number, shard in enumerate(documents.group_by_shard(np.arange(len(documents)))):
+            store_grams(*shard, Path(work) / f"{number:06}")
+        lap("hash")
+        score_documents(documents, Path(work), 2 << 30, pool)
+        lap("count")
+    return found | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def exact(folder: str) -> dict[str, float]:
+    """CPU seconds of finding exact duplicates by a hash of each document."""
+    import hashlib
+
+    import pyarrow.parquet as pq
+
+    start, seen = time.process_time(), set()
+    for path in sorted(Path(folder).iterdir()):
+        for batch in pq.ParquetFile(path).iter_batches(1024, columns=["text"]):
+            seen.update(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in batch["text"].to_pylist())
+    return {"exact": time.process_time() - start}
 
 
 class Run(NamedTuple):
@@ -139,84 +182,131 @@ def part_of(corpus, folder: Path, step: int) -> int:
     return size
 
 
-def write_documents(corpus, folder: Path, documents: int, of: int) -> int:
-    """Writes documents drawn evenly from all shards as two Parquet files; returns how many."""
-    from collections import Counter
-
+def write_documents(texts: Iterable[str], folder: Path) -> dict[str, int]:
+    """Writes texts as two Parquet files; returns how many, and their bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from flexqwen.data.corpus import read_shard
-
-    drawn, number = [], 0
-    for shard in corpus.shards:
-        for document in read_shard(shard, Counter()):
-            if number * documents // of != (number + 1) * documents // of:
-                drawn.append({"id": document.id, "text": document.text})
-            number += 1
-    folder.mkdir()
+    rows = [{"id": str(number), "text": text} for number, text in enumerate(texts)]
+    folder.mkdir(parents=True)
     for part in range(2):
-        pq.write_table(pa.Table.from_pylist(drawn[part::2]), folder / f"{part}.parquet")
-    return len(drawn)
+        pq.write_table(pa.Table.from_pylist(rows[part::2]), folder / f"{part}.parquet")
+    return {"documents": len(rows), "bytes": sum(len(row["text"].encode()) for row in rows)}
+
+
+def join_texts(texts: list[str], least: int = 2000) -> Iterator[str]:
+    """Neighbours joined into documents of so many characters or more."""
+    joined: list[str] = []
+    for text in texts:
+        joined.append(text)
+        if sum(map(len, joined)) >= least:
+            yield "\n".join(joined)
+            joined = []
+
+
+def measure_scoring(corpus, folder: Path, peer_python: str | None, peer_documents: int) -> list[dict]:
+    """Scoring beside exact duplicates and MinHash, and what of it is for each GB."""
+    from collections import Counter
+
+    texts = [document.text for shard in corpus.shards for document in shard.read(Counter(), False)]
+    steps = {f"1/{step} of the documents": (texts[::step], False) for step in (4, 2, 1)}
+    steps["in documents of 2,000 characters"] = (join_texts(texts), False)
+    few = texts[:: max(1, len(texts) // peer_documents)]
+    steps |= {"for MinHash": (few, True), "for MinHash, 2,000 characters": (join_texts(few), True)}
+    rows = []
+    for number, (name, (chosen, with_peer)) in enumerate(steps.items()):
+        place = folder / f"scored{number}"
+        row = {"name": name, **write_documents(chosen, place / "documents")}
+        for part in ("score", "exact"):
+            command = (sys.executable, __file__, part, str(place / "documents"))
+            row |= json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+        scored = row["read"] + row["hash"] + row["count"]
+        row["scored_per_gb"], row["exact_per_gb"] = (1e9 * each / row["bytes"] for each in (scored, row["exact"]))
+        of_these = ", ".join(f"{part} {1e9 * row[part] / row['bytes']:.1f}" for part in ("read", "hash", "count"))
+        print(
+            f"scoring {name}: {row['documents']:,} documents, {row['bytes'] / 1e6:.0f} MB: {row['scored_per_gb']:.1f} "
+            f"CPU s per GB of text ({of_these}; at most 10), {row['peak']:.0f} MiB at the peak (at most 2048)\n"
+            f"  exact duplicates of documents: {row['exact_per_gb']:.1f} CPU s per GB"
+        )
+        if with_peer and peer_python:
+            row["minhash"] = run(peer_python, __file__, "peer", str(place)).cpu
+            row["minhash_per_gb"] = 1e9 * row["minhash"] / row["bytes"]
+            times = row["minhash"] / scored
+            print(f"  datatrove MinHash: {row['minhash_per_gb']:.1f} CPU s per GB, {times:.1f} times the scoring's")
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
-    from flexqwen.data.corpus import open_corpus
+    from flexqwen.data.collection import open_collection
+    from flexqwen.files import write_json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=os.environ.get("CAROLINA_CORPUS"), help="or CAROLINA_CORPUS")
     parser.add_argument("--peer-python", help="interpreter of an environment with benchmarks/requirements.txt")
     parser.add_argument("--peer-documents", type=int, default=40_000)
+    parser.add_argument("--only", choices=("build", "scoring"))
+    parser.add_argument("--output", type=Path, help="a file of JSON for the figures of scoring")
     args = parser.parse_args()
     if args.corpus is None:
         parser.error("give --corpus, or set CAROLINA_CORPUS")
-    corpus = open_corpus(args.corpus)
+    corpus = open_collection([args.corpus], {})
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        steps = (4, 2, 1)
-        sizes = {step: part_of(corpus, folder / f"part{step}", step) for step in steps}
-        command = (sys.executable, __file__, "plain", str(folder / "part1"))
-        before = run(*command)
-        built, documents = {}, {}
-        for step in steps:
-            built[step], documents[step] = build(folder / f"part{step}", folder / f"out{step}")
-        after = run(*command)
-        plain_seconds = (before.seconds + after.seconds) / 2
-        whole, half, rate = built[1], built[2], documents[1] / built[1].seconds
+        if args.only != "scoring":
+            measure_build(corpus, Path(name))
+        if args.only != "build":
+            rows = measure_scoring(corpus, Path(name), args.peer_python, args.peer_documents)
+            if args.output:
+                write_json(args.output, {"machine": describe_machine(), "rows": rows})
 
-        print(f"{len(corpus.shards)} shards, {sizes[1] / 1e9:.2f} GB of XML, {documents[1]:,} documents")
-        print(f"plain iterparse, one thread: {before.seconds:.1f} s before, {after.seconds:.1f} s after the builds")
-        print(f"whole build, two workers: {whole.seconds:.1f} s, {rate:,.0f} documents/s")
-        print(f"  {whole.seconds / plain_seconds:.2f} times the plain one (at most 1.5)")
-        print(f"  CPU: {whole.cpu:.1f} s against {(before.cpu + after.cpu) / 2:.1f} s")
-        print(f"  {whole.peak:.0f} MiB at the peak, all processes (at most 2048)")
-        for step in steps:
-            done, size = built[step], sizes[step] / 1e9
-            print(
-                f"build of 1/{step} of the shards, {size:.2f} GB: {done.seconds:.1f} s, {done.cpu:.1f} s CPU; "
-                f"{done.seconds / size:.1f} s/GB, {done.cpu / size:.1f} s CPU/GB"
-            )
 
-        # What the second half of the shards added, for each further GB and for each further document.
-        seconds = (whole.seconds - half.seconds) / (sizes[1] - sizes[2])
-        memory = (whole.peak - half.peak) / (documents[1] - documents[2])
-        minutes = (whole.seconds + seconds * (WHOLE_XML - sizes[1])) / 60
-        peak = whole.peak + memory * (WHOLE_DOCUMENTS - documents[1])
+def describe_machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return f"{os.cpu_count()} cores of {model}; load average {os.getloadavg()[1]:.1f}"
+
+
+def measure_build(corpus, folder: Path) -> None:
+    steps = (4, 2, 1)
+    sizes = {step: part_of(corpus, folder / f"part{step}", step) for step in steps}
+    command = (sys.executable, __file__, "plain", str(folder / "part1"))
+    before = run(*command)
+    built, documents = {}, {}
+    for step in steps:
+        built[step], documents[step] = build(folder / f"part{step}", folder / f"out{step}")
+    after = run(*command)
+    plain_seconds = (before.seconds + after.seconds) / 2
+    whole, half, rate = built[1], built[2], documents[1] / built[1].seconds
+
+    print(f"{len(corpus.shards)} shards, {sizes[1] / 1e9:.2f} GB of XML, {documents[1]:,} documents")
+    print(f"plain iterparse, one thread: {before.seconds:.1f} s before, {after.seconds:.1f} s after the builds")
+    print(f"whole build, two workers: {whole.seconds:.1f} s, {rate:,.0f} documents/s")
+    print(f"  {whole.seconds / plain_seconds:.2f} times the plain one (at most 1.2)")
+    print(f"  CPU: {whole.cpu:.1f} s against {(before.cpu + after.cpu) / 2:.1f} s")
+    print(f"  {whole.peak:.0f} MiB at the peak, all processes (at most 2048)")
+    for step in steps:
+        done, size = built[step], sizes[step] / 1e9
         print(
-            f"the whole corpus, {WHOLE_XML / 1e9:.0f} GB and {WHOLE_DOCUMENTS:,} documents: {minutes:.1f} minutes and "
-            f"{peak:.0f} MiB, if each further GB takes the {seconds * 1e9:.1f} s, and each further document the "
-            f"{memory * 1024:.2f} KiB, that the second half of these shards took"
+            f"build of 1/{step} of the shards, {size:.2f} GB: {done.seconds:.1f} s, {done.cpu:.1f} s CPU; "
+            f"{done.seconds / size:.1f} s/GB, {done.cpu / size:.1f} s CPU/GB"
         )
 
-        if args.peer_python:
-            count = write_documents(corpus, folder / "documents", args.peer_documents, documents[1])
-            took = run(args.peer_python, __file__, "peer", str(folder)).seconds
-            print(f"datatrove MinHash, two workers: {took:.1f} s, {count:,} documents, {count / took:,.0f} documents/s")
-            print(f"  the build has {rate * took / count:.1f} times its documents per second (at least 10)")
+    # What the second half of the shards added, for each further GB and for each further document.
+    seconds = (whole.seconds - half.seconds) / (sizes[1] - sizes[2])
+    memory = (whole.peak - half.peak) / (documents[1] - documents[2])
+    minutes = (whole.seconds + seconds * (WHOLE_XML - sizes[1])) / 60
+    peak = whole.peak + memory * (WHOLE_DOCUMENTS - documents[1])
+    print(
+        f"the whole corpus, {WHOLE_XML / 1e9:.0f} GB and {WHOLE_DOCUMENTS:,} documents: {minutes:.1f} minutes and "
+        f"{peak:.0f} MiB, if each further GB takes the {seconds * 1e9:.1f} s, and each further document the "
+        f"{memory * 1024:.2f} KiB, that the second half of these shards took"
+    )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] in (["plain"], ["peer"]):
         globals()[sys.argv[1]](sys.argv[2])
+    elif sys.argv[1:2] in (["score"], ["exact"]):
+        print(json.dumps(globals()[sys.argv[1]](sys.argv[2])))
     else:
         main()

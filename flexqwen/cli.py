@@ -6,6 +6,7 @@ import errno
 import functools
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -77,18 +78,34 @@ class ArgumentParser(argparse.ArgumentParser):
         return found
 
 
+SHORTAGES = {  # what a machine, or a limit, has too little of; whatever was read or written is not to blame
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOMEM: "free memory, or raise its limit (ulimit -v)",
+}
+
+
+def locate_error(error: BaseException, path: Path) -> BaseException:
+    """Returns an OSError that names `path` and the cause, where `error` lacks them; else `error` itself."""
+    if isinstance(error, OSError) and error.errno:
+        error.filename = error.filename or str(path)
+        return error
+    number = None
+    if found := re.search(r"\(os error (\d+)\)", str(error)):  # as the libraries in Rust say it
+        number = int(found[1])
+    elif re.search(r"\d requested and \d+ written$|iostream error$|unexpected pos \d", str(error)):  # NumPy; torch
+        is_limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+        number = errno.EFBIG if is_limited else errno.ENOSPC
+    return error if number is None else OSError(number, os.strerror(number), str(path))
+
+
 def describe_os_error(error: OSError) -> str:
     """What the system refused, of which path, and the remedy."""
-    remedies = {
-        errno.ENOSPC: "make room there",
-        errno.EDQUOT: "make room there",
-        errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
-        errno.EMFILE: "raise the limit of open files (ulimit -n)",
-        errno.ENOMEM: "free memory, or raise its limit (ulimit -v)",
-    }
     where = error.filename or error.filename2
     what = f"{where}: {error.strerror}" if where and error.strerror else " ".join(str(error).split())
-    return f"{what}; {remedies.get(error.errno, 'name another path, or mend this one')}"
+    return f"{what}; {SHORTAGES.get(error.errno, 'name another path, or mend this one')}"
 
 
 def fail(error: InputError | str) -> NoReturn:

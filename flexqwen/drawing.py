@@ -1,5 +1,6 @@
 """What all figures share: colours of the modes, names in words, and files that appear whole."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -32,5 +33,7 @@ def save_figure(figure, path: Path, source: str | None = None, dpi: int = 150) -
     pdf = dict.fromkeys(["CreationDate", "Creator", "Producer"])  # none of them: the same figure has the same bytes
     png = {"Software": None} | ({"Source": source} if source else {})
     for kind, metadata in (("pdf", pdf), ("png", png)):
+        drawn = io.BytesIO()  # matplotlib's own error on a full disk says nothing of it
+        figure.savefig(drawn, format=kind, dpi=dpi, bbox_inches="tight", metadata=metadata)
         with atomic_write(path.with_suffix(f".{kind}")) as partial:
-            figure.savefig(partial, format=kind, dpi=dpi, bbox_inches="tight", metadata=metadata)
+            partial.write_bytes(drawn.getvalue())

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flexqwen import __version__
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, locate_error
 
 
 @contextmanager
@@ -32,13 +31,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         replace_path(partial, path)
     except BaseException as error:
         remove_path(partial)
-        if isinstance(error, OSError) and error.errno and not error.filename:
-            error.filename = str(path)
-        elif isinstance(error, InputError):  # which says what it is of
+        located = error if isinstance(error, InputError) else locate_error(error, path)
+        if located is error:
             raise
-        elif number := re.search(r"\(os error (\d+)\)", str(error)):  # as the libraries in Rust say it
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-        raise
+        raise located from error
 
 
 def remove_leftovers(path: Path) -> None:
@@ -131,6 +127,14 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_object(path: str | Path, remedy: str) -> dict[str, Any] | None:
+    """Reads a JSON object; None where there is no such file, and `InputError` where it is anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict) and os.path.lexists(path):
+        raise InputError(f"{path} is damaged: it is no JSON object; {remedy}")
+    return value
 
 
 def digest(value: Any) -> str:

@@ -161,7 +161,7 @@ def refuse(path: str | Path, what: str, names: list[str]) -> NoReturn:
     """Raises InputError: what is wrong with the weights, and the first of these names."""
     file = Path(path) / SAFE_WEIGHTS_NAME
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    raise InputError(f"{file if file.is_file() else path} {what}: {min(names)}{more}")
+    raise InputError(f"{file if file.is_file() else path} {what}: {min(names)}{more}; bring the right files")
 
 
 def _is_of_a_head(name: str, model) -> bool:

@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import TypeVar
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from flexqwen.cli import InputError
+from flexqwen.cli import SHORTAGES, InputError
 
 T = TypeVar("T")
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -57,18 +58,22 @@ def reason(error: BaseException) -> str:
         return "401: there is no token, or a wrong one; log in with hf auth login, or set HF_TOKEN"
     if status == 403:
         return "403: the token may not write there; make one that may, at huggingface.co/settings/tokens"
+    if isinstance(error, UnpicklingError):  # torch would advise to run what is in it
+        return "a file of it is no pickle of tensors alone, and is not loaded"
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"hf_\w+|\?X-Amz\S+", "…", text)[:200]
 
 
 @contextmanager
 def explain_failure(what: str, remedy: str) -> Iterator[None]:
-    """Turns every exception in the block into an InputError: `what` (the reason); `remedy`."""
+    """Turns every exception in the block into an InputError: `what` (the reason); `remedy`. Not a shortage."""
     try:
         yield
     except (InputError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in SHORTAGES:
+            raise
         raise InputError(f"{what} ({reason(error)}); {remedy}") from error
 
 

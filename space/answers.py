@@ -168,7 +168,7 @@ def escape(text: str) -> str:
 
 
 def number(value: float, texts: dict) -> str:
-    return f"{value:.2f}".replace(".", texts["decimal"]).replace("-", "−")
+    return f"{value:z.2f}".replace(".", texts["decimal"]).replace("-", "−")
 
 
 def token_strip(name: str, pieces: Sequence[str], values: Sequence[float], texts: dict) -> str:

@@ -6,15 +6,23 @@ Portuguese at /, English at /en. What is asked stands in the page's address afte
 """
 
 import argparse
+import gc
 import html
 import json
+import os
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
-import gradio as gr
 import yaml
+
+if __name__ == "__main__":
+    gc.disable()  # until the model is loaded: what is imported is no garbage, and looking for some takes a second
+with mock.patch("inspect.getfile", side_effect=OSError):
+    import gradio as gr  # else it writes stubs of its components for editors, each time, for two seconds
 
 HERE = Path(__file__).parent
 MODEL = "runs/quickstart/hybrid-shift-256/best"  # `python -m flexqwen publish --space` writes the published one
@@ -29,12 +37,12 @@ FIELDS = {
     "likelier": dict(zip(("one", "other"), EXAMPLES["likelier"][0], strict=True)),
 }
 RANGES = {"prefix": (0, 1, 1), "tokens": (1, 200, 1), "temperature": (0, 2, 0.1), "seed": (0, 2**31 - 1, 1)}
-HIDDEN = {"api_visibility": "private", "show_progress": "hidden"}
+HIDDEN = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 2}
 
 # Run when a button is pressed: the address tells what was asked. Spaces show the page in a frame of their own page.
 REMEMBER = """(...fields) => {
   const names = %s, hash = new URLSearchParams([["tab", "%s"], ...names.map((name, i) => [name, fields[i]])]);
-  history.replaceState(null, "", "#" + hash);
+  history.replaceState(null, "", location.pathname + location.search + "#" + hash);  // "#" alone is the page at /
   if (parent !== window) parent.postMessage({queryString: "", hash: "#" + hash}, "https://huggingface.co");
   return fields;
 }"""
@@ -61,7 +69,8 @@ def load(model: str, dataset: Path | None, place: Path | None):
     checkpoint = Checkpoint(model)
     checkpoint.index = None
     if dataset:
-        from flexqwen.data.trace import Index  # a page that was published has no library
+        sys.path.append(str(HERE.parent))  # the library lies beside this folder; a page that was published has none
+        from flexqwen.data.trace import Index
 
         checkpoint.index = Index(dataset, place)
     return checkpoint
@@ -195,16 +204,18 @@ def main() -> None:
     parser.add_argument("--trace_index", type=Path, help="where the index of that is; <dataset>.trace by default")
     args = parser.parse_args()
     loading = ThreadPoolExecutor(1).submit(load, args.model, args.dataset, args.trace_index)
+    loading.add_done_callback(lambda _: gc.enable())
     with gr.Blocks(title="FlexQwen", analytics_enabled=False) as page:
         build(page, "pt", args.model, loading)
     with page.route("English", "/en"):
         build(page, "en", args.model, loading)
-    page.queue(default_concurrency_limit=2)
     # The history of runs would keep what people write in their browsers.
     look = {"css_paths": HERE / "style.css", "footer_links": ["gradio"]}
     app, *_ = page.launch(server_port=args.port, run_history=False, ssr_mode=False, prevent_thread_lock=True, **look)
     app.iterators = Iterators(app.iterators)
     page.block_thread()
+    sys.stdout.flush()
+    os._exit(0)  # Ctrl-C ends the page at once, though the model may still be loading
 
 
 if __name__ == "__main__":

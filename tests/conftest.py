@@ -30,6 +30,14 @@ from flexqwen.data.sample import generate
 from flexqwen.data.tokenizer import train_tokenizer
 from tests.helpers.datasets import DOCUMENTS
 
+# Files whose few tests take longest. They begin first, so that no worker waits for another at the end.
+SLOW = ["parquet", "job", "study", "distributed", "known_answer", "build", "hub", "pair_generation", "resume"]
+
+
+def pytest_collection_modifyitems(items) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(SLOW)))
+
 
 def _folder(variable: str) -> Path:
     if not os.environ.get(variable):

@@ -1,13 +1,17 @@
 """Outputs appear whole or not at all, whenever a process is killed."""
 
+import errno
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from flexqwen.cli import InputError, command
 from flexqwen.files import atomic_write, remove_leftovers, replace_path
+from flexqwen.remote import explain_failure
 
 KILLED_AT = """
 import os, sys
@@ -67,6 +71,26 @@ def test_an_error_of_another_file_is_not_taken_for_the_outputs(tmp_path):
         raise InputError("input is damaged (os error 13)")
     with pytest.raises(PermissionError, match="output"), atomic_write(tmp_path / "output"):
         raise RuntimeError("cannot be written (os error 13)")
+
+
+FILL = {
+    "numpy": lambda: np.arange(10**6).tofile("/dev/full"),
+    "torch": lambda: torch.save(torch.zeros(10**6), "/dev/full"),
+    "torch, little": lambda: torch.save(torch.zeros(3), "/dev/full"),
+}
+
+
+@pytest.mark.parametrize("library", FILL)
+def test_a_library_on_a_full_disk_is_named_as_the_system_names_it(library, tmp_path):
+    with pytest.raises(OSError, match=r"No space left on device.*output"), atomic_write(tmp_path / "output"):
+        FILL[library]()
+
+
+def test_what_is_read_is_not_damaged_where_the_disk_is_full(tmp_path):
+    with pytest.raises(OSError, match="No space left"), explain_failure("x is damaged", "remove it"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(InputError, match="x is damaged"), explain_failure("x is damaged", "remove it"):
+        raise OSError(errno.EISDIR, "Is a directory")
 
 
 def test_a_gpu_without_memory_is_one_line(capsys):

@@ -189,14 +189,17 @@ def edit(folder, change):
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 DAMAGES = {
-    "missing": (lambda weights: weights.pop(DOWN), f"lacks weights of .*: {DOWN}$"),
-    "shape": (lambda weights: weights.update({DOWN: torch.zeros(32, 63)}), f"other shapes than those of .*: {DOWN}$"),
+    "missing": (lambda weights: weights.pop(DOWN), f"lacks weights of .*: {DOWN};"),
+    "shape": (
+        lambda weights: weights.update({DOWN: torch.zeros(32, 63)}),
+        f"other shapes than those of .*: {DOWN};",
+    ),
     "unexpected": (
         lambda weights: weights.update({DOWN.replace("1", "7"): torch.zeros(3)}),
-        f"has weights that do not exist in .*: {DOWN.replace('1', '7')}$",
+        f"has weights that do not exist in .*: {DOWN.replace('1', '7')}; bring",
     ),
-    "nan": (lambda weights: weights[DOWN][0, :2].fill_(torch.nan), f"NaN or infinity in weights of .*: {DOWN}$"),
-    "infinity": (lambda weights: weights[DOWN][3].fill_(torch.inf), f"NaN or infinity in weights of .*: {DOWN}$"),
+    "nan": (lambda weights: weights[DOWN][0, :2].fill_(torch.nan), f"NaN or infinity in weights of .*: {DOWN};"),
+    "infinity": (lambda weights: weights[DOWN][3].fill_(torch.inf), f"NaN or infinity in weights of .*: {DOWN};"),
 }
 
 

@@ -50,7 +50,12 @@ COMMANDS = {  # what is run, its arguments, the inputs that are damaged, and oth
     "push": (carolina_originality.main, ["push", "dataset", "--repo", "org/carolina"], ["dataset"], []),
     "tokenizer": (flexqwen.main, ["tokenizer", "--dataset", "dataset", "--vocab_size", "400"], ["dataset"], []),
     "adapt": (flexqwen.main, ["tokenizer", "--adapt", "qwen3"], ["qwen3"], []),
-    "train by a config": (train.main, ["config.yaml"], ["config.yaml"], ["dataset", "tokenizer", "tokens"]),
+    "train by a config": (
+        train.main,
+        ["config.yaml", "--max_steps", "2"],
+        ["config.yaml"],
+        ["dataset", "tokenizer", "tokens"],
+    ),
     "train on a dataset": (train_main, [], ["dataset", "tokenizer"], []),
     "train on tokens": (train_main, [], ["tokens"], ["dataset", "tokenizer"]),
     "train a model": (train_main, ["--model_name_or_path", "model"], ["model"], ["dataset", "tokenizer", "tokens"]),

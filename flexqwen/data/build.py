@@ -1,7 +1,7 @@
 """Builds the Carolina Originality dataset: shards -> documents -> scores -> splits -> Parquet, manifest and card.
 
 All work happens in `<output>.partial/`, from which the next build resumes: it keeps finished shards (`documents/`) and,
-if its inputs are the same, their 7-grams (`<inputs>/grams/`). At the end `<inputs>/dataset/` is renamed to `<output>`.
+if its inputs are the same, their 7-grams (`<inputs>/runs-<n>/`). At the end `<inputs>/dataset/` becomes `<output>`.
 """
 
 import fcntl
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flexqwen.cli import InputError, describe_os_error
+from flexqwen.cli import InputError, describe_os_error, locate_error
 from flexqwen.data import card, documents, ngrams, splits
 from flexqwen.data.collection import open_collection
 from flexqwen.data.corpus import MIN_TOKENS, Corpus
@@ -25,7 +25,7 @@ from flexqwen.data.parquet import write_splits
 from flexqwen.data.passages import LIMIT, Passages, hash_passages
 from flexqwen.data.scores import measure_agreement, score_documents
 from flexqwen.data.texts import read_manifest
-from flexqwen.files import digest, is_made, remove_leftovers, remove_path, replace_path, versions, write_json
+from flexqwen.files import digest, is_made, read_json, remove_leftovers, remove_path, replace_path, versions, write_json
 from flexqwen.parallel import Pool, delay_interrupts
 
 NAME = "carolina_originality"
@@ -74,8 +74,8 @@ def build(
     inputs = digest(described)
     try:
         with lock_work_folder(output) as work:
-            manifest = read_manifest(output)
-            found = manifest if manifest.get("dataset") == NAME else None
+            found = read_json(output / "manifest.json")
+            found = found if isinstance(found, dict) and found.get("dataset") == NAME else None
             if not is_made(output, found, {"inputs": inputs}, overwrite):
                 with Pool(workers) as pool:
                     make_dataset(corpus, work, inputs, parameters, pool, int(memory * (1 << 30)))
@@ -85,8 +85,8 @@ def build(
                 card.write_card(output)
             remove_path(work)
     except OSError as error:  # a full disk, above all
-        error.filename = error.filename or str(output)
-        raise InputError(f"{describe_os_error(error)}, and run the same again; finished shards are kept") from error
+        described = describe_os_error(locate_error(error, output))
+        raise InputError(f"{described}, and run the same again; finished shards are kept") from error
     return read_manifest(output)
 
 
@@ -120,7 +120,7 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
         pa.array(np.empty(0))  # pyarrow loads pandas, where there is one
     keep_only(work, {"documents", inputs})
     folder = work / inputs
-    (folder / "grams").mkdir(parents=True, exist_ok=True)
+    (folder / ngrams.RUNS).mkdir(parents=True, exist_ok=True)
     remove_path(folder / "dataset")
     (folder / "dataset").mkdir()
 
@@ -130,7 +130,7 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
     for report in reports:
         dropped.update(report["dropped"])
     dropped = dict(sorted(dropped.items()))
-    among_long = score_documents(in_use, folder / "grams", memory, pool)
+    among_long = score_documents(in_use, folder / ngrams.RUNS, memory, pool)
     chosen = choose_splits(in_use, parameters, folder / "heldout.npy", pool)
     bytes_, shares = write_splits(folder / "dataset", in_use, chosen, folder / "heldout.npy", pool)
     checks = splits.check(chosen, in_use.tokens, getattr(in_use, parameters.measure), in_use.typology, shares)
@@ -156,7 +156,7 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
         "stray_files": corpus.strays,
     }
     if corpus.columns is not None:
-        manifest |= {"corpus": corpus.folder.name, "columns": corpus.columns}
+        manifest |= {"corpus": corpus.source, "columns": corpus.columns}
     write_json(folder / "dataset" / "manifest.json", manifest)
     card.write_card(folder / "dataset")
 

@@ -3,6 +3,7 @@
 A row of Parquet or a line of JSON is a document; so is a file of plain text. Files may be compressed (.gz, .zst).
 """
 
+import glob
 import io
 import json
 import re
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,11 +22,11 @@ from flexqwen.cli import InputError
 from flexqwen.data.corpus import CHECKSUMS, MAX_DOCUMENT_BYTES, Corpus, Document, Shard, ShardError, open_corpus
 from flexqwen.data.ngrams import cut_batches
 from flexqwen.files import digest, file_digest
-from flexqwen.remote import explain_failure
+from flexqwen.remote import explain_failure, with_retries
 
 FIELDS = ("text", "id", "typology", "language", "license", "source")  # of a document; all but the text may be absent
 _KIND = re.compile(r"\.(parquet|jsonl|ndjson|txt)(\.gz|\.zst)?$")
-_HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([^/]+))?(?:/([^/]+))?/?")
+_HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.%-]+))?(?:/([^/]+))?(?:/([^/]+))?/?")
 _TEXT_BYTES = 16 << 20  # of files of plain text that are read as one shard
 _ROWS = 256  # of Parquet in memory at a time
 
@@ -122,25 +124,31 @@ def _read_plain(path: Path, columns: dict[str, str]) -> Iterator[tuple[None, dic
         yield None, {"text": file.read(MAX_DOCUMENT_BYTES + 1).decode("utf-8-sig")}
 
 
-def open_collection(places: Sequence[str], columns: dict[str, str]) -> Corpus:
+def open_collection(places: Sequence[str], columns: dict[str, str], verify: bool = True) -> Corpus:
     """What is to be read: Corpus Carolina's folder, or any files of texts, folders of them, and datasets of the Hub.
 
-    `columns` is {field: column} where a field of `FIELDS` stands in a column of another name.
+    `columns` is {field: column} where a field of `FIELDS` stands in a column of another name. Without `verify` files
+    have no digests, for which one machine would have to read them all.
     """
-    folder = Path(places[0])
+    folder, source = Path(places[0]), Path(places[0]).name
     found: dict[str, Path] = {}
-    for place in map(str, places):
-        files = _fetch(place) if place.startswith("hf://") else _list_files(Path(place))
+    for number, place in enumerate(map(str, places)):
+        if place.startswith("hf://"):
+            files, fetched = _fetch(place)
+            source = source if number else fetched
+        else:
+            files = _list_files(Path(place))
         if twice := sorted(found.keys() & files):
             raise InputError(f"{place}: {twice[0]} is the name of another file too; give the folder that holds both")
         found |= files
     texts = sorted(name for name in found if _KIND.search(name))
     if not texts or any(name.endswith((".xml.gz", CHECKSUMS)) for name in found):
-        if columns or len(places) > 1:
-            raise InputError(f"{folder}: is not files of Parquet, .jsonl or .txt, and only these have columns")
+        if columns or len(places) > 1 or not folder.exists():
+            raise InputError(f"{places[0]}: is not files of Parquet, .jsonl or .txt, and only these have columns")
         return open_corpus(folder)
     with ThreadPoolExecutor() as threads:  # which hash in parallel
-        digests = dict(zip(texts, threads.map(file_digest, map(found.get, texts)), strict=True))
+        hashed = threads.map(file_digest if verify else lambda _: "", map(found.get, texts))
+        digests = dict(zip(texts, hashed, strict=True))
     sizes = {name: found[name].stat().st_size for name in texts}
     plain = [name for name in texts if _KIND.search(name)[1] == "txt"]
     groups = [[name] for name in texts if name not in set(plain)] + list(cut_batches(plain, _TEXT_BYTES, sizes.get))
@@ -150,7 +158,8 @@ def open_collection(places: Sequence[str], columns: dict[str, str]) -> Corpus:
         sha256 = digests[name] if len(names) == 1 else digest({name: digests[name] for name in names})
         files = tuple((name, found[name]) for name in names)
         shards.append(TextShard(name, files[0][1], sha256, sum(map(sizes.get, names)), files, columns))
-    return Corpus(folder, shards, [], sorted(found.keys() - set(texts)), False, columns)
+    source += f" and {len(places) - 1} more" if len(places) > 1 else ""
+    return Corpus(folder, shards, [], sorted(found.keys() - set(texts)), False, columns, source)
 
 
 def _list_files(place: Path) -> dict[str, Path]:
@@ -158,11 +167,13 @@ def _list_files(place: Path) -> dict[str, Path]:
         raise InputError(f"{place}: no such folder or file; give Corpus Carolina's folder, or files of texts")
     if not place.is_dir():
         return {place.name: place}
-    return {path.relative_to(place).as_posix(): path for path in place.rglob("*") if path.is_file()}
+    # A link to nothing is no file: its texts would be missing without a word, and reading it says what it is.
+    files = (path for path in place.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
+    return {path.relative_to(place).as_posix(): path for path in files}
 
 
-def _fetch(place: str) -> dict[str, Path]:
-    """The files of a dataset of the Hub, fetched into the client's cache."""
+def _fetch(place: str) -> tuple[dict[str, Path], str]:
+    """The files of a dataset of the Hub, fetched into the client's cache; and its address with the commit in it."""
     if not (match := _HUB.fullmatch(place)):
         raise InputError(f"{place}: is not hf://datasets/<org>/<name>[@<revision>][/<config>[/<split>]]")
     name, revision, config, split = match.groups()
@@ -171,10 +182,13 @@ def _fetch(place: str) -> dict[str, Path]:
         from huggingface_hub import HfApi
 
         api = HfApi()
-        commit = api.dataset_info(name, revision=revision).sha
+        commit = api.dataset_info(name, revision=unquote(revision) if revision else None).sha
         splits = load_dataset_builder(name, config, revision=commit).config.data_files
         if split and split not in splits:
-            raise InputError(f"{place}: has no split {split!r}; it has: {', '.join(splits)}")
+            raise InputError(f"{place}: has no split {split!r}; it has: {', '.join(map(str, splits))}")
         urls = [url for part in ([split] if split else splits) for url in splits[part]]
         files = sorted({url.split(f"@{commit}/", 1)[1] for url in urls})
-        return {file: Path(api.hf_hub_download(name, file, repo_type="dataset", revision=commit)) for file in files}
+        which = {"repo_type": "dataset", "revision": commit, "allow_patterns": list(map(glob.escape, files))}
+        folder = Path(with_retries(lambda: api.snapshot_download(name, **which)))
+    fetched = "/".join(filter(None, (f"hf://datasets/{name}@{commit}", config, split)))
+    return {file: folder / file for file in files}, fetched

@@ -90,7 +90,9 @@ class PackedRows:
             if self.info["format"] != FORMAT:
                 found = self.info["format"]
                 raise InputError(f"the token store {folder} has format {found}, not {FORMAT}; make it again")
-            if wrong := [name for name in FILES if file_digest(self.folder / name) != self.info["files"][name]]:
+            found = digest_files(self.folder, self.info)
+            written = {"info.json": found["info.json"]} | self.info["files"]  # which the first stores leave out
+            if wrong := [name for name in found if found[name] != written[name]]:
                 raise ValueError(f"{wrong[0]} is not as it was written")
             rows = np.memmap(self.folder / "rows.bin", dtype=self.info["dtype"], mode="r")
             self.input_ids = rows.reshape(self.info["rows"], self.info["sequence_length"])
@@ -155,10 +157,16 @@ def make_token_store(
         dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
         info = key | _write_rows(partial, dataset, config, tokenizer, length, dtype, unique_tokens, seed)
         _write_validation(partial, dataset, tokenizer, dtype)
-        write_json(partial / "info.json", info | {"files": {name: file_digest(partial / name) for name in FILES}})
+        write_json(partial / "info.json", info | {"files": digest_files(partial, info)})
     what = "{rows:,} rows of {sequence_length}, {tokens:,} tokens, {padding:.2%} padding".format(**info)
     print(f"tokens: {folder} ({what})")
     return PackedRows(folder)
+
+
+def digest_files(folder: Path, info: dict[str, Any]) -> dict[str, str]:
+    """Digests of the files of a token store, and of its info but for these."""
+    own = {name: value for name, value in info.items() if name != "files"}
+    return {name: file_digest(folder / name) for name in FILES} | {"info.json": digest(own)}
 
 
 def describe_rows(

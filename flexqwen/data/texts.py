@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flexqwen.cli import InputError
-from flexqwen.files import file_digest, read_json
+from flexqwen.files import file_digest, read_object
 from flexqwen.remote import explain_failure
 
 REMEDY = "copy it again, or build the dataset again"
@@ -21,17 +21,21 @@ def dataset_digest(folder: str | Path) -> str:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a built dataset; empty where there is none."""
-    manifest = read_json(Path(folder) / "manifest.json")
-    return manifest if isinstance(manifest, dict) else {}
+    """The manifest of a built dataset; empty where there is none, `InputError` where it is damaged."""
+    return read_object(Path(folder) / "manifest.json", REMEDY) or {}
 
 
 def summarize(folder: str | Path, config: str) -> dict[str, Any] | None:
-    """What the manifest says of a training config: `documents`, `tokens`, `generated`; None without the dataset."""
+    """What the manifest says of a training config: `documents`, `tokens`, `generated`; None without the dataset.
+
+    And the name of the `corpus`, if that is another than Corpus Carolina.
+    """
     manifest = read_manifest(folder)
     with explain_failure(f"{Path(folder) / 'manifest.json'} is damaged", REMEDY):
         split = manifest.get("splits", {}).get(f"{config}/train")
-        return split and {"generated": manifest["generated"], **{name: split[name] for name in ("documents", "tokens")}}
+        other = {"corpus": manifest["corpus"]} if "corpus" in manifest else {}
+        numbers = split and {name: split[name] for name in ("documents", "tokens")}
+        return split and {"generated": manifest["generated"], **numbers, **other}
 
 
 def parquet_files(folder: str | Path, config: str, split: str) -> list[Path]:

@@ -1,10 +1,13 @@
 """Paired differences between evaluations: over the items that both have, drawn alike for both."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_uppercase
 
 import numpy as np
 
-from flexqwen.evaluation.results import Result, is_share, mean_result
+from flexqwen.cli import InputError
+from flexqwen.evaluation.results import Result, is_share, mean_result, read_results
 from flexqwen.evaluation.statistics import mean_interval
 from flexqwen.files import write_json
 from flexqwen.tables import markdown_table
@@ -38,6 +41,20 @@ def compare(first: list[Result], second: list[Result], name: str = "B") -> tuple
         row.details = {"a": means[0], "b": means[1], "verdict": verdict, "name": name}
         differences.append(row)
     return differences, left
+
+
+def compare_folders(folders: Sequence[Path]) -> tuple[list[Result], list[tuple]]:
+    """The differences of the results in folders from those in the first, A, in its order; the others are B, C, ..."""
+    (_, first), *others = (read_results(folder) for folder in folders)
+    differences, left = [], []
+    for name, folder, (_, results) in zip(ascii_uppercase[1:], folders[1:], others, strict=False):
+        found, missing = compare(first, results, name)
+        if not found:
+            what = f"{folders[0]} and {folder} have no figure in common"
+            raise InputError(f"{what}; evaluate both on the same tasks and modes")
+        differences, left = differences + found, left + missing
+    order = [result.key for result in first]
+    return sorted(differences, key=lambda row: order.index(row.key)), left
 
 
 def format_comparison(differences: list[Result]) -> str:

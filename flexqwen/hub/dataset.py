@@ -7,7 +7,7 @@ from pathlib import Path
 from flexqwen.cli import InputError
 from flexqwen.data.build import NAME, read_manifest
 from flexqwen.data.texts import count_texts
-from flexqwen.files import file_digest
+from flexqwen.files import file_digest, read_json
 from flexqwen.hub.repository import Repository
 from flexqwen.remote import explain_failure
 
@@ -28,9 +28,10 @@ def publish(folder: Path, repository: Repository, tag: str | None = None) -> tup
         there, place = repository.list_files(), Path(temporary)
         if there:
             repository.fetch(["manifest.json"], place / "there")
-            if read_manifest(place / "there").get("dataset") != NAME:
-                found = f"{repository.url} holds something else"
-                raise InputError(f"{found}, which is not overwritten; give another --repo")
+            found = read_json(place / "there" / "manifest.json")
+            if not isinstance(found, dict) or found.get("dataset") != NAME:
+                what = f"{repository.url} holds something else"
+                raise InputError(f"{what}, which is not overwritten; give another --repo")
         tags = repository.list_tags() if there else {}
         if tag in tags:
             repository.fetch(["manifest.json"], place / "tagged", revision=tag)

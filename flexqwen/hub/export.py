@@ -13,7 +13,7 @@ from transformers.utils import logging
 from configuration_flexqwen import FlexQwenConfig
 from flexqwen import loading
 from flexqwen.cli import ArgumentParser, InputError, command
-from flexqwen.files import atomic_write
+from flexqwen.files import atomic_write, read_json, write_json
 from flexqwen.hub.export_gguf import OUTTYPES, write_gguf
 from flexqwen.training.checkpoints import write_embedding_modules
 from modeling_flexqwen import FlexQwenForCausalLM, FlexQwenForMaskedLM
@@ -64,6 +64,16 @@ def export(
                 write_embedding_modules(folder, config.hidden_size)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
+            add_former_names(folder)
+
+
+def add_former_names(folder: Path) -> None:
+    """Adds what transformers 4 reads, and takes for a default where it is absent: a tokenizer's class, rope's base."""
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "rope_theta": config["rope_parameters"]["rope_theta"]})
+    if (settings := read_json(folder / "tokenizer_config.json")) is not None:
+        settings = {name: value for name, value in settings.items() if name not in ("is_local", "local_files_only")}
+        write_json(folder / "tokenizer_config.json", {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 class Logits(torch.nn.Module):
@@ -92,7 +102,7 @@ def write_onnx(model, tokenizer, output: Path) -> None:
     with atomic_write(output) as folder:
         folder.mkdir()
         try:
-            torch.onnx.export(Logits(model), (ids, torch.ones_like(ids)), folder / "model.onnx", **options)
+            torch.onnx.export(Logits(model).eval(), (ids, torch.ones_like(ids)), folder / "model.onnx", **options)
         except ImportError as error:
             raise InputError("writing ONNX needs packages; install them with pip install onnx onnxscript") from error
         model.config.save_pretrained(folder)

@@ -28,7 +28,8 @@ class Run:
         self.modes = ObjectiveArguments(strategy=self.settings["strategy"]).modes
         # One of the Hub; a folder may look like such a name.
         self.dataset = self.settings["dataset"] if self.description.get("dataset_is_of_the_hub") else None
-        self.is_generated = bool((self.description.get("data") or {}).get("generated"))
+        data = self.description.get("data") or {}
+        self.is_generated, self.corpus = bool(data.get("generated")), data.get("corpus")  # None is Carolina
         self.finished, self.has_curves = read_json(folder / "finished.json"), (folder / "loss.png").is_file()
         self.last: dict[str, float] = {}  # logged value of every quantity
         for entry in read_log(folder):
@@ -55,6 +56,7 @@ def write(folder: Path, repo_id: str, root: str) -> dict[str, Path]:
     names = {"repo": repo_id, "runs": runs, "example": example, "format_results": format_results}
     names["is_root"] = example.name == root  # not where somebody deleted that run's folder
     names["is_generated"] = any(run.is_generated for run in runs)
+    names["is_portuguese"], names["corpora"] = is_portuguese(runs), sorted({run.corpus for run in runs} - {None})
     ModelCard.from_template(data, template_str=template, **names).save(folder / "README.md")
     found = {"README.md": folder / "README.md"}
     for task, entries in result_entries(runs).items():
@@ -66,10 +68,15 @@ def write(folder: Path, repo_id: str, root: str) -> dict[str, Path]:
     return found
 
 
+def is_portuguese(runs: list[Run]) -> bool:
+    """Whether the language is known: that of Corpus Carolina."""
+    return all(run.corpus is None for run in runs)
+
+
 def metadata(runs: list[Run], example: Run, repo_id: str, root: str) -> ModelCardData:
     """What stands at the head of the card."""
     datasets = [run.dataset for run in runs if run.dataset]
-    datasets += [] if all(run.is_generated for run in runs) else [CORPUS]
+    datasets += [CORPUS] if any(not (run.is_generated or run.corpus) for run in runs) else []
     modes = {mode for run in runs for mode in run.modes}
     tags = ["qwen3", *(tag for mode, tag in TAGS.items() if mode in modes), "data-efficient-pretraining"]
     tags += ["hybrid-objective"] if any(len(run.modes) > 1 for run in runs) else []
@@ -80,8 +87,10 @@ def metadata(runs: list[Run], example: Run, repo_id: str, root: str) -> ModelCar
             name = f"{row.metric}, {row.mode}, {run.name}/{checkpoint}, {spread(row)}"
             kind, value = TASK_TYPES.get(row.mode, "text-classification"), round(row.value, 4)
             results.append(EvalResult(kind, row.task, title, row.metric, value, metric_name=name))
-    fields = {"pipeline_tag": TASK_TYPES[example.modes[0]], "tags": [*tags, "portuguese", "custom_code"]}
-    fields |= {"language": "pt", "license": "apache-2.0", "library_name": "transformers"}
+    tags += ["portuguese", "custom_code"] if is_portuguese(runs) else ["custom_code"]
+    fields = {"pipeline_tag": TASK_TYPES[example.modes[0]], "tags": tags}
+    fields |= {"language": "pt" if is_portuguese(runs) else None, "license": "apache-2.0"}
+    fields |= {"library_name": "transformers"}
     fields |= {"datasets": list(dict.fromkeys(datasets)) or None, "eval_results": results or None, ROOT: root}
     return ModelCardData(model_name=repo_id.split("/")[1] if results else None, **fields)
 

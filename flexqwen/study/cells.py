@@ -15,9 +15,9 @@ import numpy as np
 
 from flexqwen.cli import InputError
 from flexqwen.evaluation.statistics import joint_interval, joint_p_value
-from flexqwen.files import digest, read_json
+from flexqwen.files import digest
 from flexqwen.study.grid import Cell, Comparison, Planned, Point, Study, replace_values
-from flexqwen.study.runner import ITEMS, read_cell
+from flexqwen.study.runner import ITEMS, read_cell, read_result
 
 ENOUGH = 20  # effective items that a bootstrap needs to be trusted
 MODES = ("causal", "masked", "fused", "finetuned")
@@ -235,10 +235,10 @@ def difference(values: Sequence[np.ndarray]) -> np.ndarray:
 def load(study: Study) -> Results:
     """Reads the finished cells; `InputError` where there are none, or they differ in what must be equal."""
     cells = {cell: content for cell in study.cells if (content := read_cell(study, cell)) is not None}
-    items, first = read_json(study.results / ITEMS), {}
+    items, first = read_result(study, ITEMS), {}
     if not cells or items is None:
-        remedy = f"run python -m flexqwen study run {study.path}"
-        raise InputError(f"no finished cells in {study.results / 'cells'}; {remedy}")
+        what = f"{study.results / ITEMS} is missing" if cells else f"no finished cells in {study.results / 'cells'}"
+        raise InputError(f"{what}; run python -m flexqwen study run {study.path}")
     for cell, content in cells.items():
         budget = str([study.options(cell.point).get(name) for name in BUDGET])
         equal = {

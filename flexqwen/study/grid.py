@@ -265,6 +265,7 @@ def _read(path: Path, config: dict) -> Study:
         raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(NAMES)}")
     for task in measurement.tasks:
         measurement.context(task, "", "")
+    Context(documents=measurement.documents)
     if measurement.checkpoint not in ("last", "best"):
         raise InputError(f"measure: checkpoint is {measurement.checkpoint!r}; allowed: last, best")
     if missing := [name for name in NEEDED if name not in study.training]:

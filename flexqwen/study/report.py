@@ -16,11 +16,11 @@ from jinja2 import StrictUndefined, Template
 from flexqwen.cli import InputError
 from flexqwen.drawing import to_words
 from flexqwen.evaluation.statistics import JOINT_SAMPLES, correct_p_values
-from flexqwen.files import read_json, write_text
+from flexqwen.files import write_text
 from flexqwen.study.cells import ENOUGH, GPT_BERT, MODES, Estimate, Measure, Results, format_value, load
 from flexqwen.study.grid import Comparison, Study, describe_value
 from flexqwen.study.report_figures import draw, read_source
-from flexqwen.study.runner import AMENDMENTS, OVERLAP, REGISTERED, digest_plan
+from flexqwen.study.runner import AMENDMENTS, OVERLAP, REGISTERED, digest_plan, read_result
 from flexqwen.study.surface import fit_law, rank_values
 from flexqwen.tables import markdown_table
 
@@ -203,7 +203,7 @@ def format_report(results: Results) -> str:
     names = {tool.__name__: tool for tool in (*tools, figures_table, cost_table, format_scale)}
     names |= {"results": results, "study": study, "compared": compared, "enough": ENOUGH, "samples": JOINT_SAMPLES}
     names |= {"made_by": made_by, "makers": dict.fromkeys(map(describe_maker, made_by))}
-    names |= {"overlap": read_json(study.results / OVERLAP) or {}, "registered": read_json(study.results / REGISTERED)}
+    names |= {"overlap": read_result(study, OVERLAP) or {}, "registered": read_result(study, REGISTERED)}
     unwritten = f"None are written yet in `{path}`."
     names["findings"] = path.read_text(encoding="utf-8").strip() if path.is_file() else unwritten
     # Not twice what is shown alone.
@@ -249,7 +249,7 @@ def check_plan(study: Study) -> None:
     """
     if study.plan is None:
         return
-    if (registered := read_json(study.results / REGISTERED)) is None:
+    if (registered := read_result(study, REGISTERED)) is None:
         raise InputError(f"{study.results / REGISTERED} is missing, which study run writes before the first cell")
     if (held := digest_plan(study, registered["commit"])) not in (None, registered["digests"]):
         wrong = next(name for name in held if held[name] != registered["digests"][name])

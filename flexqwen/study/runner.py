@@ -35,7 +35,7 @@ from flexqwen.data.texts import dataset_digest, parquet_files
 from flexqwen.evaluation import likelihood
 from flexqwen.evaluation.results import Result, check_finite
 from flexqwen.evaluation.tasks import Context, Task, load_task
-from flexqwen.files import digest, file_digest, read_json, write_json, write_text
+from flexqwen.files import digest, file_digest, read_json, read_object, write_json, write_text
 from flexqwen.loading import check_unchanged, digest_checkpoint
 from flexqwen.parallel import end_with_parent
 from flexqwen.study.grid import Cell, Study
@@ -164,6 +164,11 @@ def read_cell(study: Study, cell: Cell, digests: dict[str, str] | None = None) -
     return content
 
 
+def read_result(study: Study, name: str) -> dict | None:
+    """The content of a file that all cells share; None where it is not there, `InputError` where it is damaged."""
+    return read_object(study.results / name, "bring it back, or remove it and the cells and make them again")
+
+
 def run_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
     """Makes a cell as a process of its own, which ends with the one that started it."""
     end_with_parent()
@@ -260,7 +265,7 @@ def write_items(study: Study, results: list[Result]) -> dict[str, str]:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)  # two workers would each write without what the other adds
-        known = read_json(path) or {}
+        known = read_result(study, ITEMS) or {}
         if any(known.get(key, entry) != entry for key, entry in described.items()):
             what = f"{path} names other items than this cell was measured on"
             raise InputError(f"{what}; were the evaluation data changed?")

@@ -12,11 +12,11 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
-from flexqwen.cli import InputError
+from flexqwen.cli import SHORTAGES, InputError, locate_error
 from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation.heldout import MODES, HeldOut, score
 from flexqwen.files import atomic_write, read_json, remove_path
-from flexqwen.remote import reason
+from flexqwen.remote import explain_failure, reason
 from flexqwen.training import checkpoints
 from flexqwen.training.arguments import Arguments, fix_training_arguments
 from flexqwen.training.callbacks import Progress, SaveOnSignal, ignore_signals
@@ -35,6 +35,8 @@ from flexqwen.training.objectives import TrainingRows, collate
 from flexqwen.training.optimizer import MuonWithAdamW
 from flexqwen.training.schedule import Phase, StepBatches
 from modeling_flexqwen import FlexQwenForCausalLM
+
+RESUME_BEFORE = "remove it, and the same command resumes from the one before it"
 
 
 class FlexQwenTrainer(transformers.Trainer):
@@ -220,7 +222,11 @@ class FlexQwenTrainer(transformers.Trainer):
                 remove_path(left)
             last = f"the last complete checkpoint is {last_checkpoint(self.folder) or 'none'}"
             remedy, what = "mend that, and run the same command again", f"{what} of {self.folder} could not be saved"
-            raise InputError(f"{what} ({reason(error)}); {last}; {remedy}") from error
+            raise InputError(f"{what} ({reason(locate_error(error, self.folder))}); {last}; {remedy}") from error
+
+    def _load_rng_state(self, checkpoint) -> None:
+        with explain_failure(f"{checkpoint} is damaged", RESUME_BEFORE):
+            super()._load_rng_state(checkpoint)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", ()))
@@ -265,8 +271,12 @@ class FlexQwenTrainer(transformers.Trainer):
                 "gradient_checkpointing, or lower sequence_length or, in evaluation, per_device_eval_batch_size"
             ) from error
         except Exception as error:
-            if checkpoint is None or begun or isinstance(error, InputError):
+            if "DataLoader worker (pid" in str(error):  # "Caught … in DataLoader worker" is its own error
+                what = f"a process that makes batches was killed at step {self.state.global_step + 1}"
+                remedy = "if memory or open files were short, lower dataloader_num_workers; the same command resumes"
+                raise InputError(f"{what}; {remedy}") from error
+            is_short = getattr(error, "errno", None) in SHORTAGES
+            if checkpoint is None or begun or is_short or isinstance(error, InputError):
                 raise
-            remedy = "remove it, and the same command resumes from the one before it"
-            raise InputError(f"{checkpoint} is damaged ({reason(error)}); {remedy}") from error
+            raise InputError(f"{checkpoint} is damaged ({reason(error)}); {RESUME_BEFORE}") from error
         return True

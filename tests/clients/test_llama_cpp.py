@@ -3,12 +3,15 @@
 import json
 import random
 import shutil
+from contextlib import nullcontext
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
+from flexqwen.cli import InputError
+from flexqwen.data.tokenizer import OLD_WORDS, WORDS
 from flexqwen.evaluation.tasks.assin2 import read
 from flexqwen.hub.export import export
 from modeling_flexqwen import FlexQwenForCausalLM, FlexQwenForMaskedLM
@@ -96,9 +99,22 @@ def test_masks_are_predicted_where_attention_is_not_causal(files, checkpoint, to
     assert found.argmax() == expected.argmax()
 
 
-def test_what_llama_cpp_does_not_normalize_is_said(checkpoint, tmp_path, capsys):
-    folder = shutil.copytree(checkpoint, tmp_path / "adapted")
-    parts = json.loads((folder / "tokenizer.json").read_text())
-    (folder / "tokenizer.json").write_text(json.dumps(parts | {"normalizer": {"type": "NFC"}}))
-    export(folder, tmp_path / "model.gguf", "causal", "gguf")
-    assert "llama.cpp does not normalize text" in capsys.readouterr().err
+CHANGES = {
+    "does not normalize text": ('"normalizer": null', '"normalizer": {"type": "NFC"}'),
+    "splits combining accents": (json.dumps(WORDS), json.dumps(OLD_WORDS)),
+    "has no built-in pattern": (json.dumps(WORDS), json.dumps(r"\w+")),
+}
+
+
+@pytest.mark.parametrize("says", CHANGES)
+def test_what_llama_cpp_does_otherwise_is_said(checkpoint, tmp_path, capsys, says):
+    folder, output = shutil.copytree(checkpoint, tmp_path / "adapted"), tmp_path / "model.gguf"
+    tokenizer = folder / "tokenizer.json"
+    text = tokenizer.read_text(encoding="utf-8")
+    assert text.count(CHANGES[says][0]) == 1
+    tokenizer.write_text(text.replace(*CHANGES[says]), encoding="utf-8")
+    is_refused = says == "has no built-in pattern"
+    with pytest.raises(InputError, match=says) if is_refused else nullcontext():
+        export(folder, output, "causal", "gguf")
+    assert is_refused or f"llama.cpp {says}" in capsys.readouterr().err
+    assert output.exists() != is_refused

@@ -1,4 +1,4 @@
-"""vLLM: greedy text and log-probabilities of the causal Qwen3, embeddings of the bidirectional, are transformers'."""
+"""vLLM: greedy text and embeddings of a checkpoint, and of its plain Qwen3s, are transformers'."""
 
 import os
 
@@ -16,10 +16,13 @@ def load(folder, **options):
     return vllm.LLM(str(folder), dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=4, **options)
 
 
-def test_it_writes_what_transformers_writes(twins, tokenizer, sentences):
+@pytest.mark.parametrize("kind", ["checkpoint", "causal twin"])
+def test_it_writes_what_transformers_writes(checkpoint, twins, tokenizer, sentences, kind):
     model = Qwen3ForCausalLM.from_pretrained(twins["causal"]).eval()
     settings = vllm.SamplingParams(temperature=0, max_tokens=12, logprobs=1)
-    for sentence, found in zip(sentences, load(twins["causal"]).generate(sentences, settings), strict=True):
+    where, options = (checkpoint, {"trust_remote_code": True}) if kind == "checkpoint" else (twins["causal"], {})
+    writer = load(where, runner="generate", **options)
+    for sentence, found in zip(sentences, writer.generate(sentences, settings), strict=True):
         ids = tokenizer(sentence, return_tensors="pt").input_ids
         assert found.prompt_token_ids == ids[0].tolist()
         written = model.generate(ids, max_new_tokens=12, do_sample=False)
@@ -31,9 +34,13 @@ def test_it_writes_what_transformers_writes(twins, tokenizer, sentences):
         np.testing.assert_allclose(logprobs, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_it_embeds_bidirectionally_by_the_mean(twins, tokenizer, sentences):
+@pytest.mark.parametrize("kind", ["checkpoint", "bidirectional twin"])
+def test_it_embeds_bidirectionally_by_the_mean(checkpoint, twins, tokenizer, sentences, kind):
     model = Qwen3Model.from_pretrained(twins["bidirectional"]).eval()
-    embedder = load(twins["bidirectional"], runner="pooling")
+    where, options = twins["bidirectional"], {}
+    if kind == "checkpoint":
+        where, options = checkpoint, {"trust_remote_code": True, "hf_overrides": {"is_causal": False}}
+    embedder = load(where, runner="pooling", **options)
     for sentence, found in zip(sentences, embedder.embed(sentences), strict=True):
         with torch.no_grad():
             expected = model(**tokenizer(sentence, return_tensors="pt"))[0][0].mean(0)

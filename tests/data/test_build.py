@@ -177,7 +177,7 @@ def test_interrupted_it_says_so_and_goes_on_to_the_same_bytes(built, sample_corp
     command += ["--corpus", str(sample_corpus), "--output", str(output)]
     finished = 0
     # As soon as there is such a file: workers start, have read a shard, have hashed one.
-    for sign in ("*", "documents/*.json", "*/grams/*.npy"):
+    for sign in ("*", "documents/*.json", "*/runs-*/*.npy"):
         process = subprocess.Popen(
             command, start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
         )

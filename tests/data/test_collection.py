@@ -1,15 +1,19 @@
 """Any other collection of texts: its kinds of files, the columns, and each kind of bad input."""
 
 import gzip
+import io
 import json
 import os
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from flexqwen.data.texts import read_manifest
 from tests.helpers.datasets import call, files, read_split, run
+from tests.helpers.hub_server import READ, File, HubServer
+from tests.helpers.runs import connect
 
 
 def write_lines(path, rows) -> None:
@@ -90,6 +94,13 @@ def test_bad_files_are_one_line(tmp_path, capsys, name, content, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_link_to_nothing_is_not_left_out(tmp_path, capsys):
+    write_lines(tmp_path / "texts/a.jsonl", [{"text": "um"}])
+    (tmp_path / "texts/b.jsonl").symlink_to("gone")
+    error = call(capsys, "build", "--corpus", tmp_path / "texts", "--output", tmp_path / "out", expected=2)
+    assert f"{tmp_path}/texts/b.jsonl: No such file" in error
+
+
 def test_a_broken_zstandard_stream(rows, tmp_path, capsys):
     write_lines(tmp_path / "in/a.jsonl.zst", [{"text": row["body"]} for row in rows])
     path = tmp_path / "in/a.jsonl.zst"
@@ -115,3 +126,59 @@ def test_nulls_and_ids_that_stand_twice_are_counted(rows, tmp_path, capsys):
 def test_wrong_places(tmp_path, capsys, monkeypatch, place, message):
     monkeypatch.chdir(tmp_path)
     assert message in call(capsys, "build", "--corpus", place, "--workers", 1, expected=2)
+
+
+@pytest.fixture
+def hub(rows, tmp_path, monkeypatch):
+    """A dataset of the Hub: two splits of the default config, and another commit than the newest."""
+
+    def write(rows: list[dict]) -> bytes:
+        pq.write_table(pa.Table.from_pylist(rows), content := io.BytesIO())
+        return content.getvalue()
+
+    with HubServer() as server:
+        repo = server.new("dataset", "org/texts", {"data/train-0.parquet": write(rows[:400])})
+        repo.tags["v1"] = repo.branches["main"]
+        parts = {"data/train-0.parquet": rows[:500], "data/test-0.parquet": rows[500:]}
+        repo.commit("main", {path: File(write(part), True) for path, part in parts.items()}, "more")
+        repo.branches["refs/convert/parquet"] = repo.branches["main"]
+        server.large |= {file.sha256: file.content for file in repo.commits[repo.branches["main"]].values()}
+        connect(server.url, str(tmp_path / "cache"), READ, monkeypatch)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("address", "documents"), [("", 800), ("@v1", 400), ("@refs%2Fconvert%2Fparquet/default/train", 500)]
+)
+def test_a_dataset_of_the_hub(hub, tmp_path, capsys, address, documents):
+    place = f"hf://datasets/org/texts{address}"
+    call(capsys, "build", "--corpus", place, *NAMES, "--output", tmp_path / "out", "--workers", 1)
+    found = read_manifest(tmp_path / "out")
+    repo = hub.repos["dataset", "org/texts"]
+    commit = repo.tags["v1"] if address == "@v1" else repo.branches["main"]
+    assert found["documents"]["kept"] == documents
+    assert found["corpus"] == f"hf://datasets/org/texts@{commit}" + "/".join(["", *address.split("/")[1:]])
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("org/none", "org/none: cannot be fetched (404"),
+        ("org/texts@none", "org/texts@none: cannot be fetched (404"),
+        ("org/texts/none", "org/texts/none: cannot be fetched (BuilderConfig 'none' not found"),
+        ("org/texts/default/dev", "has no split 'dev'; it has: "),
+    ],
+)
+def test_what_the_hub_has_not(hub, tmp_path, capsys, address, message):
+    words = ("build", "--corpus", f"hf://datasets/{address}", "--output", tmp_path / "out", "--workers", 1)
+    assert message in call(capsys, *words, expected=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_cannot_be_reached(hub, tmp_path, capsys):
+    hub.shutdown()
+    hub.server_close()
+    words = ("build", "--corpus", "hf://datasets/org/texts", "--output", tmp_path / "out", "--workers", 1)
+    assert "cannot be fetched (" in (error := call(capsys, *words, expected=2))
+    assert "check the name, and that the Hub can be reached" in error

@@ -142,6 +142,17 @@ def test_a_store_of_another_format_is_refused(store, tmp_path):
         PackedRows(copy)
 
 
+@pytest.mark.parametrize("change", [{"documents": ""}, {"mask_token_id": 4}, {"eos_token_id": None}])
+def test_a_store_whose_info_was_changed_is_refused(change, store, tmp_path):
+    copy = shutil.copytree(store.folder, tmp_path / "copy")
+    (copy / "info.json").write_text(json.dumps(store.info | change))
+    with pytest.raises(InputError, match=r"copy is damaged \(info\.json is not as it was written\); remove it"):
+        PackedRows(copy)
+    files = {name: digest for name, digest in store.info["files"].items() if name != "info.json"}
+    (copy / "info.json").write_text(json.dumps(store.info | {"files": files}))  # as the first stores have it
+    assert len(PackedRows(copy)) == len(store)
+
+
 def test_a_dataset_that_lacks_documents_of_its_manifest_is_not_packed(built, tokenizer, tokenizer_folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(built, copy)

@@ -51,9 +51,12 @@ def options(built, tokenizer_folder, root, **changes) -> list[str]:
     return found
 
 
-def _train(arguments: list[str], output: str, largest_file: int | None, hub: tuple[str, str, str] | None) -> None:
+def _train(
+    arguments: list[str], output: str, largest_file: int | None, hub: tuple[str, str, str] | None, environment: dict
+) -> None:
     import train
 
+    os.environ.update(environment)
     if hub:
         connect(*hub)
     if largest_file:
@@ -72,19 +75,31 @@ def connect(url: str, cache: str, token: str, patch: pytest.MonkeyPatch | None =
     patch.setenv("HF_TOKEN", token)
 
 
+def forked_context():
+    """Starts processes in which `train` and all that it needs is imported already."""
+    os.environ["PYTHONPATH"] = str(ROOT)  # where the server that forks the processes looks for `train`
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train"])
+    return context
+
+
 def start(
-    arguments: list[str], output: Path, largest_file: int | None = None, hub: tuple[str, str, str] | None = None
+    arguments: list[str],
+    output: Path,
+    largest_file: int | None = None,
+    hub: tuple[str, str, str] | None = None,
+    environment: dict[str, str] | None = None,
 ) -> multiprocessing.Process:
     """Starts `train.py` with these options; what it prints goes to the file `output`.
 
     Args:
         largest_file: bytes that a file may have; a write beyond fails, as it does on a full disk.
         hub: what `connect` is told.
+        environment: its own variables.
     """
-    os.environ["PYTHONPATH"] = str(ROOT)  # where the server that forks the processes looks for `train`
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train"])
-    process = context.Process(target=_train, args=(arguments, str(output), largest_file, hub))
+    process = forked_context().Process(
+        target=_train, args=(arguments, str(output), largest_file, hub, environment or {})
+    )
     process.start()
     return process
 

@@ -315,6 +315,11 @@ def test_the_card_shows_what_the_strategy_trains(whole, tmp_path, strategy, task
     text = (tmp_path / "README.md").read_text()
     assert f"{folder.name}/qwen3" not in text and "This is" not in text
     assert model_card.read_root(tmp_path / "README.md") == "deleted-by-hand"
+    description["data"] |= {"corpus": "notícias", "generated": False}  # another corpus than Carolina
+    (folder / "run.json").write_text(json.dumps(description))
+    model_card.write(tmp_path, MODEL, folder.name)
+    text = (tmp_path / "README.md").read_text().partition("## Citation")[0]
+    assert "trained on `notícias`" in text and not ModelCard(text).data.language and "ortuguese" not in text
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_said_and_nothing_is_begun(

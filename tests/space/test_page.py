@@ -252,6 +252,9 @@ def test_the_address_is_the_state(page, address, browser):
     api.expect(again.locator("#answer-modes")).to_contain_text("Masked", timeout=PATIENCE)
     api.expect(again.locator("#answer-modes")).to_contain_text("céu")
     assert again.locator("html").get_attribute("lang") == "en"
+    ask(again, "modes", text="O sol?")
+    api.expect(again.locator("#answer-modes")).to_contain_text("sol", timeout=PATIENCE)
+    assert again.url == f"{address}/en#tab=modes&text=O+sol%3F"
     again.close()
     visit(
         page, address, "write", tokens="many", temperature="nan", seed=-5, prompt="O"

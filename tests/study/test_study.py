@@ -267,6 +267,12 @@ def test_cells_with_other_tokens_or_items_are_not_compared(copied):
     edit(path, lambda content: content["cost"].update(tokens=6144) or content["made_by"].update(items="others"))
     with pytest.raises(InputError, match=r"other items than .*items\.json names"):
         load(copied)
+    (copied.results / "items.json").write_text('{"')
+    with pytest.raises(InputError, match=r"items\.json is damaged: it is no JSON object; bring it back"):
+        load(copied)
+    (copied.results / "items.json").unlink()
+    with pytest.raises(InputError, match=r"items\.json is missing; run python -m flexqwen study run"):
+        load(copied)
 
 
 def test_a_file_of_another_cell_is_refused(copied):
@@ -482,6 +488,7 @@ def test_words_are_merged_into_their_sentences():
         ({"compare": {"x": {"axis": "variant", "pairs": [["muon", "lamb"]]}}}, "the grid has no variant 'lamb'"),
         ({"measure": {"tasks": ["blimp"]}}, "unknown task 'blimp'"),
         ({"measure": {"tasks": {"wsc_pt": {"epochs": 1}}}}, "unexpected keyword argument 'epochs'"),
+        ({"measure": {"documents": "many"}}, "not supported between"),
         ({"measure": {"checkpoint": "first"}}, "allowed: last, best"),
         (
             {"training": {"seed": 1, "max_steps": 500, "dataset": "d", "tokenizer": "t", "token_stores": "s"}},

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -150,6 +151,24 @@ def test_settings_that_cannot_be_are_refused(wrong, message, built, tokenizer_fo
     assert not (place / "wrong").exists()
 
 
+def test_workers_of_batches_that_cannot_work_are_one_line(built, tokenizer_folder, place, capsys, monkeypatch):
+    arguments = options(built, tokenizer_folder, place / "workers-failing", dataloader_num_workers=2)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (100, 100))
+    with pytest.raises(SystemExit):
+        train.main(arguments)
+    expected = "error: 100 files may be open, and 128 are needed; raise that (ulimit -n), or set dataloader_num_workers"
+    assert capsys.readouterr().err.startswith(expected)
+    monkeypatch.undo()
+
+    def train_and_die(*args, **kwargs):
+        raise RuntimeError("DataLoader worker (pid(s) 77) exited unexpectedly")
+
+    monkeypatch.setattr(trainer.FlexQwenTrainer, "train", train_and_die)
+    with pytest.raises(SystemExit):
+        train.main(arguments)
+    assert "error: a process that makes batches was killed at step 1" in capsys.readouterr().err
+
+
 def test_two_processes_do_not_train_in_one_folder(whole, built, tokenizer_folder, place, capsys):
     arguments = options(built, tokenizer_folder, place / "twice", max_steps=2000, save_steps=2000, eval_steps=2000)
     process = start(arguments, place / "twice-log")
@@ -162,6 +181,15 @@ def test_two_processes_do_not_train_in_one_folder(whole, built, tokenizer_folder
     finally:
         process.kill()
         process.join()
+
+
+def test_a_lock_is_no_link_to_another_file(built, tokenizer_folder, tmp_path, capsys):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "hybrid-shift-64.lock").symlink_to("precious")
+    with pytest.raises(SystemExit):
+        train.main(options(built, tokenizer_folder, tmp_path))
+    assert "hybrid-shift-64.lock cannot be made" in capsys.readouterr().err
+    assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "hybrid-shift-64").exists()
 
 
 def test_a_machine_with_the_token_store_alone_trains_the_same_run_where_it_is_named(

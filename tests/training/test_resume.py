@@ -1,5 +1,6 @@
 """A run that is killed, stopped or changed, and goes on."""
 
+import contextlib
 import json
 import os
 import random
@@ -9,9 +10,11 @@ import signal
 import time
 
 import pytest
+import torch
 
 import train
 from flexqwen.files import file_digest
+from flexqwen.training import callbacks
 from flexqwen.training.checkpoints import find_defect, link_best
 from flexqwen.training.objectives import STRATEGIES
 from flexqwen.training.runs import differences
@@ -72,8 +75,8 @@ def test_ctrl_c_saves_and_exits(built, tokenizer_folder, place, whole):
     arguments, folder = options(built, tokenizer_folder, root), root / "hybrid-shift-64"
     process = start(arguments, output)
     wait_for_step(folder, 4, process)
-    for _ in range(2):  # as a terminal and torchrun do; a second Ctrl-C of a person comes later
-        os.kill(process.pid, signal.SIGINT)
+    for number in (signal.SIGINT, signal.SIGTERM):  # as a terminal and torchrun do; a person's second comes later
+        os.kill(process.pid, number)
     process.join()
     assert process.exitcode == 130
     (last,) = (line for line in output.read_text().splitlines() if line.startswith("stopped at step"))
@@ -132,6 +135,31 @@ def test_malformed_json_is_a_defect(name, content, whole, tmp_path):
     assert find_defect(checkpoint) is None
     (checkpoint / name).write_text(content)
     assert re.match(rf"{name} is malformed", find_defect(checkpoint))
+
+
+class Hostile:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_a_hostile_pickle_is_not_run(name, built, tokenizer_folder, place, whole, tmp_path, capsys):
+    """Nor where the list of the checkpoint's files was made to fit it, and the remedy is not to run it either."""
+    checkpoint = interrupted(whole("hybrid-shift"), tmp_path) / "step_000012"
+    torch.save({"state": Hostile(tmp_path / "executed"), "param_groups": []}, checkpoint / name)
+    listed = json.loads((checkpoint / "files.json").read_text())
+    listed |= {name: file_digest(checkpoint / name)} if name in listed else {}
+    (checkpoint / "files.json").write_text(json.dumps(listed))
+    arguments = options(built, tokenizer_folder, tmp_path, max_steps=13, token_stores=place / "tokens")
+    with contextlib.suppress(SystemExit):
+        train.main([*arguments, "--resume_changed"])
+    error = capsys.readouterr().err
+    expected = "step_000012 is damaged (a file of it is no pickle of tensors alone, and is not loaded); remove it"
+    assert (expected in error) == (name != "training_args.bin") and "weights_only" not in error
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(built, tokenizer_folder, place, whole):
@@ -259,3 +287,13 @@ def test_a_run_s_folder_loads_as_its_best_even_where_files_have_the_place_of_lin
     shutil.rmtree(best)
     link_best(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_same_signal_passed_on_at_once_is_no_second_one(monkeypatch):
+    times = iter([10.0, 10.5, 12.0])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(times))
+    callback = callbacks.SaveOnSignal()
+    for _ in range(2):
+        callback._receive(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        callback._receive(signal.SIGINT, None)

@@ -77,6 +77,7 @@ def test_a_run_leaves_what_its_page_says(finished):
     assert {f"step_{step:06d}" for step in (20, 40, 60)} <= names
     assert not [name for name in names if "checkpoint" in name or "partial" in name]
     assert not list(finished.joinpath("best").glob("*.bin"))
+    assert json.loads((finished / "best" / "config.json").read_text())["use_cache"]  # which the Trainer sets False
     assert list(finished.joinpath("logs").glob("events*"))
     description = json.loads((finished / "run.json").read_text())
     assert description["settings"]["max_steps"] == STEPS and description["versions"]["torch"]

@@ -8,6 +8,7 @@ import numpy as np
 from transformers import AutoModelForQuestionAnswering
 
 from flexqwen.cli import InputError
+from flexqwen.data.passages import Passages, hash_passages
 from flexqwen.evaluation import finetuning, sources
 from flexqwen.evaluation.metrics.squad_pt.squad_pt import METRICS, normalize_answer, score_answers
 from flexqwen.evaluation.results import Result
@@ -18,7 +19,6 @@ NUM_TRAIN_EPOCHS = 8
 FILES = {"train": "train.json", "test": "dev.json"}
 DEV_SUBJECTS = ("UFMS", "POSCOMP", "PROFESSOR", "MEC", "TCC", "MONOGRAFIA")
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
-SEEN_WORDS = 13
 MAX_ANSWER_TOKENS = 160
 """Only spans up to this length are considered. The longest answer has 98 words; 95 % have at most 37."""
 
@@ -126,15 +126,10 @@ def find_nearest_sentences(questions: list[Question]) -> list[str]:
     return answers
 
 
-def cut_grams(text: str) -> set[tuple[str, ...]]:
-    words = text.split()
-    return {tuple(words[place : place + SEEN_WORDS]) for place in range(len(words) - SEEN_WORDS + 1)}
-
-
 def run(model_folder: str, context: Context) -> list[Result]:
     """Exact match and F1, of all questions and of those on paragraphs that train does not hold; F1 decides on dev."""
     splits = read()
-    known = set().union(*(cut_grams(q.context) for q in splits["train"] + splits["dev"]))
+    known = Passages(np.unique(hash_passages([asked.context for asked in splits["train"] + splits["dev"]])[0]))
     splits, seen = finetuning.prepare_splits(splits, lambda asked: f"{asked.context} {asked.question}", context)
     splits["train"] = [question for question in splits["train"] if question.span]
     tokenizer = finetuning.load_tokenizer(model_folder, context)
@@ -158,7 +153,8 @@ def run(model_folder: str, context: Context) -> list[Result]:
         "unreachable_answers": {split: count_unreachable(splits[split], windows[split]) for split in ("train", "test")},
     }
     nearest = find_nearest_sentences(test)
-    new = [number for number, question in enumerate(test) if not cut_grams(question.context) & known]
+    shares = known.find_shares([question.context for question in test])  # NaN for less than 13 words
+    new = [number for number, share in enumerate(shares) if not share > 0]
     results = []
     for subset, part in (("all", list(range(len(test)))), ("paragraphs not in train", new)):
         paragraphs = [test[number].context for number in part]  # an interval draws them whole
@@ -175,4 +171,4 @@ def run(model_folder: str, context: Context) -> list[Result]:
     return results
 
 
-FAQUAD = Task("faquad", 3, fine_tune=run)
+FAQUAD = Task("faquad", 4, fine_tune=run)
