@@ -21,7 +21,14 @@ from flexqwen.training import checkpoints
 from flexqwen.training.arguments import Arguments, fix_training_arguments
 from flexqwen.training.callbacks import Progress, SaveOnSignal, ignore_signals
 from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, link_best, list_checkpoints, step_of
-from flexqwen.training.compat import allow_fsdp_on_cpu, compile_layers, fuse_norms, refusals_named, saved_as
+from flexqwen.training.compat import (
+    allow_fsdp_on_cpu,
+    compile_layers,
+    fuse_norms,
+    keep_losses_whole,
+    refusals_named,
+    saved_as,
+)
 from flexqwen.training.finiteness import LossCheck, check_weights, suggest_remedy
 from flexqwen.training.metrics import TrainingMetrics
 from flexqwen.training.objectives import TrainingRows, collate
@@ -65,6 +72,8 @@ class FlexQwenTrainer(transformers.Trainer):
         if self.args.fsdp:
             allow_fsdp_on_cpu()
         super().create_accelerator_and_postprocess()
+        if self.args.fsdp:
+            keep_losses_whole(self.accelerator)
 
     # What the Trainer makes
 
