@@ -12,7 +12,7 @@ from typing import TypeVar
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from flexqwen.cli import SHORTAGES, InputError
+from flexqwen.cli import InputError, is_shortage
 
 T = TypeVar("T")
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -69,10 +69,8 @@ def explain_failure(what: str, remedy: str) -> Iterator[None]:
     """Turns every exception in the block into an InputError: `what` (the reason); `remedy`. Not a shortage."""
     try:
         yield
-    except (InputError, MemoryError):
-        raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in SHORTAGES:
+        if isinstance(error, InputError) or is_shortage(error):
             raise
         raise InputError(f"{what} ({reason(error)}); {remedy}") from error
 
