@@ -66,11 +66,12 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def explain_failure(what: str, remedy: str) -> Iterator[None]:
-    """Turns every exception in the block into an InputError: `what` (the reason); `remedy`. Not a shortage."""
+    """Turns every exception in the block into an InputError: `what` (the reason); `remedy`."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, InputError) or is_shortage(error):
+        is_other = what.endswith("damaged") and is_shortage(error)  # which damages nothing
+        if isinstance(error, (InputError, MemoryError)) or is_other:
             raise
         raise InputError(f"{what} ({reason(error)}); {remedy}") from error
 

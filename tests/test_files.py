@@ -91,6 +91,8 @@ def test_what_is_read_is_not_damaged_where_the_disk_is_full(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(RuntimeError, match="DefaultCPU"), explain_failure("x is damaged", "remove it"):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(InputError, match=r"x is not there.*No space left"), explain_failure("x is not there", "again"):
+        raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(InputError, match="x is damaged"), explain_failure("x is damaged", "remove it"):
         raise OSError(errno.EISDIR, "Is a directory")
 

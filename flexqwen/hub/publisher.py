@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 import configuration_flexqwen
 import modeling_flexqwen
-from flexqwen.cli import ArgumentParser, InputError, command, is_shortage, path
+from flexqwen.cli import ArgumentParser, InputError, command, path
 from flexqwen.evaluation.results import RESULTS
 from flexqwen.files import file_digest, read_json
 from flexqwen.hub import model_card
@@ -75,9 +75,9 @@ class Publisher(TrainerCallback):
         try:
             restore_tokenizer(self.repository, self.tokenizer)
             self.is_reached = True
+        except InputError:
+            raise
         except Exception as error:
-            if isinstance(error, InputError) or is_shortage(error):
-                raise
             say(f"{self.repository.url} cannot be read ({reason(error)}); this stops nothing, it is tried again")
 
     def restore(self, description: dict, state: str) -> bool:
