@@ -4,6 +4,7 @@ The texts asked for are pieces of documents, every other one shuffled. The scan 
 among those of one text, and has to find the same coverage. Times are CPU seconds, so that a busy machine counts less.
 """
 
+import os
 import platform
 import random
 import resource
@@ -61,7 +62,12 @@ def main(dataset: Path, result: Path | None = None) -> None:
     print(f"answer to 1,000 words: {1000 * answer:.0f} ms (at most 200), {memory} MiB at the peak (at most 300)")
     print(f"plain scan: {scan:.1f} s, {scan / answer:,.0f} times as long")
     if result:
-        found = {"machine": f"{platform.machine()}, busy with other work", "text_bytes": size, "files": len(files)}
+        found = {
+            "machine": platform.machine(),
+            "load_average": os.getloadavg()[0],
+            "text_bytes": size,
+            "files": len(files),
+        }
         found |= {"index_cpu_seconds": made, "index_times_text": stored / size, "plain_scan_cpu_seconds": scan}
         write_json(result, found | {"answer_cpu_seconds": answer, "answer_peak_mib": memory})
 

@@ -87,8 +87,14 @@ SHORTAGES = {  # what a machine, or a limit, has too little of; whatever was rea
 }
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Whether the machine has too little of something."""
+    is_memory = isinstance(error, RuntimeError) and re.search("DefaultCPUAllocator|out of memory", str(error))
+    return isinstance(error, MemoryError) or bool(is_memory) or getattr(error, "errno", None) in SHORTAGES
+
+
 def locate_error(error: BaseException, path: Path) -> BaseException:
-    """The error; where it comes of writing to `path` and does not say so, or not why, an OSError that does."""
+    """Returns an OSError that names `path` and the cause, where `error` lacks them; else `error` itself."""
     if isinstance(error, OSError) and error.errno:
         error.filename = error.filename or str(path)
         return error
@@ -133,7 +139,7 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
         except OSError as error:
             fail(InputError(describe_os_error(error)))
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not re.search("DefaultCPUAllocator|out of memory", str(error)):
+            if not is_shortage(error):
                 raise
             fail("out of memory; free some, raise its limit (ulimit -v), or ask for less at a time")
         except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 import modeling_flexqwen
 from configuration_flexqwen import AUTO_MAP, FlexQwenConfig
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, is_shortage
 from flexqwen.files import file_digest
 from flexqwen.remote import explain_failure, reason
 
@@ -52,15 +52,15 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
             )
         with say_what_runs(path):
             return cls.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
-    except InputError:
-        raise
     except Exception as error:  # damaged files and foreign code raise anything
+        if isinstance(error, InputError) or is_shortage(error):
+            raise
         if not trust_remote_code and "trust_remote_code" in str(error):
             remedy = "read it first; only a command with the option --trust_remote_code can run it"
             raise InputError(f"{path} needs code of its own, which was not run; {remedy}") from error
         if not Path(path).exists():
             raise InputError(f"{path} is no folder, and the Hub does not give it: {reason(error)}") from error
-        raise InputError(f"{path} does not load as {cls.__name__}: {reason(error)}") from error
+        raise InputError(f"{path} does not load as {cls.__name__}: {reason(error)}; bring the right files") from error
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def check_shapes(cls: type, path: str | Path, trust_remote_code: bool = False, c
             with safe_open(file, framework="pt") as weights:
                 shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{file} is damaged: {error}") from error
+            raise InputError(f"{file} is damaged: {error}; bring it anew") from error
     config = config or load(getattr(cls, "config_class", None) or AutoConfig, path, trust_remote_code)
     if not shapes or getattr(config, "quantization_config", None):  # whose weights are packed
         return

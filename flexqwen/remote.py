@@ -12,7 +12,7 @@ from typing import TypeVar
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from flexqwen.cli import SHORTAGES, InputError
+from flexqwen.cli import InputError, is_shortage
 
 T = TypeVar("T")
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -66,13 +66,12 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def explain_failure(what: str, remedy: str) -> Iterator[None]:
-    """Turns every exception in the block into an InputError: `what` (the reason); `remedy`. Not a shortage."""
+    """Turns every exception in the block into an InputError: `what` (the reason); `remedy`."""
     try:
         yield
-    except (InputError, MemoryError):
-        raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in SHORTAGES:
+        is_other = what.endswith("damaged") and is_shortage(error)  # which damages nothing
+        if isinstance(error, (InputError, MemoryError)) or is_other:
             raise
         raise InputError(f"{what} ({reason(error)}); {remedy}") from error
 

@@ -10,9 +10,10 @@ same command again does those that are not done:
     counts/<range>/   documents of the 7-grams of a range that no other document holds, by task
     scores/<task>     these counted, for the documents of a task
 
-Every machine has this code and datatrove, and sees the corpus and the output at the same path.
+Every machine has this code and datatrove, and sees the corpus and the output at the same path. Slurm: read, not run.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -59,7 +60,8 @@ class HashGrams(Stage):
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
         edges = np.array(cut_hashes(self.ranges)[:-1], np.uint64)
-        tables = []
+        schema = pa.schema({"file": pa.string(), "id": pa.string(), "ngrams": pa.int64()})
+        tables = [schema.empty_table()]
         with atomic_write(self.folder / f"grams/{rank:05}") as partial:
             partial.mkdir()
             grams = self.hash_documents(self.shards[rank::world_size], tables)
@@ -153,31 +155,41 @@ def main(argv: list[str] | None = None) -> None:
     add("--output", type=Path, required=True, help="a folder that all machines share")
     add("--executor", choices=("local", "ray", "slurm"), default="local")
     add("--tasks", type=int, help="that the files are divided into; 1 a file by default, 1,000 at most")
-    add("--workers", type=int, default=os.cpu_count(), help="tasks that run at a time")
+    add(
+        "--workers",
+        type=int,
+        help="tasks that run at a time: one a processor, by default; Slurm: all; not for Ray",
+    )
     add("--memory", type=float, default=2, help="GiB that a task may take")
     add("--partition", help="Slurm's")
     add("--time", default="20:00:00", help="Slurm's limit for a task")
     args = parser.parse_args(argv)
+    if min(args.tasks or 1, args.workers or 1, args.memory) <= 0:
+        raise InputError("--tasks, --workers and --memory must be above 0")
+    is_slurm = args.executor == "slurm"
+    if is_slurm and not args.partition:
+        raise InputError("--executor slurm needs a --partition")
     columns = {name: value for name in ("text", "id") if (value := getattr(args, f"{name}_column"))}
     shards = open_collection(args.corpus, columns, verify=False).shards
     tasks = min(args.tasks or 1000, len(shards))
     text = sum(shard.size * (1 if shard.name.endswith((".jsonl", ".txt")) else 4) for shard in shards)
     records = int(args.memory * (1 << 30)) // _RECORD_BYTES
     ranges = max(1, -(-text // (_TEXT_BYTES * records)))
-    inputs = [FORMAT, tasks, ranges, records, [[shard.name, shard.size, columns] for shard in shards]]
+    identities = [[shard.name, shard.size, shard.path.stat().st_mtime_ns, columns] for shard in shards]
+    inputs = [FORMAT, tasks, ranges, records, identities]
     output = args.output.absolute()
     if (found := read_json(output / "inputs.json")) not in (None, inputs):
         raise InputError(f"{output} has scores of another corpus or other options; remove it, or name another")
     if found is None:
         write_json(output / "inputs.json", inputs)
 
-    before = None
+    before, workers = None, args.workers or (-1 if is_slurm else os.cpu_count())
     for stage in (HashGrams, CountRange, ScoreDocuments):
         pipeline = [stage(output, shards, tasks, ranges, records)]
-        common = {"tasks": ranges if stage is CountRange else tasks, "workers": args.workers, "depends": before}
+        common = {"tasks": ranges if stage is CountRange else tasks, "workers": workers, "depends": before}
         common["logging_dir"] = str(output / "logs" / stage.name)
-        if args.executor == "slurm":
-            how = {"time": args.time, "partition": args.partition, "mem_per_cpu_gb": args.memory}
+        if is_slurm:
+            how = {"time": args.time, "partition": args.partition, "mem_per_cpu_gb": math.ceil(args.memory)}
             before = SlurmPipelineExecutor(pipeline, **common, **how, job_name=f"originality-{stage.name}")
             continue
         if args.executor == "ray":
@@ -188,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
         if left := executor.get_incomplete_ranks():
             what = f"{stage.name}: {len(left):,} of {common['tasks']:,} tasks failed"
             raise InputError(f"{what}, see {output}/logs/{stage.name}/logs; run the same again to do these")
-    if args.executor == "slurm":
+    if is_slurm:
         before.run()
         print(f"submitted; {output / 'scores'} will hold {tasks:,} files")
     else:

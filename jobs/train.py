@@ -41,7 +41,7 @@ def run(*words: str | Path) -> str:
 
 
 if torch.cuda.is_available():
-    run("-m", "pytest", code / "tests" / "training" / "test_gpu.py", "-m", "gpu", "-p", "no:cacheprovider")
+    run("-m", "pytest", code / "tests/training/test_gpu.py", "-m", "gpu", "-k", "not flex", "-p", "no:cacheprovider")
 given = yaml.safe_load(Path(config).read_text())
 given |= {name.removeprefix("--"): value for name, value in zip(options[::2], options[1::2], strict=False)}
 before = f"{given.get('strategy', 'hybrid-shift')}-{given.get('sequence_length', 512)}/config.yaml"

@@ -89,6 +89,10 @@ def test_a_library_on_a_full_disk_is_named_as_the_system_names_it(library, tmp_p
 def test_what_is_read_is_not_damaged_where_the_disk_is_full(tmp_path):
     with pytest.raises(OSError, match="No space left"), explain_failure("x is damaged", "remove it"):
         raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(RuntimeError, match="DefaultCPU"), explain_failure("x is damaged", "remove it"):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(InputError, match=r"x is not there.*No space left"), explain_failure("x is not there", "again"):
+        raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(InputError, match="x is damaged"), explain_failure("x is damaged", "remove it"):
         raise OSError(errno.EISDIR, "Is a directory")
 

@@ -168,7 +168,7 @@ def draw_taxonomies(index: pa.Table, measure: str = "originality"):
         part = long & (codes == code)
         weight = np.full(part.sum(), 100 / max(1, part.sum()))
         axis.hist(values[part], bins=np.arange(0, 105, 5), weights=weight, color=_BLUE, edgecolor="white")
-        axis.set_title(f"{names[code]}: {part.sum():,} documents", loc="left", fontsize=9)
+        axis.set_title(f"{to_words(names[code])}: {part.sum():,} documents", loc="left", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
     what = "originality stated in the header" if measure == "originality" else "originality"
     axes[-1].set(xlabel=f"{what} (%), documents of at least {MIN_TOKENS} tokens")

@@ -3,6 +3,7 @@
 A row of Parquet or a line of JSON is a document; so is a file of plain text. Files may be compressed (.gz, .zst).
 """
 
+import glob
 import io
 import json
 import re
@@ -187,7 +188,7 @@ def _fetch(place: str) -> tuple[dict[str, Path], str]:
             raise InputError(f"{place}: has no split {split!r}; it has: {', '.join(map(str, splits))}")
         urls = [url for part in ([split] if split else splits) for url in splits[part]]
         files = sorted({url.split(f"@{commit}/", 1)[1] for url in urls})
-        which = {"repo_type": "dataset", "revision": commit, "allow_patterns": files}
+        which = {"repo_type": "dataset", "revision": commit, "allow_patterns": list(map(glob.escape, files))}
         folder = Path(with_retries(lambda: api.snapshot_download(name, **which)))
     fetched = "/".join(filter(None, (f"hf://datasets/{name}@{commit}", config, split)))
     return {file: folder / file for file in files}, fetched

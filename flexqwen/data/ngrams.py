@@ -30,7 +30,7 @@ _CHUNK = 1 << 17  # characters hashed at a time: what is made of them stays in t
 _END = "\x1e"  # of a text; white space, so that it ends a word too
 _PREFIX_BITS = 16  # of a hash, which order runs and begin ranges; keys of 16 bits are sorted fastest, by their digits
 _FILTER_BITS = 22
-_POWER_BITS = 21  # of the number of powers that are kept, enough for most batches
+_POWERS = 1 << 21  # that are kept, enough for most batches
 _FACTOR, _HALF, _BASE = np.uint64(0x9E3779B97F4A7C15), np.uint64(32), 0xD1342543DE82EF95
 
 
@@ -44,13 +44,22 @@ def _character_values(pattern: str) -> np.ndarray:
     return values
 
 
-@functools.lru_cache(2)
-def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """The powers 0, 1, … of an odd number and of its inverse, modulo 2^64: uint64 of shape `(1 << bits,)` each."""
-    steps = [np.full(1 << bits, factor, np.uint64) for factor in (_BASE, pow(_BASE, -1, 1 << 64))]
+def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The powers 0, 1, … of an odd number and of its inverse, modulo 2^64: `count` or more, uint64 each."""
+    return _make_powers(count) if count > _POWERS else _keep_powers()
+
+
+@functools.cache
+def _keep_powers() -> tuple[np.ndarray, np.ndarray]:
+    return _make_powers(_POWERS)
+
+
+def _make_powers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    steps = [np.full(count, factor, np.uint64) for factor in (_BASE, pow(_BASE, -1, 1 << 64))]
     for each in steps:
         each[0] = 1
-    return np.multiply.accumulate(steps[0]), np.multiply.accumulate(steps[1])
+        np.multiply.accumulate(each, out=each)
+    return steps[0], steps[1]
 
 
 def hash_words(texts: Iterable[str], normalized: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +100,7 @@ def _hash_chunk(texts: list[str], normalized: bool) -> tuple[np.ndarray, np.ndar
     edges = np.flatnonzero(inside[1:] != inside[:-1])  # the last places outside and inside of each word
     before, last = edges[::2], edges[1::2]
     counts = np.diff(np.searchsorted(before, np.flatnonzero(code == ord(_END))), append=len(before))
-    up, down = _powers(max(_POWER_BITS, len(code).bit_length()))
+    up, down = _powers(len(code) + 1)
     value *= up[: len(code)]
     np.cumsum(value, out=value)
     return _mix((value[last] - value[before]) * down[before]), counts
@@ -112,7 +121,7 @@ def hash_ngrams(words: np.ndarray, counts: np.ndarray, n: int = NGRAM) -> tuple[
         return np.empty(0, np.uint64), np.empty(0, np.uint32)
     text = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
     inside = text[:size] == text[n - 1 :]
-    up, down = _powers(max(_POWER_BITS, len(words).bit_length()))
+    up, down = _powers(len(words) + 1)
     total = np.append(np.uint64(0), np.cumsum(words * up[: len(words)]))  # as of the characters of words
     value = (total[n:] - total[:-n]) * down[:size]
     return value[inside], text[:size][inside]
@@ -173,7 +182,7 @@ def select_unique(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
 def cut_ranges(records: int, memory: int, workers: int) -> list[tuple[int, int]]:
     """Ranges (low, high) that cut the 64-bit hashes so that `workers` of them at a time fit in `memory` bytes."""
     room = max(1, min(memory // (workers * _RECORD_BYTES), _FEW_RECORDS))
-    parts = max(workers, -(-records // room))
+    parts = min(max(workers, -(-records // room)), 1 << _PREFIX_BITS)
     return [(low, high - 1) for low, high in itertools.pairwise(cut_hashes(parts))]
 
 

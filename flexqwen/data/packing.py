@@ -85,7 +85,9 @@ class PackedRows:
         self.folder = Path(folder)
         self.info = read_json(self.folder / "info.json")
         if not self.info:
-            raise InputError(f"no token store in {folder}: info.json is missing or broken")
+            raise InputError(
+                f"no token store in {folder}: info.json is missing or broken; remove it, and it is made again"
+            )
         with explain_failure(f"the token store {folder} is damaged", "remove it, and it is made again"):
             if self.info["format"] != FORMAT:
                 found = self.info["format"]

@@ -70,7 +70,7 @@ def write(folder: Path, repo_id: str, root: str) -> dict[str, Path]:
 
 def is_portuguese(runs: list[Run]) -> bool:
     """Whether the language is known: that of Corpus Carolina."""
-    return any(run.corpus is None for run in runs)
+    return all(run.corpus is None for run in runs)
 
 
 def metadata(runs: list[Run], example: Run, repo_id: str, root: str) -> ModelCardData:

@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 import configuration_flexqwen
 import modeling_flexqwen
-from flexqwen.cli import SHORTAGES, ArgumentParser, InputError, command, path
+from flexqwen.cli import ArgumentParser, InputError, command, path
 from flexqwen.evaluation.results import RESULTS
 from flexqwen.files import file_digest, read_json
 from flexqwen.hub import model_card
@@ -78,8 +78,6 @@ class Publisher(TrainerCallback):
         except InputError:
             raise
         except Exception as error:
-            if getattr(error, "errno", None) in SHORTAGES:
-                raise
             say(f"{self.repository.url} cannot be read ({reason(error)}); this stops nothing, it is tried again")
 
     def restore(self, description: dict, state: str) -> bool:

@@ -226,7 +226,8 @@ def check(arguments: Arguments) -> None:
         raise InputError("save_only_model is set, and no run could resume from such checkpoints; leave it out")
     parse_phases(data.phases, data.sequence_length)
     if training.dataloader_num_workers:
-        check_shared_memory(without := "set dataloader_num_workers to 0")
+        without = "set dataloader_num_workers to 0"
+        check_shared_memory(without)
         limit, least = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 64 + 32 * training.dataloader_num_workers
         if 0 <= limit < least:  # workers hand over each tensor as an open file: one too many, and they wait for ever
             raise InputError(f"{limit} files may be open, and {least} are needed; raise that (ulimit -n), or {without}")

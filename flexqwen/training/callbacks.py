@@ -34,7 +34,7 @@ class SaveOnSignal(TrainerCallback):
     """On the first Ctrl-C or SIGTERM, finishes the step, saves and stops; a second one stops at once."""
 
     def __init__(self):
-        self.received = False
+        self.received, self.since = False, 0.0  # seconds of the monotonic clock
 
     @contextlib.contextmanager
     def listening(self):
@@ -62,7 +62,8 @@ class SaveOnSignal(TrainerCallback):
                 return
             received = torch.tensor(int(self.received), device=args.device)
             torch.distributed.all_reduce(received)
-            self.received = bool(received)
+            if received and not self.received:
+                self.received, self.since = True, time.monotonic()
         if self.received and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 

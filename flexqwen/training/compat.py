@@ -1,12 +1,14 @@
 """What accelerate and transformers do otherwise than training here needs, each with what it works around."""
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 
 import torch
 import torch.nn.functional as F
 from accelerate import DistributedType, PartialState
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from flexqwen.cli import InputError
@@ -20,6 +22,13 @@ def allow_fsdp_on_cpu() -> None:
     """
     if PartialState().distributed_type == DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def keep_losses_whole(accelerator) -> None:
+    """Has FSDP2 leave losses in float32; accelerate (1.15) has them rounded to the dtype of the layers."""
+    plugin = accelerator.state.fsdp_plugin
+    if isinstance(plugin.mixed_precision_policy, MixedPrecisionPolicy):
+        plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, output_dtype=torch.float32)
 
 
 def compile_layers(model, training) -> None:

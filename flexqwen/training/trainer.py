@@ -12,7 +12,7 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
-from flexqwen.cli import InputError, locate_error
+from flexqwen.cli import SHORTAGES, InputError, locate_error
 from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation.heldout import MODES, HeldOut, score
 from flexqwen.files import atomic_write, read_json, remove_path
@@ -21,7 +21,14 @@ from flexqwen.training import checkpoints
 from flexqwen.training.arguments import Arguments, fix_training_arguments
 from flexqwen.training.callbacks import Progress, SaveOnSignal, ignore_signals
 from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, link_best, list_checkpoints, step_of
-from flexqwen.training.compat import allow_fsdp_on_cpu, compile_layers, fuse_norms, refusals_named, saved_as
+from flexqwen.training.compat import (
+    allow_fsdp_on_cpu,
+    compile_layers,
+    fuse_norms,
+    keep_losses_whole,
+    refusals_named,
+    saved_as,
+)
 from flexqwen.training.finiteness import LossCheck, check_weights, suggest_remedy
 from flexqwen.training.metrics import TrainingMetrics
 from flexqwen.training.objectives import TrainingRows, collate
@@ -65,6 +72,8 @@ class FlexQwenTrainer(transformers.Trainer):
         if self.args.fsdp:
             allow_fsdp_on_cpu()
         super().create_accelerator_and_postprocess()
+        if self.args.fsdp:
+            keep_losses_whole(self.accelerator)
 
     # What the Trainer makes
 
@@ -262,11 +271,12 @@ class FlexQwenTrainer(transformers.Trainer):
                 "gradient_checkpointing, or lower sequence_length or, in evaluation, per_device_eval_batch_size"
             ) from error
         except Exception as error:
-            if "DataLoader worker" in str(error):
+            if "DataLoader worker (pid" in str(error):  # "Caught … in DataLoader worker" is its own error
                 what = f"a process that makes batches was killed at step {self.state.global_step + 1}"
                 remedy = "if memory or open files were short, lower dataloader_num_workers; the same command resumes"
                 raise InputError(f"{what}; {remedy}") from error
-            if checkpoint is None or begun or isinstance(error, InputError):
+            is_short = getattr(error, "errno", None) in SHORTAGES
+            if checkpoint is None or begun or is_short or isinstance(error, InputError):
                 raise
             raise InputError(f"{checkpoint} is damaged ({reason(error)}); {RESUME_BEFORE}") from error
         return True

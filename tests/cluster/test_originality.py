@@ -79,16 +79,17 @@ def test_ray_gives_the_scores_of_the_builder(corpus, cluster, tmp_path):
     assert read_scores(tmp_path / "out") == corpus[1]
 
 
-def kill_worker(output: Path) -> None:
+def kill_worker(output: Path, process) -> None:
     """SIGKILLs a process that is at work on a task, known by the folder that it writes."""
     while not (found := list(output.glob("grams/*.partial"))):
+        assert process.poll() is None
         time.sleep(0.001)
     os.kill(int(found[0].name.split(".")[-2]), signal.SIGKILL)
 
 
 def test_a_killed_process_is_told_and_the_same_again_does_the_rest(sample_corpus, built, tmp_path):
     process = start(sample_corpus, tmp_path / "out", "--workers", 2)
-    kill_worker(tmp_path / "out")
+    kill_worker(tmp_path / "out", process)
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 2 and "grams: a worker process was killed" in said.splitlines()[-1]
     run(sample_corpus, tmp_path / "out", "--workers", 2)
@@ -98,7 +99,7 @@ def test_a_killed_process_is_told_and_the_same_again_does_the_rest(sample_corpus
 
 def test_ray_does_a_killed_task_again(sample_corpus, built, cluster, tmp_path):
     process = start(sample_corpus, tmp_path / "out", "--executor", "ray", "--memory", 0.5, RAY_ADDRESS=cluster.address)
-    kill_worker(tmp_path / "out")
+    kill_worker(tmp_path / "out", process)
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 0, said
     assert read_scores(tmp_path / "out") == read_truth(built)

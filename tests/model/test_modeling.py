@@ -166,3 +166,8 @@ def test_evaluation_makes_no_gradient(monkeypatch):
     monkeypatch.setattr(torch, "zeros_like", lambda *_: pytest.fail("the head's gradient is made"))
     with torch.no_grad():
         assert torch.equal(model(ids, labels=ids).row_losses, wanted)
+
+
+def test_layers_say_the_configs_mode_to_who_attends_in_their_place():
+    modes = [make_model(**given).model.layers[0].self_attn.is_causal for given in ({}, {"is_causal": False})]
+    assert modes == [True, False]

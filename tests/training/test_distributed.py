@@ -24,7 +24,9 @@ def start_two(arguments, output):
     processes = [start(arguments, output, environment=rank) for rank in ranks]
     for process in processes:
         process.join(300)
-    return max(process.exitcode for process in processes), output.read_text()
+        process.kill()  # which does nothing where it has ended
+        process.join()
+    return max(abs(process.exitcode) for process in processes), output.read_text()
 
 
 def torchrun(script, *arguments):
@@ -95,12 +97,16 @@ def test_two_processes_follow_the_curve_of_one_and_go_on(how, one, built, tokeni
 
 def test_others_wait_for_the_first_longer_than_the_timeout(tmp_path):
     (tmp_path / "wait.py").write_text(
-        "import time\n"
+        "import datetime, os, pathlib, time, torch\n"
         "from flexqwen.training.arguments import TrainingArguments\n"
         "from flexqwen.training.compat import main_process_first\n"
-        "training = TrainingArguments('unused', use_cpu=True, report_to='none', ddp_timeout=2)\n"
+        "pathlib.Path(__file__).with_name('here' + os.environ['RANK']).touch()\n"
+        "while len(list(pathlib.Path(__file__).parent.glob('here*'))) < 2:\n"
+        "    time.sleep(0.01)\n"
+        "torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=3))\n"  # as ddp_timeout
+        "training = TrainingArguments('unused', use_cpu=True, report_to='none')\n"
         "with main_process_first(training):\n"
-        "    time.sleep(0 if training.process_index else 6)\n"
+        "    time.sleep(0 if training.process_index else 8)\n"
         "print('waited')\n"
     )
     status, printed = torchrun(tmp_path / "wait.py")

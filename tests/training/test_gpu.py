@@ -195,4 +195,6 @@ def test_fsdp2_on_one_gpu_follows_the_same_curve(device, finished, built, tokeni
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", "train.py"]
     done = subprocess.run([*command, *words, "--fsdp"], cwd=ROOT, env={**os.environ}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert losses(tmp_path / "runs" / "hybrid-shift-64") == pytest.approx(losses(finished[1]), rel=0.03)
+    found = losses(tmp_path / "runs" / "hybrid-shift-64")
+    assert found == pytest.approx(losses(finished[1]), rel=0.02)
+    assert any(float(torch.tensor(loss).bfloat16()) != loss for loss in found.values())  # they are not rounded

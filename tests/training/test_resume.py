@@ -14,6 +14,7 @@ import torch
 
 import train
 from flexqwen.files import file_digest
+from flexqwen.training import callbacks
 from flexqwen.training.checkpoints import find_defect, link_best
 from flexqwen.training.objectives import STRATEGIES
 from flexqwen.training.runs import differences
@@ -74,8 +75,8 @@ def test_ctrl_c_saves_and_exits(built, tokenizer_folder, place, whole):
     arguments, folder = options(built, tokenizer_folder, root), root / "hybrid-shift-64"
     process = start(arguments, output)
     wait_for_step(folder, 4, process)
-    for _ in range(2):  # as a terminal and torchrun do; a second Ctrl-C of a person comes later
-        os.kill(process.pid, signal.SIGINT)
+    for number in (signal.SIGINT, signal.SIGTERM):  # as a terminal and torchrun do; a person's second comes later
+        os.kill(process.pid, number)
     process.join()
     assert process.exitcode == 130
     (last,) = (line for line in output.read_text().splitlines() if line.startswith("stopped at step"))
@@ -286,3 +287,13 @@ def test_a_run_s_folder_loads_as_its_best_even_where_files_have_the_place_of_lin
     shutil.rmtree(best)
     link_best(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_same_signal_passed_on_at_once_is_no_second_one(monkeypatch):
+    times = iter([10.0, 10.5, 12.0])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(times))
+    callback = callbacks.SaveOnSignal()
+    for _ in range(2):
+        callback._receive(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        callback._receive(signal.SIGINT, None)
