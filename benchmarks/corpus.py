@@ -74,7 +74,8 @@ def peer(folder: str) -> None:
         (2, [ParquetReader(place("documents")), MinhashDedupFilter(place("remove")), JsonlWriter(place("kept"))]),
     )
     for number, (tasks, pipeline) in enumerate(stages):
-        LocalPipelineExecutor(pipeline, tasks=tasks, workers=2, logging_dir=place(f"logs/{number}")).run()
+        how = {"workers": 2, "start_method": "fork"}  # of processes started otherwise the times are not counted here
+        LocalPipelineExecutor(pipeline, tasks=tasks, logging_dir=place(f"logs/{number}"), **how).run()
 
 
 def score(folder: str) -> dict[str, float]:
