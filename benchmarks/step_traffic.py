@@ -26,7 +26,7 @@ VOCABULARIES = {"small": 8192, "base": 16_384}
 
 
 def count_before(shape: dict, batch: dict) -> float:
-    """Bytes of the same step by the code on `sys.path`, whose model looks for documents and labels itself."""
+    """Bytes of the same step by the code that PYTHONPATH names, whose model looks for documents and labels itself."""
     import modeling_flexqwen as code
     from configuration_flexqwen import FlexQwenConfig
     from flexqwen.training.optimizer import MuonWithAdamW
