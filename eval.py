@@ -73,7 +73,7 @@ def print_comparison(folders: list[Path], output: str | None) -> None:
     print(format_comparison(split_breakdowns(differences)[0]))
     if left:
         names = sorted({" ".join(map(str, key)) for key in left})
-        print(f"not compared, since they are no mean of items that both sides have: {', '.join(names)}")
+        print(f"not compared, as the two sides have no items of these in common: {', '.join(names)}")
     if output:
         written = write_comparison(output, differences)
         figure = written.with_suffix(".png")

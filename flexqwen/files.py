@@ -81,7 +81,7 @@ def is_made(output: Path, found: Any, made_by: dict[str, Any], overwrite: bool) 
         print(f"{output}: already there, made from the same; reused")
         return True
     if not overwrite:
-        raise InputError(f"{output} was made otherwise; name another, remove it, or give --overwrite")
+        raise InputError(f"{output} was made otherwise; name another output, remove it, or give --overwrite")
     return False
 
 

@@ -1,4 +1,4 @@
-"""Gold, its matched controls, tokenizer and held-out documents: chosen, disjoint, described.
+"""Gold, its matched controls, tokenizer and held-out documents: chosen, disjoint within a pair, described.
 
 Arrays have one entry a document. Every choice among equals follows one random order drawn from the seed.
 """

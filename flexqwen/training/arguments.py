@@ -53,7 +53,8 @@ class DataArguments:
         help="a folder in token_stores to train from instead of a dataset; the rows of phases lie beside it",
     )
     unique_tokens: int | None = HfArg(
-        default=None, help="train on documents of at most so many tokens, drawn by seed; fewer are a part of more"
+        default=None,
+        help="train on documents of at most so many tokens, drawn by seed; a smaller sample is a part of a larger one",
     )
     sequence_length: int = HfArg(default=512, help="tokens of a row")
     phases: list[str] | None = HfArg(
@@ -72,7 +73,7 @@ class TrainingArguments(transformers.TrainingArguments):
 
     # The order of this union is the Trainer's own: HfArgumentParser cannot read another.
     report_to: None | str | list[str] = HfArg(default="tensorboard", help="where logs go")  # noqa: RUF036
-    muon: bool = HfArg(default=False, help="train the layers' matrices with torch's Muon")
+    muon: bool = HfArg(default=False, help="train the layers' matrices with Muon, and the rest with AdamW")
     resume_changed: bool = HfArg(
         default=False, help="resume from the last checkpoint of a run that was made with other settings"
     )

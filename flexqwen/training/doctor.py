@@ -311,6 +311,7 @@ def main(argv: list[str] | None = None) -> None:
     if not torch.cuda.is_available():
         args.training.per_device_train_batch_size = min(8, args.training.train_batch_size)
     config = make_config(args, options.vocab_size)
+    print(f"\ntiming each attention implementation for {options.seconds:g} s, and compiled ones more ...", flush=True)
     timed = time_attention(config, args, options.seconds) if options.seconds else []
     if timed:
         shown = [[*row[:3], f"{row[3]:,.0f}" if row[3] else ""] for row in timed]

@@ -9,6 +9,7 @@ from transformers import (
     GenerationConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3ForQuestionAnswering,
     Qwen3ForTokenClassification,
     Qwen3Model,
     StaticCache,
@@ -242,14 +243,15 @@ def test_a_bidirectional_export_is_an_encoder_that_stock_transformers_run(tmp_pa
         expected = flexqwen(ids, **inputs)[0]
         assert torch.equal(stock(ids, **inputs)[0], expected)
         assert not torch.equal(flexqwen(ids, is_causal=True, **inputs)[0], expected)
-    tagger = Qwen3ForTokenClassification.from_pretrained(
-        tmp_path / "encoder", attn_implementation=implementation
-    ).eval()
-    ours = FlexQwenForTokenClassification.from_pretrained(
-        tmp_path / "encoder", attn_implementation=implementation
-    ).eval()
-    ours.score.load_state_dict(tagger.score.state_dict())
-    assert torch.equal(ours(ids).logits, tagger(ids).logits)
+    for theirs, ours in (
+        (Qwen3ForTokenClassification, FlexQwenForTokenClassification),
+        (Qwen3ForQuestionAnswering, FlexQwenForQuestionAnswering),
+    ):
+        theirs, ours = (cls.from_pretrained(tmp_path / "encoder", **options).eval() for cls in (theirs, ours))
+        head = {name: value for name, value in theirs.state_dict().items() if name.startswith(("score", "qa_outputs"))}
+        assert not ours.load_state_dict(head, strict=False).unexpected_keys and len(head) == 2
+        found, expected = (tuple(model(ids, return_dict=False)) for model in (ours, theirs))
+        assert len(found) == len(expected) and all(map(torch.equal, found, expected))
 
 
 def test_sharded_checkpoints_reload(tmp_path):
