@@ -1,5 +1,6 @@
 """Tiny training runs in processes of their own, that can be killed."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -115,8 +116,9 @@ def wait_for_step(folder, step, process):
     """Until `metrics.jsonl` tells of a step."""
     file = folder / "metrics.jsonl"
     while process.is_alive():
-        if file.is_file() and any(f'"step": {number},' in file.read_text() for number in range(step, 13)):
-            return
+        with contextlib.suppress(FileNotFoundError):  # it is not there yet, or is being replaced
+            if any(f'"step": {number},' in file.read_text() for number in range(step, 13)):
+                return
         time.sleep(0.01)
 
 

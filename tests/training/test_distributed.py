@@ -1,35 +1,45 @@
 """Two processes train as one does."""
 
+import datetime
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
+import torch
 
+from flexqwen.training.arguments import TrainingArguments
+from flexqwen.training.compat import main_process_first
 from modeling_flexqwen import FlexQwenForCausalLM
-from tests.helpers.runs import ROOT, logged, options, run, same_weights, start
+from tests.helpers.runs import ROOT, forked_context, logged, options, run, same_weights, start
 from tests.helpers.tiny import make_ids
 
 CURVE = ("loss", "loss_causal", "loss_masked", "grad_norm", "eval_loss", "masked_share", "learning_rate", "tokens_seen")
 
 
-def start_two(arguments, output):
-    """What torchrun does, but the processes are forked from one that has imported everything."""
+def start_two(make_process):
+    """What torchrun does, but the processes are forked from one that has imported everything. The worst exit status."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
     ranks = [{**address, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"} for rank in "01"]
-    processes = [start(arguments, output, environment=rank) for rank in ranks]
+    processes = [make_process(rank) for rank in ranks]
     for process in processes:
         process.join(300)
         process.kill()  # which does nothing where it has ended
         process.join()
-    return max(abs(process.exitcode) for process in processes), output.read_text()
+    return max(abs(process.exitcode) for process in processes)
 
 
-def torchrun(script, *arguments):
+def train_two(arguments, output):
+    status = start_two(lambda environment: start(arguments, output, environment=environment))
+    return status, output.read_text()
+
+
+def torchrun(*arguments):
     done = subprocess.run(
         [
             sys.executable,
@@ -38,7 +48,7 @@ def torchrun(script, *arguments):
             "--standalone",
             "--nproc_per_node",
             "2",
-            str(script),
+            "train.py",
             *arguments,
         ],
         cwd=ROOT,
@@ -65,9 +75,7 @@ def test_two_processes_follow_the_curve_of_one_and_go_on(how, one, built, tokeni
     changes = {"loss_weighting": loss_weighting, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     arguments = options(built, tokenizer_folder, tmp_path / "runs", **changes) + ["--fsdp"] * (how == "fsdp2")
     folder = tmp_path / "runs" / "hybrid-shift-64"
-    status, printed = (
-        torchrun("train.py", *arguments) if how == "fsdp2" else start_two(arguments, tmp_path / "first.log")
-    )
+    status, printed = torchrun(*arguments) if how == "fsdp2" else train_two(arguments, tmp_path / "first.log")
     assert status == 0, printed
     ours, theirs = logged(folder), logged(expected)
     assert [entry["step"] for entry in ours] == [entry["step"] for entry in theirs]
@@ -90,24 +98,23 @@ def test_two_processes_follow_the_curve_of_one_and_go_on(how, one, built, tokeni
     shutil.copytree(folder / "step_000012", before)
     (folder / "step_000012" / "rng_state_1.pth").unlink()
     (folder / "finished.json").unlink()
-    status, printed = start_two(arguments, tmp_path / "second.log")
+    status, printed = train_two(arguments, tmp_path / "second.log")
     assert status == 0 and printed.count("(rng_state_1.pth is missing); resuming from step_000009") == 1, printed
     assert same_weights(folder / "step_000012", before)
 
 
-def test_others_wait_for_the_first_longer_than_the_timeout(tmp_path):
-    (tmp_path / "wait.py").write_text(
-        "import datetime, os, pathlib, time, torch\n"
-        "from flexqwen.training.arguments import TrainingArguments\n"
-        "from flexqwen.training.compat import main_process_first\n"
-        "pathlib.Path(__file__).with_name('here' + os.environ['RANK']).touch()\n"
-        "while len(list(pathlib.Path(__file__).parent.glob('here*'))) < 2:\n"
-        "    time.sleep(0.01)\n"
-        "torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=3))\n"  # as ddp_timeout
-        "training = TrainingArguments('unused', use_cpu=True, report_to='none')\n"
-        "with main_process_first(training):\n"
-        "    time.sleep(0 if training.process_index else 8)\n"
-        "print('waited')\n"
-    )
-    status, printed = torchrun(tmp_path / "wait.py")
-    assert status == 0 and printed.count("waited") == 2, printed
+def wait_for_the_first(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=3))  # as ddp_timeout
+    training = TrainingArguments("unused", use_cpu=True, report_to="none")
+    with main_process_first(training):
+        time.sleep(0 if training.process_index else 8)
+
+
+def test_others_wait_for_the_first_longer_than_the_timeout():
+    def make_process(environment):
+        process = forked_context().Process(target=wait_for_the_first, args=(environment,))
+        process.start()
+        return process
+
+    assert start_two(make_process) == 0
