@@ -26,6 +26,7 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 for name in ("--code", "--dataset", "--repo"):
     parser.add_argument(name, required=True)
 parser.add_argument("--vocab_size", default="8192")
+parser.add_argument("--hub_token", "--hub-token", type=lambda _: sys.exit("give the token as a secret: -s HF_TOKEN"))
 args, (config, *options) = parser.parse_known_args()
 code = Path(args.code if Path(args.code).is_dir() else "flexqwen-code").absolute()
 if not code.is_dir():
@@ -33,11 +34,11 @@ if not code.is_dir():
 config, os.environ["PYTHONPATH"] = str(code / config), str(code)
 
 
-def run(*words: str | Path) -> str:
+def run(*words: str | Path) -> list[str]:  # what the doctor, if it is run, calls the fastest
     print("+", *words[:3], flush=True)  # options may hold a token
     done = subprocess.run([sys.executable, *map(str, words)], stdout=subprocess.PIPE, text=True)
     print(done.stdout, flush=True)
-    return sys.exit(done.returncode) if done.returncode else done.stdout
+    return sys.exit(done.returncode) if done.returncode else done.stdout.partition("fastest here: ")[2].split()
 
 
 if torch.cuda.is_available():
@@ -50,8 +51,7 @@ if HfApi().file_exists(args.repo, before):  # a run that is resumed goes on as i
     kept = [name for name in ("attn_implementation", "torch_compile") if name in earlier]
     fastest = [word for name in kept for word in (f"--{name}", str(earlier[name]).lower())]
 else:
-    said = run("-m", "flexqwen", "doctor", config, "--vocab_size", args.vocab_size, "--seconds", "2", *options)
-    fastest = said.partition("fastest here: ")[2].split()
+    fastest = run("-m", "flexqwen", "doctor", config, "--vocab_size", args.vocab_size, "--seconds", "2", *options)
 dataset, checkpoint = snapshot_download(args.dataset, repo_type="dataset"), given.get("model_name_or_path")
 how = ["--adapt", checkpoint] if checkpoint else ["--dataset", dataset, "--vocab_size", args.vocab_size]
 run("-m", "flexqwen", "tokenizer", *how, "--output", "tokenizer")

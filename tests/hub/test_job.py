@@ -56,3 +56,9 @@ def test_a_job_has_the_tested_versions():
     tested = set(re.findall(r"^[\w-]+==[\w.]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
     assert len((ROOT / "jobs/train.py").read_text().splitlines()) <= 60
     assert wanted <= tested and {pin.split("==")[0] for pin in tested - wanted} == {"pytest-xdist", "ruff"}
+
+
+def test_a_job_takes_no_token_from_its_command():
+    words = [sys.executable, ROOT / "jobs/train.py", "--code", ROOT, "--dataset", "a/b", "--repo", "c/d", "tiny.yaml"]
+    done = subprocess.run([*words, "--hub-token", "hf_secret"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "give the token as a secret: -s HF_TOKEN\n" and not done.stdout
