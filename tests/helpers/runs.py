@@ -77,10 +77,10 @@ def connect(url: str, cache: str, token: str, patch: pytest.MonkeyPatch | None =
 
 
 def forked_context():
-    """Starts processes in which `train` and all that it needs is imported already."""
+    """Starts processes in which what `train` needs is imported already."""
     os.environ["PYTHONPATH"] = str(ROOT)  # where the server that forks the processes looks for `train`
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train"])
+    context.set_forkserver_preload(["train", "flexqwen.hub.publisher", "flexqwen.training.trainer"])
     return context
 
 

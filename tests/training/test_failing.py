@@ -142,6 +142,7 @@ for arguments in json.loads(sys.argv[1]):
         ({"eval_strategy": "epoch"}, "eval_strategy is epoch"),
         ({"strategy": "alternating"}, "no masked row would be trained"),
         ({"save_only_model": True}, "save_only_model is set"),
+        ({"sequence_length": 10**20}, "sequence_length is 10+; it must be at most 1,048,576"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong, message, built, tokenizer_folder, place, capsys):
