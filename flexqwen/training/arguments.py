@@ -85,6 +85,7 @@ class TrainingArguments(transformers.TrainingArguments):
 GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, TrainingArguments)
 LONGEST = 2**18  # characters of a config
 MOST_POSITIONS = 2**20  # of a row, which is in memory as often as there are rows in work
+LARGEST = 2**48  # of any number: far above any that is meant, and far below what overflows
 DEFAULTS = {option.name: option.default for group in GROUPS for option in dataclasses.fields(group)}
 
 
@@ -132,7 +133,11 @@ def parse(argv: list[str]) -> Arguments:
         no_gpu = "bf16 needs a CUDA GPU; set use_cpu to true to train on the CPU, or bf16 to false"
         raise InputError(no_gpu if "support bf16" in str(error) else reason(error)) from None
     actions = (parser._option_string_actions.get(word.partition("=")[0]) for word in words)
-    return Arguments(*groups, given=list(dict.fromkeys(action.dest for action in actions if action)))
+    found = Arguments(*groups, given=list(dict.fromkeys(action.dest for action in actions if action)))
+    for name, value in as_dict(found).items():
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise InputError(f"{name} is {value}; no number may be above {LARGEST:,}")
+    return found
 
 
 class _OneKeyLoader(yaml.SafeLoader):
