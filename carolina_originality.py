@@ -5,17 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from flexqwen.cli import ArgumentParser, command, path
-from flexqwen.data.build import NAME, Parameters, build
-from flexqwen.data.card import list_cautions
-from flexqwen.data.collection import FIELDS
-from flexqwen.data.inspection import describe_dataset, describe_document, describe_folder
-from flexqwen.data.ngrams import NGRAM
-from flexqwen.data.sample.generate import make_sample
-from flexqwen.data.trace import Index, describe_spans, read_inputs
-from flexqwen.hub.dataset import publish
-from flexqwen.hub.repository import Repository
-from flexqwen.parallel import Pool
+from flexqwen.cli import ArgumentParser, command, existing, path
 
 
 def place(text: str) -> str:
@@ -24,6 +14,11 @@ def place(text: str) -> str:
 
 
 def run_build(args) -> None:
+    from flexqwen.data.build import Parameters, build
+    from flexqwen.data.card import list_cautions
+    from flexqwen.data.collection import FIELDS
+    from flexqwen.data.inspection import describe_dataset
+
     parameters = Parameters(args.seed, args.documents, args.measure, args.skip_bad_shards)
     columns = {field: value for field in FIELDS if (value := getattr(args, f"{field}_column"))}
     options = (args.output, parameters, args.workers, args.memory, args.overwrite, columns)
@@ -35,11 +30,16 @@ def run_build(args) -> None:
 
 
 def run_inspect(args) -> None:
+    from flexqwen.data.inspection import describe_document, describe_folder
+    from flexqwen.parallel import Pool
+
     with Pool(args.workers) as pool:
         print(describe_document(args.folder, args.id, pool) if args.id else describe_folder(args.folder, pool))
 
 
 def run_trace(args) -> None:
+    from flexqwen.data.trace import Index, describe_spans, read_inputs
+
     texts = read_inputs(args.text, args.file, args.generations)
     index = Index(args.folder, args.index, args.split, args.workers)
     for text in texts:
@@ -48,14 +48,27 @@ def run_trace(args) -> None:
 
 
 def run_push(args) -> None:
+    from flexqwen.hub.dataset import publish
+    from flexqwen.hub.repository import Repository
+
     repository = Repository(args.repo, "dataset", private=args.private or None)
     tag, commit, tagged = publish(args.folder, repository, args.tag)
     stays = f"; the tag {tag} stays at {tagged}, of the same build" if tagged != commit else ""
     print(f"{repository.url}: version {tag}, commit {commit}{stays}")
 
 
+def run_sample(args) -> None:
+    from flexqwen.data.sample.generate import make_sample
+
+    make_sample(args.folder, args.documents, args.seed, args.overwrite)
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
+    from flexqwen.data.build import NAME
+    from flexqwen.data.collection import FIELDS
+    from flexqwen.data.ngrams import NGRAM
+
     parser = ArgumentParser(prog="carolina_originality.py", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
 
@@ -64,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     sample.add_argument("--documents", type=int, default=3000)
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--overwrite", action="store_true", help="replace another sample corpus")
-    sample.set_defaults(run=lambda args: make_sample(args.folder, args.documents, args.seed, args.overwrite))
+    sample.set_defaults(run=run_sample)
 
     made = verbs.add_parser("build", help="build the dataset from a corpus")
     made.set_defaults(run=run_build)
@@ -84,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--overwrite", action="store_true", help="replace a dataset of other inputs; of the same, write the card anew")
 
     inspect = verbs.add_parser("inspect", help="show a corpus or a built dataset")
-    inspect.add_argument("folder", type=path)
+    inspect.add_argument("folder", type=existing)
     inspect.add_argument("--id", help="show where the copied passages of this document are, and who else holds them")
     inspect.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     inspect.set_defaults(run=run_inspect)
@@ -92,11 +105,11 @@ def main(argv: list[str] | None = None) -> None:
     trace = verbs.add_parser("trace", help="show which passages of a text a dataset or a corpus holds, and of whom")
     trace.set_defaults(run=run_trace)
     add = trace.add_argument
-    add("folder", type=path, help="a built dataset, or a corpus as build takes it")
+    add("folder", type=existing, help="a built dataset, or a corpus as build takes it")
     given = trace.add_mutually_exclusive_group(required=True)
     given.add_argument("--text", help="the text")
-    given.add_argument("--file", type=path, help="a file with the text")
-    given.add_argument("--generations", type=path, help="JSON lines, objects with a `text` each")
+    given.add_argument("--file", type=existing, help="a file with the text")
+    given.add_argument("--generations", type=existing, help="JSON lines, objects with a `text` each")
     add("--words", type=int, default=NGRAM, help="length from which a passage is shown")
     add("--split", nargs="+", default=[], help="configs or <config>/<split> of the dataset to search; all by default")
     add("--index", type=path, help="where the index is kept; <folder>.trace by default")

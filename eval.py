@@ -8,14 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 from string import ascii_uppercase
 
-from flexqwen.cli import ArgumentParser, InputError, command
-from flexqwen.evaluation.comparison import compare_folders, format_comparison, write_comparison
-from flexqwen.evaluation.figures import draw_dots, draw_evaluation
-from flexqwen.evaluation.likelihood import MODES
-from flexqwen.evaluation.results import RESULTS, format_results, split_breakdowns
-from flexqwen.evaluation.run_tasks import Options, evaluate, find_results
+from flexqwen.cli import ArgumentParser, InputError, command, existing
+from flexqwen.evaluation import MODES
+from flexqwen.evaluation.options import Options
 from flexqwen.evaluation.tasks import NAMES
-from flexqwen.files import atomic_write
 
 
 @command
@@ -23,7 +19,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="eval.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--model", help="a checkpoint: FlexQwen, or a causal or masked model of transformers")
-    add("--compare", nargs="+", metavar="FOLDER", help="results (or checkpoints): paired differences from the first")
+    add(
+        "--compare",
+        nargs="+",
+        type=existing,
+        metavar="FOLDER",
+        help="results (or checkpoints): paired differences from the first",
+    )
     which = f"comma-separated, or all: {', '.join(NAMES)}; all but bits_per_byte and memorisation are in Portuguese"
     add("--tasks", help=f"{which}; or files of your own (docs/evaluation.md)")
     add("--modes", help=f"comma-separated, of {', '.join(MODES)}; by default all that the model has")
@@ -48,13 +50,21 @@ def main(argv: list[str] | None = None) -> None:
     if args.compare:
         if len(args.compare) < 2:
             raise InputError("--compare needs the folders of two results or more")
-        print_comparison([find_results(folder) for folder in args.compare], args.output)
+        print_comparison(args.compare, args.output)
     else:
         print_evaluation(Options(**{name: value for name, value in vars(args).items() if name != "compare"}))
 
 
 def print_evaluation(options: Options) -> None:
     """Evaluates a checkpoint, prints its results and draws them."""
+    from flexqwen.remote import check_place
+
+    check_place(options.model)
+    from flexqwen.evaluation.figures import draw_evaluation
+    from flexqwen.evaluation.results import RESULTS, format_results, split_breakdowns
+    from flexqwen.evaluation.run_tasks import evaluate
+    from flexqwen.files import atomic_write
+
     results = evaluate(options)
     with atomic_write(options.folder / "results.md") as partial:
         partial.write_text(format_results(results) + "\n", encoding="utf-8")
@@ -65,8 +75,14 @@ def print_evaluation(options: Options) -> None:
     print(f"results: {options.folder / RESULTS}{more}\nfigures: {', '.join(map(str, drawn))}")
 
 
-def print_comparison(folders: list[Path], output: str | None) -> None:
+def print_comparison(places: list[Path], output: str | None) -> None:
     """Prints the paired differences of evaluations from the first, and writes them where `output` says."""
+    from flexqwen.evaluation.comparison import compare_folders, format_comparison, write_comparison
+    from flexqwen.evaluation.figures import draw_dots
+    from flexqwen.evaluation.results import split_breakdowns
+    from flexqwen.evaluation.run_tasks import find_results
+
+    folders = [find_results(place) for place in places]
     differences, left = compare_folders(folders)
     for name, folder in zip(ascii_uppercase, folders, strict=False):
         print(f"{name}: {folder}")

@@ -10,28 +10,31 @@ import contextlib
 import functools
 import sys
 
-import torch
-from accelerate.utils import broadcast_object_list
-from transformers import set_seed
-from transformers.utils import logging
-
-from flexqwen.cli import command
-from flexqwen.hub.publisher import make_publisher, publishing
-from flexqwen.remote import fetch_snapshot
-from flexqwen.training.arguments import check, parse
-from flexqwen.training.checkpoints import last_checkpoint
-from flexqwen.training.compat import main_process_first
-from flexqwen.training.feed import load_data
-from flexqwen.training.model import build_model, load_tokenizer
-from flexqwen.training.runs import describe_run, find_state, finish_run, lock_run, run_folder, start_run
-from flexqwen.training.trainer import FlexQwenTrainer
+from flexqwen.cli import command, existing
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
+    if argv and not argv[0].startswith("-"):
+        existing(argv[0])
+    from flexqwen.training.arguments import check, parse
+
     args = parse(argv)
     check(args)
+    from accelerate.utils import broadcast_object_list
+    from transformers import set_seed
+    from transformers.utils import logging
+
+    from flexqwen.hub.publisher import make_publisher, publishing
+    from flexqwen.remote import fetch_snapshot
+    from flexqwen.training.checkpoints import last_checkpoint
+    from flexqwen.training.compat import main_process_first
+    from flexqwen.training.feed import load_data
+    from flexqwen.training.model import build_model, load_tokenizer
+    from flexqwen.training.runs import describe_run, find_state, finish_run, lock_run, run_folder, start_run
+    from flexqwen.training.trainer import FlexQwenTrainer
+
     training, folder = args.training, run_folder(args)
     logging.disable_progress_bar()  # of files being written; the training's own stays
 
@@ -71,5 +74,7 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # its threads, left running, now and then abort the process at exit
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()  # its threads, left running, now and then abort the process at exit

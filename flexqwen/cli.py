@@ -50,6 +50,26 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def suggest_path(path: str | Path) -> str:
+    """`; did you mean '…'?` where a path that is not there has neighbours of nearly its name, or nothing."""
+    found = Path(path).parents[-1] if Path(path).is_absolute() else Path()
+    for part in Path(path).parts[len(found.parts) :]:
+        if not os.path.exists(found / part):
+            near = difflib.get_close_matches(part, os.listdir(found) if found.is_dir() else [], n=1)
+            if not near:
+                return ""
+            part = near[0]
+        found /= part
+    return f"; did you mean '{found}'?" if found != Path(path) else ""
+
+
+def existing(text: str) -> Path:
+    """argparse type of a path that is there, which is said before anything is imported."""
+    if not os.path.exists(path(text)):
+        raise InputError(f"{text}: no such folder or file{suggest_path(text)}")
+    return Path(text)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser, but a wrong option is one line on stderr (no usage dump) and options are never abbreviated."""
 
@@ -87,10 +107,20 @@ SHORTAGES = {  # what a machine, or a limit, has too little of; whatever was rea
 }
 
 
+NO_MEMORY = r"DefaultCPUAllocator|out of memory|failed to map segment|[Cc]annot allocate memory"  # as torch, the linker
+NO_MEMORY += (
+    r"|worker thread: Resource temporarily|ThreadPoolBuildError"  # and starting threads, in Arrow and Rust, say
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused, by whichever library's exception."""
+    return isinstance(error, MemoryError) or bool(re.search(NO_MEMORY, str(error)))
+
+
 def is_shortage(error: BaseException) -> bool:
     """Whether the machine has too little of something."""
-    is_memory = isinstance(error, RuntimeError) and re.search("DefaultCPUAllocator|out of memory", str(error))
-    return isinstance(error, MemoryError) or bool(is_memory) or getattr(error, "errno", None) in SHORTAGES
+    return is_out_of_memory(error) or getattr(error, "errno", None) in SHORTAGES
 
 
 def locate_error(error: BaseException, path: Path) -> BaseException:
@@ -121,7 +151,10 @@ def fail(error: InputError | str) -> NoReturn:
 
 
 def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], None]:
-    """Decorates a `main(argv=None)`: an `InputError`, or what the system refuses, is one line and exit status 2."""
+    """Decorates a `main(argv=None)`: an `InputError`, what the system refuses, or a library that is not installed, is
+    one line and exit status 2. A script imports libraries within it, so that this holds for them and what can be said
+    without them comes at once.
+    """
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> None:
@@ -136,14 +169,18 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115  else Python complains once more
                 sys.exit(141)
             fail(InputError(describe_os_error(error)))
-        except OSError as error:
-            fail(InputError(describe_os_error(error)))
-        except (MemoryError, RuntimeError) as error:
-            if not is_shortage(error):
-                raise
-            fail("out of memory; free some, raise its limit (ulimit -v), or ask for less at a time")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+        except BaseException as error:  # a panic in Rust is no Exception
+            if isinstance(error, OSError) and error.errno:
+                fail(InputError(describe_os_error(error)))
+            if is_out_of_memory(error):
+                fail("out of memory; free some, raise its limit (ulimit -v), or ask for less at a time")
+            if isinstance(error, OSError):
+                fail(InputError(describe_os_error(error)))
+            if isinstance(error, ImportError) and not str(error.name).startswith("flexqwen"):
+                fail(f"{error} (Python is {sys.executable}); install what is needed: pip install -r requirements.txt")
+            raise
 
     return wrapper

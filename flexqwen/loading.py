@@ -5,6 +5,7 @@ For `model_type: flexqwen` the Auto classes give this repository's own, not the 
 
 import functools
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -20,9 +21,9 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 import modeling_flexqwen
 from configuration_flexqwen import AUTO_MAP, FlexQwenConfig
-from flexqwen.cli import InputError, is_shortage
+from flexqwen.cli import InputError, is_shortage, suggest_path
 from flexqwen.files import file_digest
-from flexqwen.remote import explain_failure, reason
+from flexqwen.remote import check_place, explain_failure, is_reachable, reason
 
 MOST_LAYERS = 1000  # a config's lists, which have an entry for each, are made before anything else is looked at
 SLACK = 2**27  # weights that a model may have beyond twice those in its files: a new head's
@@ -39,12 +40,14 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
 
     With `trust_remote_code` a checkpoint's own code is run, if it is no FlexQwen. Any error is an `InputError`.
     """
+    check_place(path)
+    options |= locate(path)
     try:
         given, is_alone = {}, Path(path).is_dir() and not (Path(path) / "config.json").is_file()
         if is_alone and cls is not AutoTokenizer:
             raise InputError(f"no checkpoint in {path}: config.json is missing")  # a default would stand in for it
         with suppress(OSError) if cls is AutoTokenizer else nullcontext():  # which may be all that the Hub has there
-            given = {} if is_alone else PreTrainedConfig.get_config_dict(path)[0]
+            given = {} if is_alone else PreTrainedConfig.get_config_dict(path, **locate(path))[0]
         trust_remote_code &= given.get("model_type") != FlexQwenConfig.model_type
         if not 0 < given.get("num_hidden_layers", 1) <= MOST_LAYERS:
             raise InputError(
@@ -58,9 +61,15 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
         if not trust_remote_code and "trust_remote_code" in str(error):
             remedy = "read it first; only a command with the option --trust_remote_code can run it"
             raise InputError(f"{path} needs code of its own, which was not run; {remedy}") from error
-        if not Path(path).exists():
-            raise InputError(f"{path} is no folder, and the Hub does not give it: {reason(error)}") from error
+        if not os.path.exists(path):
+            what = f"{path} is no folder here, and the Hub does not give it ({reason(error)})"
+            raise InputError(f"{what}{suggest_path(path)}") from error
         raise InputError(f"{path} does not load as {cls.__name__}: {reason(error)}; bring the right files") from error
+
+
+def locate(path: str | Path) -> dict[str, bool]:
+    """Options of `from_pretrained`: of what is no folder, what was fetched before, if the Hub cannot be reached."""
+    return {} if os.path.exists(path) or is_reachable() else {"local_files_only": True}
 
 
 @contextmanager
@@ -150,10 +159,11 @@ def find_weights(path: str | Path) -> list[Path]:
     if Path(path).is_dir():
         return sorted(Path(path).glob("*.safetensors"))
     with suppress(Exception):  # loading says what is wrong
-        if single := cached_file(path, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False):
+        how = {"_raise_exceptions_for_missing_entries": False, **locate(path)}
+        if single := cached_file(path, SAFE_WEIGHTS_NAME, **how):
             return [Path(single)]
-        if index := cached_file(path, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False):
-            return sorted({Path(file) for file in get_checkpoint_shard_files(path, index)[0]})
+        if index := cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **how):
+            return sorted({Path(file) for file in get_checkpoint_shard_files(path, index, **locate(path))[0]})
     return []
 
 

@@ -1,21 +1,25 @@
 """Fetches from the Hugging Face Hub, and says in one line why something could not be fetched or sent."""
 
+import functools
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import TypeVar
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import get_session
 
-from flexqwen.cli import InputError, is_shortage
+from flexqwen.cli import InputError, is_shortage, suggest_path
 
 T = TypeVar("T")
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+NAMES = "names there are <user or organisation>/<name>"
 PATIENCE = 5  # seconds in which an action is begun again
 
 
@@ -52,7 +56,7 @@ def reason(error: BaseException) -> str:
     """What went wrong, in one short line without a token."""
     error = _unwrap(error)
     if isinstance(error, HFValidationError):
-        return "it is neither a folder nor a name on the Hub, <user or organisation>/<name>"
+        return NAMES
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
         return "401: there is no token, or a wrong one; log in with hf auth login, or set HF_TOKEN"
@@ -83,6 +87,33 @@ def _unwrap(error: BaseException) -> BaseException:
     return cause if is_wrapper and cause is not None else error
 
 
+def is_reachable() -> bool:
+    """Whether there is a connection to the Hub. The client itself would try for half a minute, for each file anew."""
+    return _is_reachable(constants.ENDPOINT)
+
+
+@functools.cache
+def _is_reachable(endpoint: str) -> bool:
+    try:
+        get_session().head(endpoint, timeout=(3, 10, 10, 10))  # seconds to connect, read, write, wait for a connection
+    except Exception as error:
+        return type(error).__name__ not in ("ConnectError", "ConnectTimeout", "ProxyError", "OfflineModeIsEnabled")
+    return True
+
+
+def check_place(name: str | Path) -> None:
+    """`InputError`, within seconds, for a model that is no folder, is not fetched, and could not be."""
+    if os.path.exists(name):
+        return
+    try:
+        found = [try_to_load_from_cache(str(name), file) for file in ("config.json", "tokenizer.json")]
+        why = "" if any(isinstance(path, str) for path in found) or is_reachable() else "be reached"
+    except HFValidationError:
+        why = f"have it ({NAMES})"
+    if why:
+        raise InputError(f"{name} is no folder here, and the Hub cannot {why}{suggest_path(name)}")
+
+
 def fetch_snapshot(name: str, kind: str, patterns: list[str], token: str | None = None) -> str:
     """`name` itself if it is a folder; if it names a repository of the Hub, a local copy of these of its files.
 
@@ -93,5 +124,6 @@ def fetch_snapshot(name: str, kind: str, patterns: list[str], token: str | None 
     try:
         return with_retries(lambda: HfApi(token=token).snapshot_download(name, repo_type=kind, allow_patterns=patterns))
     except Exception as error:
-        print(f"note: {name} is no folder, and could not be fetched from the Hub: {reason(error)}", file=sys.stderr)
+        why = f"could not be fetched from the Hub: {reason(error)}{suggest_path(name)}"
+        print(f"note: {name} is no folder, and {why}", file=sys.stderr)
         return name

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, suggest_path
 from flexqwen.data.corpus import CHECKSUMS, COLUMNS, MAX_DOCUMENT_BYTES, Corpus, Shard, ShardError, open_corpus
 from flexqwen.data.ngrams import count_words, cut_batches
 from flexqwen.files import digest, file_digest
@@ -192,7 +192,8 @@ def open_collection(places: Sequence[str], columns: dict[str, str], verify: bool
 
 def _list_files(place: Path) -> dict[str, Path]:
     if not place.exists():
-        raise InputError(f"{place}: no such folder or file; give Corpus Carolina's folder, or files of texts")
+        remedy = suggest_path(place) or "; give Corpus Carolina's folder, or files of texts"
+        raise InputError(f"{place}: no such folder or file{remedy}")
     if not place.is_dir():
         return {place.name: place}
     # A link to nothing is no file: its texts would be missing without a word, and reading it says what it is.

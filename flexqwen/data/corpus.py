@@ -22,7 +22,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from lxml import etree
 
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, suggest_path
 from flexqwen.data.ngrams import cut_batches
 
 NAMESPACE = "{http://www.tei-c.org/ns/1.0}"
@@ -103,7 +103,8 @@ def open_corpus(folder: str | Path) -> Corpus:
     """Finds the shards under `folder` (the folder that holds `corpus/`, or `corpus/` itself), with their checksums."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give the one that holds Corpus Carolina's corpus/")
+        remedy = suggest_path(folder) or "; give the one that holds Corpus Carolina's corpus/"
+        raise InputError(f"{folder}: no such folder{remedy}")
     if (folder / "corpus").is_dir():
         folder = folder / "corpus"
     for inside in (folder.absolute(), folder.absolute().parent):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, suggest_path
 from flexqwen.data.texts import check_whole, count_texts, read_texts
 from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
 from flexqwen.remote import explain_failure
@@ -85,9 +85,8 @@ class PackedRows:
         self.folder = Path(folder)
         self.info = read_json(self.folder / "info.json")
         if not self.info:
-            raise InputError(
-                f"no token store in {folder}: info.json is missing or broken; remove it, and it is made again"
-            )
+            remedy = suggest_path(folder) or "; remove it, and it is made again"
+            raise InputError(f"no token store in {folder}: info.json is missing or broken{remedy}")
         with explain_failure(f"the token store {folder} is damaged", "remove it, and it is made again"):
             if self.info["format"] != FORMAT:
                 found = self.info["format"]

@@ -5,7 +5,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from flexqwen.cli import InputError
+from flexqwen.cli import InputError, suggest_path
 from flexqwen.files import file_digest, read_object
 from flexqwen.remote import explain_failure
 
@@ -16,7 +16,8 @@ def dataset_digest(folder: str | Path) -> str:
     """SHA-256 of the dataset's `manifest.json`, which names all that it was built from; `InputError` without one."""
     manifest = Path(folder) / "manifest.json"
     if not manifest.is_file():
-        raise InputError(f"no dataset in {folder}: {manifest} is missing; make it with carolina_originality.py build")
+        what = f"no dataset in {folder}: {manifest} is missing"
+        raise InputError(f"{what}{suggest_path(folder) or '; make it with carolina_originality.py build'}")
     return file_digest(manifest)
 
 

@@ -1,1 +1,3 @@
 """A checkpoint to figures with their intervals: likelihood, fine-tuned tasks, results."""
+
+MODES = ("causal", "masked", "fused")

@@ -31,10 +31,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from flexqwen import loading
 from flexqwen.cli import InputError
+from flexqwen.evaluation import MODES
 from flexqwen.evaluation.bidirectional import encode
 from flexqwen.files import digest, read_json, write_json
 
-MODES = ("causal", "masked", "fused")
 BATCH_TOKENS = {"cpu": 512, "cuda": 32_768}  # by device; on a CPU what a batch makes should stay in the caches
 LOGITS = 2**26  # of a batch, at most, where it has more than one row: 256 MiB in float32
 BLOCK_TOKENS = 2**18  # of requests that are scored, and kept, together

@@ -4,59 +4,25 @@ The checkpoint, the dataset, the settings and the versions of the tasks decide w
 written down and decide nothing.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from flexqwen import subsampling
-from flexqwen.cli import InputError, suggest_name
+from flexqwen.cli import InputError
 from flexqwen.data import passages
 from flexqwen.data.texts import dataset_digest
-from flexqwen.evaluation import likelihood
-from flexqwen.evaluation.likelihood import MODES
+from flexqwen.evaluation import MODES, likelihood
+from flexqwen.evaluation.options import Options, default_folder
 from flexqwen.evaluation.results import RESULTS, Result, read_results, write_results
-from flexqwen.evaluation.tasks import NAMES, OPTIONAL, Context, Item, Task, load_task
+from flexqwen.evaluation.tasks import NAMES, OPTIONAL, Item, Task, load_task
 from flexqwen.files import digest, read_json, remove_path, versions
 from flexqwen.loading import check_unchanged, digest_checkpoint
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(Context):
-    """What is measured, as `eval.py --help` explains it."""
-
-    model: str
-    tasks: str = "bits_per_byte"
-    modes: str | None = None
-    output: str | None = None
-    overwrite: bool = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        if unknown := [mode for mode in (self.modes or MODES[0]).split(",") if mode not in MODES]:
-            nearest = suggest_name(unknown[0], MODES)
-            raise InputError(f"unknown mode {unknown[0]!r}{nearest}; there are: {', '.join(MODES)}")
-
-    @property
-    def names(self) -> Sequence[str]:
-        return NAMES if self.tasks == "all" else self.tasks.split(",")
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.output) if self.output else default_folder(self.model)
-
-
-def default_folder(model: str) -> Path:
-    """Where the results of a checkpoint lie: in its run's folder; those of other models lie under `runs`."""
-    path = Path(model)
-    return (path.parent if (path.parent / "run.json").is_file() else Path("runs")) / f"eval-{path.name}"
-
-
-def find_results(path: str) -> Path:
-    """A results folder itself, or that of the checkpoint in `path`."""
-    folder = Path(path)
-    return folder if (folder / RESULTS).is_file() or not folder.is_dir() else default_folder(path)
+def find_results(folder: Path) -> Path:
+    """A results folder itself, or that of the checkpoint in `folder`."""
+    return folder if (folder / RESULTS).is_file() or not folder.is_dir() else default_folder(str(folder))
 
 
 def evaluate(options: Options) -> list[Result]:

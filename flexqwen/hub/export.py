@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from configuration_flexqwen import FlexQwenConfig
 from flexqwen import loading
-from flexqwen.cli import ArgumentParser, InputError, command
+from flexqwen.cli import ArgumentParser, InputError, command, suggest_path
 from flexqwen.files import atomic_write, read_json, write_json
 from flexqwen.hub.export_gguf import OUTTYPES, write_gguf
 from flexqwen.training.checkpoints import write_embedding_modules
@@ -34,7 +34,7 @@ def export(
     """
     checkpoint, output = Path(checkpoint), Path(output)
     if not (checkpoint / "config.json").is_file():
-        raise InputError(f"no checkpoint in {checkpoint}: config.json is missing")
+        raise InputError(f"no checkpoint in {checkpoint}: config.json is missing{suggest_path(checkpoint)}")
     if output.exists():
         raise InputError(f"{output} exists; name one that does not")
     config = loading.load(FlexQwenConfig, checkpoint)

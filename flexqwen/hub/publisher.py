@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 import configuration_flexqwen
 import modeling_flexqwen
-from flexqwen.cli import ArgumentParser, InputError, command, path
+from flexqwen.cli import ArgumentParser, InputError, command, existing
 from flexqwen.evaluation.results import RESULTS
 from flexqwen.files import file_digest, read_json
 from flexqwen.hub import model_card
@@ -323,10 +323,10 @@ def find_results(run: Path, more: list[Path]) -> list[Path]:
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m flexqwen publish", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("run", type=path, nargs="?", help="a run's folder, made by train.py; none: only --space")
+    add("run", type=existing, nargs="?", help="a run's folder, made by train.py; none: only --space")
     add("--repo", required=True, help="<user or organisation>/<name> of the model repository")
     add("--space", help="<user or organisation>/<name> of a Space: a page on which people try the model")
-    add("--results", type=path, nargs="+", default=[], help="folders made by eval.py, besides eval-…")
+    add("--results", type=existing, nargs="+", default=[], help="folders made by eval.py, besides eval-…")
     add("--revision", help="branch to write to; main by default")
     add("--root", action="store_true", help="make this run's best the model at the repository's root")
     add("--private", action="store_true", help="make the repository private, if it is made now")

@@ -1,8 +1,6 @@
 """Runs a study, one grid of training runs, and writes its report."""
 
-from flexqwen.cli import ArgumentParser, InputError, command
-from flexqwen.remote import explain_failure
-from flexqwen.study import grid, report, runner
+from flexqwen.cli import ArgumentParser, InputError, command, existing
 
 
 @command
@@ -16,11 +14,14 @@ def main(argv: list[str] | None = None) -> None:
         "report": "write results/<study>/README.md, its figures, and its table in docs/studies.md",
     }.items():
         parsers[name] = commands.add_parser(name, help=text, description=text)
-        parsers[name].add_argument("config", help="such as configs/study-cpu.yaml")
+        parsers[name].add_argument("config", type=existing, help="such as configs/study-cpu.yaml")
     parsers["run"].add_argument("--workers", type=int, default=1, help="cells at a time, which share the cores")
     parsers["run"].add_argument("--seeds", type=int, nargs="+", help="only these, so that machines share a study")
     parsers["report"].add_argument("--check", action="store_true", help="write nothing; fail if what is there differs")
     args = parser.parse_args(argv)
+    from flexqwen.remote import explain_failure
+    from flexqwen.study import grid, report, runner
+
     study = grid.read(args.config)
     if args.command == "run":
         if args.workers < 1:

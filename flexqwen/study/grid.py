@@ -248,6 +248,8 @@ def _read(path: Path, config: dict) -> Study:
     variants, measurement = config.get("variants", {}), Measurement(**config.get("measure", {}))
     grid = config.get("grid", [{"variant": list(variants)}])
     points = _expand([part for stage in grid for part in (stage if isinstance(stage, list) else [stage])], variants)
+    if not (points and isinstance(config["seeds"], list) and config["seeds"]):
+        raise InputError("it has no cells; give seeds as a list, and variants or a grid")
     study = Study(path, points, [int(seed) for seed in config["seeds"]], config["training"], measurement)
     study.stages = [list(_expand(stage, variants)) for stage in grid if isinstance(stage, list)]
     study.sweep = Sweep(**config["sweep"]) if "sweep" in config else None

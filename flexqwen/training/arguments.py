@@ -13,9 +13,9 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from flexqwen.cli import InputError, normalize_option, suggest_name
+from flexqwen.cli import InputError, normalize_option, suggest_name, suggest_path
 from flexqwen.parallel import check_shared_memory
-from flexqwen.remote import reason
+from flexqwen.remote import check_place, reason
 from flexqwen.training.objectives import ObjectiveArguments
 from flexqwen.training.schedule import parse_phases
 
@@ -84,6 +84,8 @@ class TrainingArguments(transformers.TrainingArguments):
 
 GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, TrainingArguments)
 LONGEST = 2**18  # characters of a config
+MOST_POSITIONS = 2**20  # of a row, which is in memory as often as there are rows in work
+LARGEST = 2**48  # of any number: far above any that is meant, and far below what overflows
 DEFAULTS = {option.name: option.default for group in GROUPS for option in dataclasses.fields(group)}
 
 
@@ -122,16 +124,20 @@ def parse(argv: list[str]) -> Arguments:
     except InputError as error:
         raise InputError(f"config {given}: {error}") from None
     words = [*from_file, *options]
+    if unknown := parser.parse_known_args(words)[1]:
+        name = unknown[0].partition("=")[0]  # what comes after may be a token
+        raise InputError(f"unknown option {name}{suggest_name(name.lstrip('-'), known)} (see train.py --help)")
     try:
-        *groups, unknown = parser.parse_args_into_dataclasses(words, True, look_for_args_file=False)
+        groups = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     except ValueError as error:  # the Trainer's own checks
         no_gpu = "bf16 needs a CUDA GPU; set use_cpu to true to train on the CPU, or bf16 to false"
         raise InputError(no_gpu if "support bf16" in str(error) else reason(error)) from None
-    if unknown:
-        name = unknown[0].partition("=")[0]  # what comes after may be a token
-        raise InputError(f"unknown option {name}{suggest_name(name.lstrip('-'), known)} (see train.py --help)")
     actions = (parser._option_string_actions.get(word.partition("=")[0]) for word in words)
-    return Arguments(*groups, given=list(dict.fromkeys(action.dest for action in actions if action)))
+    found = Arguments(*groups, given=list(dict.fromkeys(action.dest for action in actions if action)))
+    for name, value in as_dict(found).items():
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise InputError(f"{name} is {value}; no number may be above {LARGEST:,}")
+    return found
 
 
 class _OneKeyLoader(yaml.SafeLoader):
@@ -164,7 +170,7 @@ def read_yaml(path: str | Path) -> dict:
             raise InputError(f"config {path} has more than {LONGEST:,} characters, which no config has")
         content = yaml.load(text, _OneKeyLoader)
     except OSError as error:
-        raise InputError(f"config {path} cannot be read: {error.strerror}") from None
+        raise InputError(f"config {path} cannot be read: {error.strerror}{suggest_path(path)}") from None
     except RecursionError:
         raise InputError(f"config {path} has values within values beyond all measure") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -209,6 +215,10 @@ def check(arguments: Arguments) -> None:
     if arguments.model.attn_implementation == "varlen" and training.device.type == "cpu" and not training.use_cpu:
         what = f"attn_implementation varlen is for a GPU, and torch {torch.__version__} finds none"
         raise InputError(f"{what}; look at nvidia-smi and the driver, or pass --use_cpu true to train on the CPU")
+    if data.sequence_length > MOST_POSITIONS:
+        raise InputError(f"sequence_length is {data.sequence_length}; it must be at most {MOST_POSITIONS:,}")
+    if arguments.model.model_name_or_path:
+        check_place(arguments.model.model_name_or_path)
     if training.muon and "optim" in given:
         raise InputError(f"muon and optim: {training.optim.value} are both set; leave one of them out")
     if training.fp16:

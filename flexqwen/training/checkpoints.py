@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from flexqwen.files import file_digest, read_json, remove_path, sync, write_json
+from flexqwen.remote import reason
 
 FILES, SUMS, STATE = "files.json", "sums.json", "trainer_state.json"
 EMBEDDINGS = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")  # what sentence-transformers reads
@@ -92,7 +93,8 @@ def digest_once(file: Path, *state: int) -> str:
 def find_defect(checkpoint: Path) -> str | None:
     """Why a run that resumes from a checkpoint would end in other weights than one that never stopped; None if not.
 
-    A checkpoint without a list of its files is an old one; the files that every checkpoint needs are looked for.
+    A checkpoint without a list of its files is an old one; the files that every checkpoint needs are looked for, and
+    learning rates that are not those of its optimizer.
     """
     if missing := [pattern for pattern in NEEDED if not any(checkpoint.glob(pattern))]:
         return f"{missing[0]} is missing"
@@ -109,6 +111,15 @@ def find_defect(checkpoint: Path) -> str | None:
                 stat.st_size if isinstance(saved, int) else digest_once(there[name], stat.st_mtime_ns, stat.st_ino)
             ):
                 return f"{name} is not as it was saved"
+    elif (checkpoint / "optimizer.pt").is_file():
+        try:
+            names = ("scheduler.pt", "optimizer.pt")
+            scheduler, optimizer = (torch.load(checkpoint / name, "cpu", weights_only=True) for name in names)
+            rates, stepped = [group["initial_lr"] for group in optimizer["param_groups"]], step_of(checkpoint)
+            if (scheduler["base_lrs"], scheduler["last_epoch"]) != (rates, stepped):
+                return "scheduler.pt is not the one of optimizer.pt"
+        except Exception as error:  # whatever a damaged file makes of it
+            return f"scheduler.pt or optimizer.pt is damaged ({reason(error)})"
     state = read_json(checkpoint / STATE)
     if not isinstance(state, dict) or state.get("global_step") != step_of(checkpoint):
         return f"{STATE} is malformed, or of another step"

@@ -38,6 +38,7 @@ from modeling_flexqwen import FlexQwenForCausalLM
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 3}
 MATRIX_SHARE = 0.8  # of a GPU's peak, that large matrix products reach (790 of 989 TFLOP/s on an H100)
+MOST_TOKENS = 2**23  # of a batch; 100 times what a GPU holds of the smallest model
 TRIED = {"hidden_size": 384, "intermediate_size": 1280, "num_hidden_layers": 4, "num_attention_heads": 6}
 TRIED |= {"num_key_value_heads": 6, "sequence_length": 256, "per_device_train_batch_size": 8}  # without a config
 
@@ -110,6 +111,8 @@ def count_step(config: FlexQwenConfig, args: Arguments, phase: Phase, is_gpu: bo
     Without `is_gpu`, what a CPU does.
     """
     training, batches = args.training, args.training.gradient_accumulation_steps
+    if (tokens := phase.tokens_per_step // batches) > MOST_TOKENS:
+        raise InputError(f"a batch has {tokens:,} tokens, more than any GPU holds; lower per_device_train_batch_size")
     rows = TrainingRows([dataclasses.replace(phase, steps=range(1))], args.objective, 0)
     batch = collate([rows[item] for item in range(phase.rows_per_step // batches)], args.objective.masked_prediction)
     # On such tensors the model would look at ids, take its head for a quantised one, and know of no kernel for a CPU.

@@ -39,7 +39,7 @@ def load_tokenizer(folder: str, sequence_length: int):
 def check_vocabulary(checkpoint: str, tokenizer_folder: str) -> None:
     """Refuses a vocabulary other than that of the checkpoint's own tokenizer, where it has one."""
     try:
-        own = cached_file(checkpoint, "tokenizer.json")
+        own = cached_file(checkpoint, "tokenizer.json", **loading.locate(checkpoint))
     except OSError:  # it has none of this kind: nothing to compare with
         return
     vocabularies = []

@@ -15,7 +15,6 @@ from transformers.hf_argparser import HfArg
 from flexqwen.cli import InputError
 from flexqwen.data.packing import IGNORE, position_ids
 from flexqwen.training.schedule import Phase
-from modeling_flexqwen import document_numbers, find_labels, packed_segments
 
 STRATEGIES = {
     "baseline-causal": "every row causal",
@@ -184,6 +183,8 @@ def collate(items: list[dict], masked_prediction: str = "next_token") -> dict:
     Returns int64 tensors `(batch, sequence)`, `is_causal` (bool `(batch,)`), and what depends on data only and would
     make a GPU wait: `segments` and `target_positions`, as `FlexQwenForCausalLM.forward` takes them.
     """
+    from modeling_flexqwen import document_numbers, find_labels, packed_segments  # seconds, which options do not need
+
     items = sorted(items, key=lambda item: not item["is_causal"])
     batch = {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]}
     shift = batch["is_causal"] | (masked_prediction == "next_token")

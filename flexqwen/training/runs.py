@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from flexqwen import files
-from flexqwen.cli import InputError, redact
+from flexqwen.cli import InputError, redact, suggest_path
 from flexqwen.data.packing import open_token_store
 from flexqwen.data.texts import dataset_digest, summarize
 from flexqwen.files import digest, file_digest, read_json, remove_path, versions, write_json, write_text
@@ -41,7 +41,8 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
     data, training = args.data, args.training
     tokenizer = Path(data.tokenizer) / "tokenizer.json"
     if not tokenizer.is_file():
-        raise InputError(f"no tokenizer in {data.tokenizer}; make it with python -m flexqwen tokenizer")
+        remedy = suggest_path(data.tokenizer) or "; make it with python -m flexqwen tokenizer"
+        raise InputError(f"no tokenizer in {data.tokenizer}{remedy}")
     digests = {"tokenizer": file_digest(tokenizer)}
     if data.token_store:
         wanted = {"dataset_config": data.dataset_config, "tokenizer_digest": digests["tokenizer"]}

@@ -147,7 +147,7 @@ def test_files_and_generations(built, place, tmp_path, capsys):
         assert "line 2: is no JSON object with a text" in call(capsys, *words, "--generations", lines, expected=2)
     lines.write_bytes(b"\xff")
     assert "cannot be read as UTF-8" in call(capsys, *words, "--file", lines, expected=2)
-    assert "cannot be read" in call(capsys, *words, "--file", tmp_path / "none", expected=2)
+    assert "no such folder or file" in call(capsys, *words, "--file", tmp_path / "none", expected=2)
     assert "--text cannot be read" in call(capsys, *words, "--text", "\udcff", expected=2)
     assert "give 1 or more" in call(capsys, *words, "--text", "a", "--words", 0, expected=2)
 

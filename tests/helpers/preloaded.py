@@ -7,6 +7,7 @@ from tests.helpers.figures import render_no_figures
 
 COMMANDS = ("carolina_originality", "eval", "train", "flexqwen.study.commands")
 LATER = ("lxml.etree", "scipy.stats", "torch.utils.tensorboard", "tests.helpers.runs")  # what these import as they run
+LATER += ("flexqwen.hub.publisher", "flexqwen.training.trainer", "flexqwen.evaluation.run_tasks", "flexqwen.data.build")
 
 for name in (*COMMANDS, *LATER):
     importlib.import_module(name)

@@ -29,6 +29,7 @@ from flexqwen.hub.export import main as export_main
 from flexqwen.hub.repository import Repository
 from flexqwen.hub.restore import compare, restore, restore_tokenizer
 from flexqwen.remote import fetch_snapshot
+from flexqwen.training.arguments import check, parse
 from flexqwen.training.checkpoints import last_checkpoint
 from tests.helpers.hub_server import READ, WRITE, HubServer
 from tests.helpers.runs import connect, logged, options, run, same_weights, start, wait_for_step
@@ -618,9 +619,29 @@ def test_an_outtype_is_of_gguf(capsys):
 
 def test_a_mistyped_folder_is_called_that():
     with pytest.raises(
-        publishing.InputError, match=r"runs/one/best is no folder, .* is neither a folder nor a name on"
+        publishing.InputError,
+        match=r"^runs/one/best is no folder here, and the Hub cannot have it \(names there are <user or .*>/<name>\)$",
     ):
         loading.load(AutoConfig, "runs/one/best")
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(hub, tmp_path, monkeypatch, capsys):
+    """The client would try each file of a model for half a minute."""
+    files = {"config.json": b'{"model_type": "bert"}'}
+    hub.new("model", "org/kept", files)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hybrid").mkdir()
+    connect(hub.url, str(tmp_path / "cache"), WRITE, monkeypatch)
+    assert loading.load(AutoConfig, "org/kept").model_type == "bert"
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(SystemExit):
+        evaluation.main(["--model", "hybird"])
+    assert "hybird is no folder here, and the Hub cannot be reached; did you mean 'hybrid'?" in capsys.readouterr().err
+    with pytest.raises(publishing.InputError, match=r"^org/other is no folder here, and the Hub cannot be reached$"):
+        check(parse(["--model_name_or_path", "org/other", "--use_cpu", "true"]))
+    assert loading.load(AutoConfig, "org/kept").model_type == "bert"  # from the cache
+    assert time.monotonic() - start < 5
 
 
 def test_nothing_of_the_user_s_own_settings_of_the_hub_is_left():

@@ -189,6 +189,12 @@ def test_cells_of_another_config_are_refused(change, copied):
         load(grid.read("tiny.yaml"))
 
 
+@pytest.mark.parametrize("changes", [{"seeds": []}, {"seeds": ""}, {"seeds": "12"}, {"variants": {}, "grid": []}])
+def test_a_study_without_cells_is_refused(changes, tmp_path):
+    with pytest.raises(InputError, match=r"^config .*tiny\.yaml: it has no cells; give seeds as a list, and variants"):
+        grid.read(write_config(tmp_path, compare={}, sweep={}, **changes))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"unique_tokenz": [1, 2]}, "unknown key 'unique_tokenz'"), ({"weight_decay": [0.1, -1]}, "weight_decay is -1")],

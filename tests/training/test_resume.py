@@ -137,6 +137,17 @@ def test_malformed_json_is_a_defect(name, content, whole, tmp_path):
     assert re.match(rf"{name} is malformed", find_defect(checkpoint))
 
 
+@pytest.mark.parametrize("damage", [{"base_lrs": ["../x"] * 2}, {"base_lrs": [0.5] * 2}, {"last_epoch": 3}, None])
+def test_an_old_checkpoint_has_the_learning_rates_of_its_optimizer(damage, whole, tmp_path):
+    checkpoint = tmp_path / "step_000012"
+    shutil.copytree(whole("hybrid-shift") / checkpoint.name, checkpoint)
+    (checkpoint / "files.json").unlink()
+    state = torch.load(checkpoint / "scheduler.pt", weights_only=True)
+    assert find_defect(checkpoint) is None and len(state["base_lrs"]) == 2
+    torch.save(state | damage if damage else [], checkpoint / "scheduler.pt")
+    assert find_defect(checkpoint).startswith("scheduler.pt ")
+
+
 class Hostile:
     def __init__(self, file):
         self.file = file

@@ -3,16 +3,21 @@
 Modules are imported when they are asked for, since the libraries of some are many.
 """
 
+from __future__ import annotations
+
 import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.likelihood import MODES, Request, Scorer
-from flexqwen.evaluation.results import Result, mean_result
-from flexqwen.subsampling import subsample
+from flexqwen.evaluation import MODES
+
+if TYPE_CHECKING:
+    from flexqwen.evaluation.likelihood import Request, Scorer
+    from flexqwen.evaluation.results import Result
 
 OPTIONAL = ("multiblimp_por", "calame_pt", "memorisation")  # of the Hub alone, or of a model in its run's folder
 FINE_TUNED = ("assin2", "harem", "bosque_pos", "hatebr", "toldbr", "faquad")
@@ -83,7 +88,7 @@ class Task:
     name: str
     version: int  # to be raised whenever the task's figures change
     load: Callable[[Context], list[Item]] | None = None
-    score: Callable[["Task", Scorer, list[Item], str, Context], list[Result]] | None = None  # in one mode
+    score: Callable[[Task, Scorer, list[Item], str, Context], list[Result]] | None = None  # in one mode
     fine_tune: Callable[[str, Context], list[Result]] | None = None  # of the checkpoint's folder
     modes: Sequence[str] = MODES
     groups: Sequence[str] = ("all",)  # the order in which subsets of items are shown; others follow, by the alphabet
@@ -94,6 +99,8 @@ class Task:
         return ["finetuned"] if self.fine_tune else [mode for mode in modes if mode in self.modes]
 
     def load_items(self, context: Context) -> list[Item]:
+        from flexqwen.subsampling import subsample
+
         return subsample(self.load(context), context.limit if self.has_limit else None)
 
     def evaluate(self, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
@@ -102,6 +109,8 @@ class Task:
 
     def mean_result(self, items: list[Item], values: Sequence[float], **fields) -> Result:
         """The `Result` of a metric that is the mean of the items' values."""
+        from flexqwen.evaluation.results import mean_result
+
         clusters = [item.cluster or item.id for item in items] if any(item.cluster for item in items) else None
         if items[0].commit:
             fields["details"] = {**fields.get("details", {}), "commit": items[0].commit}
