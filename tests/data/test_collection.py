@@ -46,7 +46,7 @@ def collection(rows, tmp_path):
 NAMES = ("--text_column", "body", "--id_column", "name")
 
 
-def test_the_scores_are_those_of_the_same_texts_in_tei(collection, built, tmp_path, capsys):
+def test_the_scores_are_those_of_the_same_texts_in_tei(collection, built, tmp_path, capsys, rendered):
     words = ("build", "--corpus", collection, *NAMES, "--output", tmp_path / "out")
     assert "the recomputed one" in call(capsys, *words, "--workers", 1)
     scores = [
