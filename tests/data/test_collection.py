@@ -15,7 +15,7 @@ import pytest
 from flexqwen.data.collection import open_collection
 from flexqwen.data.corpus import ShardError
 from flexqwen.data.texts import read_manifest
-from tests.helpers.datasets import call, files, read_split, run
+from tests.helpers.datasets import call, files, read_split
 from tests.helpers.hub_server import READ, File, HubServer
 from tests.helpers.runs import connect
 
@@ -57,7 +57,7 @@ def test_the_scores_are_those_of_the_same_texts_in_tei(collection, built, tmp_pa
     found = read_manifest(tmp_path / "out")
     assert found["columns"] == {"text": "body", "id": "name"} and found["parameters"]["measure"] == "ngram"
     assert "Carolina's" not in (tmp_path / "out/README.md").read_text()
-    run(*words[:-1], tmp_path / "two", "--workers", 2, "--memory", 0.25)
+    call(capsys, *words[:-1], tmp_path / "two", "--workers", 2, "--memory", 0.25)
     assert files(tmp_path / "two") == files(tmp_path / "out")
 
 
