@@ -99,9 +99,10 @@ def _read_parquet(name: str, path: Path, columns: dict[str, str]) -> Iterator[di
         most = max(1, min(_ROWS, file.metadata.num_rows * _BATCH_BYTES // max(1, size)))
         for batch in file.iter_batches(most, columns=sorted(set(chosen.values()))):
             found = {field: _read_column(field, batch[column], rows) for field, column in chosen.items()}
-            places = pa.array(np.arange(rows + 1, rows + len(batch) + 1)).cast(pa.string())
-            own = pc.binary_join_element_wise(name, places, ":")
-            found["id"] = pc.coalesce(found["id"], own) if "id" in found else own
+            if "id" not in found or found["id"].null_count:
+                places = pa.array(np.arange(rows + 1, rows + len(batch) + 1)).cast(pa.string())
+                own = pc.binary_join_element_wise(name, places, ":")
+                found["id"] = pc.coalesce(found["id"], own) if "id" in found else own
             rows += len(batch)
             yield {field: pc.fill_null(column, "") for field, column in found.items()}
 
