@@ -167,13 +167,14 @@ def main(argv: list[str] | None = None) -> None:
     if is_slurm and not args.partition:
         raise InputError("--executor slurm needs a --partition")
     columns = {name: value for name in ("text", "id") if (value := getattr(args, f"{name}_column"))}
-    shards = open_collection(args.corpus, columns, verify=False).shards
+    corpus = open_collection(args.corpus, columns, verify=False)
+    shards = corpus.shards
     tasks = min(args.tasks or 1000, len(shards))
     text = sum(shard.size * (1 if shard.name.endswith((".jsonl", ".txt")) else 4) for shard in shards)
     records = int(args.memory * (1 << 30)) // _RECORD_BYTES
     ranges = max(1, -(-text // (_TEXT_BYTES * records)))
     identities = [[shard.name, shard.size, shard.path.stat().st_mtime_ns, columns] for shard in shards]
-    inputs = [FORMAT, tasks, ranges, records, identities]
+    inputs = [FORMAT, tasks, ranges, records, corpus.source, identities]
     output = args.output.absolute()
     if (found := read_json(output / "inputs.json")) not in (None, inputs):
         raise InputError(f"{output} has scores of another corpus or other options; remove it, or name another")
