@@ -1,6 +1,7 @@
 # make demo                    the whole way, from a sample corpus to an evaluated model
 # make demo CORPUS=<folder>    the same from Corpus Carolina, or files of .parquet, .jsonl or .txt in any language (DOCUMENTS=<n> at most)
 # make test                    style and tests (CAROLINA_CORPUS=<folder>: also on a real copy of the corpus)
+# make test-slow               those of its tests that take minutes: all shards of the real copy, every place of a kill
 # make test-compat             the model's and the trainer's tests with the oldest transformers that is supported
 # make space                   serves the page of space/ for the model of make demo
 # make test-space              the tests of that page, in headless Chromium, and of notebooks/
@@ -34,7 +35,7 @@ OUTPUT ?= runs/quickstart
 endif
 CORPUS ?= sample_corpus
 
-.PHONY: demo test test-compat test-clients test-cluster test-vllm test-transformers4 space test-space
+.PHONY: demo test test-slow test-compat test-clients test-cluster test-vllm test-transformers4 space test-space
 
 demo: $(VENV)/installed
 ifeq ($(CORPUS),sample_corpus)
@@ -59,6 +60,9 @@ endif
 test: $(VENV)/installed
 	@# Files of tests over processes of one thread each: the models are too small for several.
 	@$(RUN) ruff check . && ruff format --check . && OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-slow: $(VENV)/installed
+	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -m slow
 
 test-compat: $(COMPAT_VENV)/installed
 	@. $(COMPAT_VENV)/bin/activate && python -m pytest $(COMPAT_TESTS)

@@ -81,6 +81,7 @@ def peer(folder: str) -> None:
 def score(folder: str) -> dict[str, float]:
     """CPU seconds of each stage of scoring, as the builder does it; what it read; and the peak of memory."""
     import numpy as np
+    import pyarrow as pa
     import scipy.stats  # noqa: F401  which the builder loads
 
     from flexqwen.data.collection import open_collection
@@ -89,7 +90,8 @@ def score(folder: str) -> dict[str, float]:
     from flexqwen.data.scores import score_documents, store_grams
     from flexqwen.parallel import Pool
 
-    hash_words(["a"])  # makes its table
+    pa.array(np.empty(0))  # loads pandas, where there is one
+    hash_words(["a"])  # makes its tables
     found, times = {}, [time.process_time()]
 
     def lap(name: str) -> None:
@@ -212,7 +214,9 @@ def measure_scoring(corpus, folder: Path, peer_python: str | None, peer_document
     """Scoring beside exact duplicates and MinHash, and what of it is for each GB."""
     from collections import Counter
 
-    texts = [document.text for shard in corpus.shards for document in shard.read(Counter(), False)]
+    from flexqwen.data.corpus import read_shard
+
+    texts = [document.text for shard in corpus.shards for document in read_shard(shard, Counter(), False)]
     steps = {f"1/{step} of the documents": (texts[::step], False) for step in (4, 2, 1)}
     steps["in documents of 2,000 characters"] = (join_texts(texts), False)
     few = texts[:: max(1, len(texts) // peer_documents)]

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -33,7 +34,6 @@ from flexqwen.data.ngrams import (
     cut_batches,
     cut_hashes,
     hash_ngrams,
-    hash_words,
     select_unique,
     set_aside_single,
     write_run,
@@ -44,7 +44,6 @@ from flexqwen.parallel import Pool
 FORMAT = 1  # of what a stage leaves for the next
 _RECORD_BYTES = 80  # of memory, for each 7-gram of a range or of a run
 _TEXT_BYTES = 6  # for each 7-gram, about
-_CHARACTERS = 1 << 23  # of text hashed at a time
 
 
 class Stage(PipelineStep):
@@ -74,14 +73,13 @@ class HashGrams(Stage):
     def hash_documents(self, shards: list[Shard], tables: list[pa.Table]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         done = 0
         for shard in shards:
-            documents = shard.read(Counter(), False)
-            for batch in cut_batches(documents, _CHARACTERS, lambda document: len(document.text)):
-                grams, owner = hash_ngrams(*hash_words(document.text for document in batch))
-                names = {"file": [shard.name] * len(batch), "id": [document.id for document in batch]}
+            for batch in shard.read_batches(Counter(), False):
+                grams, owner = hash_ngrams(batch["text"])
+                names = {"file": [shard.name] * len(batch), "id": batch["id"]}
                 tables.append(pa.table(names | {"ngrams": np.bincount(owner, minlength=len(batch))}))
                 yield grams, owner + np.uint32(done)
                 done += len(batch)
-                self.stat_update("text", value=sum(len(document.text.encode()) for document in batch), unit="batch")
+                self.stat_update("text", value=pc.sum(pc.binary_length(batch["text"])).as_py(), unit="batch")
 
 
 class CountRange(Stage):

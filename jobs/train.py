@@ -29,8 +29,8 @@ parser.add_argument("--vocab_size", default="8192")
 parser.add_argument("--hub_token", "--hub-token", type=lambda _: sys.exit("give the token as a secret: -s HF_TOKEN"))
 args, (config, *options) = parser.parse_known_args()
 code = Path(args.code if Path(args.code).is_dir() else "flexqwen-code").absolute()
-if not code.is_dir():
-    subprocess.run(["git", "clone", "--depth", "1", args.code, str(code)], check=True)
+if not code.is_dir() and subprocess.run(["git", "clone", "--depth", "1", args.code, str(code)]).returncode:
+    sys.exit("git could not fetch the code that --code names")  # not its address, which may hold a password
 config, os.environ["PYTHONPATH"] = str(code / config), str(code)
 
 

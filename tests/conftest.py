@@ -21,14 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from transformers import AutoTokenizer
 
+# Nothing that loads torch: pytest-xdist reads this file in one process more, before any test begins.
 from flexqwen.data import build
 from flexqwen.data.build import Parameters
 from flexqwen.data.sample import generate
-from flexqwen.data.tokenizer import train_tokenizer
 from tests.helpers.datasets import DOCUMENTS
+from tests.helpers.figures import render_no_figures, rendered_figures
 
 # Files whose few tests take longest. They begin first, so that no worker waits for another at the end.
 SLOW = ["parquet", "job", "study", "distributed", "known_answer", "build", "hub", "pair_generation", "resume"]
@@ -37,6 +36,17 @@ SLOW = ["parquet", "job", "study", "distributed", "known_answer", "build", "hub"
 def pytest_collection_modifyitems(items) -> None:
     places = {f"test_{name}": place for place, name in enumerate(SLOW)}
     items.sort(key=lambda item: places.get(item.path.stem, len(SLOW)))
+
+
+def pytest_sessionstart() -> None:
+    render_no_figures()
+
+
+@pytest.fixture
+def rendered():
+    """Figures are rendered, as for a user."""
+    with rendered_figures():
+        yield
 
 
 def _folder(variable: str) -> Path:
@@ -87,6 +97,8 @@ def built(sample_corpus, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer_folder(built, tmp_path_factory) -> Path:
     """A small tokenizer of that dataset, saved."""
+    from flexqwen.data.tokenizer import train_tokenizer
+
     folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
     train_tokenizer(built, 1024, progress=False).save_pretrained(folder)
     return folder
@@ -94,6 +106,8 @@ def tokenizer_folder(built, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_folder):
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(tokenizer_folder)
 
 
@@ -119,6 +133,7 @@ def write_corpus(tmp_path) -> Callable[..., Path]:
 @pytest.fixture
 def uncompiled_flex(monkeypatch):
     """FlexAttention as PyTorch's own plain implementation: the same masks, without seconds of compilation each."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def flex(query, key, value, training=False, **kwargs):
         return flex_attention(query, key, value, **kwargs)

@@ -12,15 +12,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flexqwen.cli import InputError, suggest_path
-from flexqwen.data.corpus import CHECKSUMS, MAX_DOCUMENT_BYTES, Corpus, Document, Shard, ShardError, open_corpus
-from flexqwen.data.ngrams import cut_batches
+from flexqwen.data.corpus import CHECKSUMS, COLUMNS, MAX_DOCUMENT_BYTES, Corpus, Shard, ShardError, open_corpus
+from flexqwen.data.ngrams import count_words, cut_batches
 from flexqwen.files import digest, file_digest
 from flexqwen.remote import explain_failure, with_retries
 
@@ -28,7 +29,8 @@ FIELDS = ("text", "id", "typology", "language", "license", "source")  # of a doc
 _KIND = re.compile(r"\.(parquet|jsonl|ndjson|txt)(\.gz|\.zst)?$")
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.%-]+))?(?:/([^/]+))?(?:/([^/]+))?/?")
 _TEXT_BYTES = 16 << 20  # of files of plain text that are read as one shard
-_ROWS = 256  # of Parquet in memory at a time
+_BATCH_BYTES = 2 << 20  # of documents in a batch, about
+_ROWS = 16384  # of Parquet in a batch at most, however short they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,41 +44,41 @@ class TextShard(Shard):
     def identity(self) -> list:
         return [self.name, self.sha256, self.size, self.columns]
 
-    def read(self, dropped: Counter[str], need_originality: bool = False) -> Iterator[Document]:
-        seen = set()
+    def read_batches(self, dropped: Counter[str], need_originality: bool = False) -> Iterator[pa.RecordBatch]:
+        """Its documents as batches of `COLUMNS`; counts those without a word in `dropped`."""
+        for parts in cut_batches(self._read_parts(dropped), _BATCH_BYTES // 2, lambda part: part.nbytes):
+            yield parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+
+    def _read_parts(self, dropped: Counter[str]) -> Iterator[pa.RecordBatch]:
         for name, path in self.files:
             kind = _KIND.search(name)[1]
             read = {"parquet": _read_parquet, "txt": _read_plain}.get(kind, _read_json)
             try:
-                for place, row in read(path, self.columns):
-                    document = _make_document(name, place, row)
-                    if not document.tokens:
-                        dropped["empty text"] += 1
-                    elif document.id in seen:
-                        dropped["duplicate id"] += 1
-                    else:
-                        seen.add(document.id)
-                        yield document
+                for columns in read(name, path, self.columns):
+                    part = _make_batch(name, columns)
+                    if empty := int(np.count_nonzero(part["tokens"].to_numpy() == 0)):
+                        dropped["empty text"] += empty
+                        part = part.filter(pc.greater(part["tokens"], 0))
+                    yield part
             except (ShardError, OSError, ValueError, pa.ArrowException) as error:
                 what = str(error) if isinstance(error, ShardError) else f"cannot be read ({error})"
                 remedy = "mend it, or leave it out with --skip_bad_shards"
                 raise ShardError(f"{path}: {' '.join(what.split())[:300]}; {remedy}") from error
 
 
-def _make_document(name: str, place: int | None, row: dict[str, Any]) -> Document:
-    """A document from what is known of it, at a place (from 1 on) of a file."""
-    where = "" if place is None else f"{place}: "
-    for field, value in row.items():
-        if value is not None and not isinstance(value, (str, int) if field == "id" else str):
-            raise ShardError(f"{where}the {field} is of type {type(value).__name__}, not text")
-    text, identifier = row["text"] or "", row.get("id")
-    if len(text) > MAX_DOCUMENT_BYTES:
-        raise ShardError(f"{where}holds a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB")
-    if identifier is None:
-        identifier = name if place is None else f"{name}:{place}"
-    taxonomy = name.split("/")[0] if "/" in name else ""
-    named = [row.get(field) or "" for field in FIELDS[2:]]
-    return Document(str(identifier), text, taxonomy, *named, len(text.split()), None)
+def _make_batch(name: str, columns: dict[str, pa.Array]) -> pa.RecordBatch:
+    """Documents of a file from columns of text, of which `text` and `id` are there."""
+    size = len(columns["text"])
+    for row in np.flatnonzero(pc.greater(pc.binary_length(columns["text"]), MAX_DOCUMENT_BYTES)):
+        raise ShardError(f"holds a document of more than {MAX_DOCUMENT_BYTES >> 20} MiB, {columns['id'][row]}")
+    tokens = pa.array(count_words(columns["text"]), pa.int32())
+    known = columns | {"taxonomy": _repeat(name.split("/")[0] if "/" in name else "", size), "tokens": tokens}
+    known["originality"] = pa.nulls(size, pa.int32())
+    return pa.record_batch([known.get(field, _repeat("", size)) for field in COLUMNS.names], schema=COLUMNS)
+
+
+def _repeat(text: str, size: int) -> pa.Array:
+    return pa.repeat(pa.scalar(text), size)
 
 
 def _choose_columns(names: Sequence[str], columns: dict[str, str], where: str = "") -> dict[str, str]:
@@ -89,18 +91,38 @@ def _choose_columns(names: Sequence[str], columns: dict[str, str], where: str = 
     return {field: column for field in FIELDS if (column := columns.get(field, field)) in names}
 
 
-def _read_parquet(path: Path, columns: dict[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    place = 0
+def _read_parquet(name: str, path: Path, columns: dict[str, str]) -> Iterator[dict[str, pa.Array]]:
+    rows = 0
     with pq.ParquetFile(path) as file:
         chosen = _choose_columns(file.schema_arrow.names, columns)
-        for batch in file.iter_batches(_ROWS, columns=sorted(set(chosen.values()))):
-            values = [batch[column].to_pylist() for column in chosen.values()]
-            for row in zip(*values, strict=True):
-                place += 1
-                yield place, dict(zip(chosen, row, strict=True))
+        size = sum(file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups))
+        most = max(1, min(_ROWS, file.metadata.num_rows * _BATCH_BYTES // max(1, size)))
+        for batch in file.iter_batches(most, columns=sorted(set(chosen.values()))):
+            found = {field: _read_column(field, batch[column], rows) for field, column in chosen.items()}
+            places = pa.array(np.arange(rows + 1, rows + len(batch) + 1)).cast(pa.string())
+            own = pc.binary_join_element_wise(name, places, ":")
+            found["id"] = pc.coalesce(found["id"], own) if "id" in found else own
+            rows += len(batch)
+            yield {field: pc.fill_null(column, "") for field, column in found.items()}
 
 
-def _read_json(path: Path, columns: dict[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_column(field: str, column: pa.Array, rows: int) -> pa.StringArray:
+    """A column as text, of a batch behind so many rows; whole numbers may be ids."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not (is_text or (field == "id" and pa.types.is_integer(kind)) or column.null_count == len(column)):
+        raise ShardError(f"{rows + 1}: the {field} is of type {kind}, not text")
+    column = column.cast(pa.string())
+    column.validate(full=True)
+    return column
+
+
+def _read_json(name: str, path: Path, columns: dict[str, str]) -> Iterator[dict[str, pa.Array]]:
+    for rows in cut_batches(_parse_lines(name, path, columns), _BATCH_BYTES, lambda row: sum(map(len, row.values()))):
+        yield {field: pa.array([row.get(field, "") for row in rows], pa.string()) for field in FIELDS}
+
+
+def _parse_lines(name: str, path: Path, columns: dict[str, str]) -> Iterator[dict[str, str]]:
     place = 0
     with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as file:
         while line := file.readline(MAX_DOCUMENT_BYTES + 1):
@@ -116,12 +138,18 @@ def _read_json(path: Path, columns: dict[str, str]) -> Iterator[tuple[int, dict[
                 if not isinstance(row, dict):
                     raise ShardError(f"{place}: is {type(row).__name__}, where an object with a text is wanted")
                 chosen = _choose_columns(list(row), columns, f"{place}: ")
-                yield place, {field: row[column] for field, column in chosen.items()}
+                values = {field: row[column] for field, column in chosen.items()}
+                for field, value in values.items():
+                    if value is not None and not isinstance(value, (str, int) if field == "id" else str):
+                        raise ShardError(f"{place}: the {field} is of type {type(value).__name__}, not text")
+                known = {field: str(value) for field, value in values.items() if value is not None}
+                yield {"text": "", "id": f"{name}:{place}"} | known
 
 
-def _read_plain(path: Path, columns: dict[str, str]) -> Iterator[tuple[None, dict[str, Any]]]:
+def _read_plain(name: str, path: Path, columns: dict[str, str]) -> Iterator[dict[str, pa.Array]]:
     with pa.input_stream(str(path), compression="detect") as file:
-        yield None, {"text": file.read(MAX_DOCUMENT_BYTES + 1).decode("utf-8-sig")}
+        text = file.read(MAX_DOCUMENT_BYTES + 1).decode("utf-8-sig")
+    yield {"text": pa.array([text]), "id": pa.array([name])}
 
 
 def open_collection(places: Sequence[str], columns: dict[str, str], verify: bool = True) -> Corpus:

@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 from lxml import etree
 
 from flexqwen.cli import InputError, suggest_path
+from flexqwen.data.ngrams import cut_batches
 
 NAMESPACE = "{http://www.tei-c.org/ns/1.0}"
 CHECKSUMS = "checksum.sha256"
@@ -35,6 +37,7 @@ _FREE_BYTES = 4 << 20
 # What may stand before the root element. There is no DOCTYPE in it, so no entity can be declared.
 _PROLOG = re.compile(rb"(?:\xef\xbb\xbf)?(?>\s+|<\?.*?\?>|<!--.*?-->)*+<teiCorpus[\s>]", re.DOTALL)
 _READ_BYTES = 1 << 18
+_BATCH_CHARACTERS = 1 << 21  # of text in a batch of documents
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -56,6 +59,9 @@ class Document(NamedTuple):
     originality: int | None  # the header's own measure, 0-100; None only where it was not asked for (see `read_shard`)
 
 
+COLUMNS = pa.schema([(n, pa.int32() if n in ("tokens", "originality") else pa.string()) for n in Document._fields])
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     name: str  # relative to the corpus folder
@@ -72,8 +78,12 @@ class Shard:
         """What its documents depend on."""
         return [self.name, self.sha256, self.size]
 
-    def read(self, dropped: Counter[str], need_originality: bool = True) -> Iterator["Document"]:
-        return read_shard(self, dropped, need_originality)
+    def read_batches(self, dropped: Counter[str], need_originality: bool = True) -> Iterator[pa.RecordBatch]:
+        """Its documents (see `read_shard`), as batches of `COLUMNS`."""
+        documents = read_shard(self, dropped, need_originality)
+        for batch in cut_batches(documents, _BATCH_CHARACTERS, lambda document: len(document.text)):
+            columns = zip(zip(*batch, strict=True), COLUMNS.types, strict=True)
+            yield pa.record_batch([pa.array(*column) for column in columns], schema=COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,18 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flexqwen.cli import InputError
-from flexqwen.data.corpus import MIN_TOKENS, Document, Shard
-from flexqwen.data.ngrams import cut_batches
+from flexqwen.data.corpus import COLUMNS, MIN_TOKENS, Shard
 from flexqwen.files import atomic_write, digest, read_json, remove_path, write_json
 from flexqwen.parallel import Pool
 from flexqwen.subsampling import subsample
 
 FORMAT = 1  # of what is read of a shard: raise it where the same shard gives another file, and all are read again
 
-STORED = pa.schema([(n, pa.int32() if n in ("tokens", "originality") else pa.string()) for n in Document._fields])
 _REPEATED = ("taxonomy", "typology", "language", "license", "source")
 BEYOND = "beyond --documents"  # why what a sample leaves out is dropped
-_BATCH_CHARACTERS = 1 << 23  # of text in one batch of an Arrow file
 
 
 @dataclass
@@ -91,7 +88,7 @@ def store_shard(shard: Shard, file: Path, need_originality: bool, skip_bad: bool
         return read_json(report_file)
     dropped: Counter[str] = Counter()
     try:
-        kept = _write_documents(file, shard.read(dropped, need_originality))
+        kept = _write_documents(file, shard.read_batches(dropped, need_originality))
     except InputError as error:
         if not skip_bad:
             raise
@@ -103,13 +100,12 @@ def store_shard(shard: Shard, file: Path, need_originality: bool, skip_bad: bool
     return report
 
 
-def _write_documents(file: Path, documents: Iterator[Document]) -> int:
+def _write_documents(file: Path, batches: Iterator[pa.RecordBatch]) -> int:
     """Writes an Arrow file; returns the number of documents."""
     written = 0
-    with atomic_write(file) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, STORED) as out:
-        for batch in cut_batches(documents, _BATCH_CHARACTERS, lambda document: len(document.text)):
-            columns = zip(zip(*batch, strict=True), STORED.types, strict=True)
-            out.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema=STORED))
+    with atomic_write(file) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, COLUMNS) as out:
+        for batch in batches:
+            out.write_batch(batch)
             written += len(batch)
     return written
 
@@ -144,13 +140,13 @@ def read_rows(file: Path, rows: np.ndarray, columns: list[str] | None = None) ->
             low, high = np.searchsorted(rows, [start, start + len(batch)])
             if low < high:
                 wanted = batch.select(columns) if columns else batch
-                yield wanted.take(pa.array(rows[low:high] - start))
+                yield wanted if high - low == len(batch) else wanted.take(pa.array(rows[low:high] - start))
             start += len(batch)
 
 
-def read_stored_texts(file: Path, rows: np.ndarray) -> Iterator[list[str]]:
+def read_stored_texts(file: Path, rows: np.ndarray) -> Iterator[pa.StringArray]:
     """The texts of the given rows (ascending) of an Arrow file, in batches."""
-    return (batch["text"].to_pylist() for batch in read_rows(file, rows, ["text"]))
+    return (batch["text"] for batch in read_rows(file, rows, ["text"]))
 
 
 def gather_rows(files: list[Path], shard: np.ndarray, row: np.ndarray) -> pa.Table:
@@ -159,4 +155,4 @@ def gather_rows(files: list[Path], shard: np.ndarray, row: np.ndarray) -> pa.Tab
     numbers, starts = np.unique(shard[order], return_index=True)
     parts = zip(numbers, np.split(row[order], starts[1:]), strict=True)
     batches = [batch for number, rows in parts for batch in read_rows(files[number], rows)]
-    return pa.Table.from_batches(batches, STORED).combine_chunks().take(pa.array(np.argsort(order)))
+    return pa.Table.from_batches(batches, COLUMNS).combine_chunks().take(pa.array(np.argsort(order)))

@@ -7,41 +7,51 @@ and 7 % where words are lower-cased `\\w+`. Every position of a document counts 
 
 It works out of core: each batch of texts leaves a *run*, the (hash, document) records of its 7-grams in the order of
 the first bits of the hashes; then ranges of hashes, as large as the memory allows, are cut from all runs and merged.
-Their counts add up.
+Their counts add up. Texts are read as the UTF-8 of an Arrow column, and all steps are numpy's, on arrays that stay in
+the processor's caches: no text, word or 7-gram becomes an object of Python.
 """
 
 import functools
+import hashlib
 import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 T = TypeVar("T")
 NGRAM = 7
 FORMAT = 1  # of the scores
-RUNS = "runs-2"  # where a build keeps runs: a number for each way to hash or to order them
-_RECORD_BYTES = 64  # of memory, for each record of a range while it is merged
-_FEW_RECORDS = 1 << 21  # larger ranges sort more slowly: they leave the processor's caches
-_CHUNK = 1 << 17  # characters hashed at a time: what is made of them stays in the processor's caches
+RUNS = "runs-3"  # where a build keeps runs: a number for each way to hash or to order them
+_RECORD_BYTES = 32  # of memory, for each record of a range: 12, and 64 for those of its parts that is being sorted
+_PARTS = 4  # of a range, or more
+_FEW_RECORDS = 1 << 21  # larger parts sort more slowly: they leave the processor's caches
+_CHUNK = 1 << 18  # bytes hashed at a time: what is made of them stays in the processor's caches
 _END = "\x1e"  # of a text; white space, so that it ends a word too
+_LONG = 64  # bytes; longer words, which few languages have, are hashed one by one
+_MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)  # of the first bytes of 8
+# White space in UTF-8, as `str.split` has it; a 0 behind what has two bytes.
+_SPACES = [character.encode() for character in map(chr, range(0x3001)) if character.isspace()]
+_NARROW = np.array([bytes([byte]) in _SPACES for byte in range(256)], np.int8)
+_WIDE = np.array([int.from_bytes(space.ljust(3, b"\0")) for space in _SPACES if len(space) > 1])
 _PREFIX_BITS = 16  # of a hash, which order runs and begin ranges; keys of 16 bits are sorted fastest, by their digits
-_FILTER_BITS = 22
-_POWERS = 1 << 21  # that are kept, enough for most batches
+_POWERS = 1 << 16  # that are kept, enough for most chunks
 _FACTOR, _HALF, _BASE = np.uint64(0x9E3779B97F4A7C15), np.uint64(32), 0xD1342543DE82EF95
 
 
 @functools.cache
-def _character_values(pattern: str) -> np.ndarray:
-    """A hash of each code point that the pattern matches, 0 of the others: uint64 of shape `(0x110000,)`."""
+def _list_word_characters() -> np.ndarray:
+    """Which code points `\\w` matches: bool of shape `(0x110000,)`."""
     everything = "".join(map(chr, range(sys.maxunicode + 1)))
-    values = np.zeros(len(everything), np.uint64)
-    places = np.array([match.start() for match in re.finditer(pattern, everything)])
-    values[places] = _mix(_mix(places.astype(np.uint64) + np.uint64(1)))
-    return values
+    found = np.zeros(len(everything), bool)
+    found[[match.start() for match in re.finditer(r"\w", everything)]] = True
+    return found
 
 
 def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,15 +72,37 @@ def _make_powers(count: int) -> tuple[np.ndarray, np.ndarray]:
     return steps[0], steps[1]
 
 
-def hash_words(texts: Iterable[str], normalized: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def hash_words(texts: "Iterable[str] | pa.StringArray", normalized: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Hashes (uint64) of the words of each `text.split()`, or `re.findall(r"\\w+", text.lower())` with `normalized`.
 
     Returns those of all texts, one text after another, and each text's number of words (int64).
     """
-    parts = [(np.empty(0, np.uint64), np.empty(0, np.int64))]
-    parts += [_hash_chunk(chunk, normalized) for chunk in cut_batches(texts, _CHUNK)]
+    parts = [(np.empty(0, np.uint64), np.empty(0, np.int64)), *_hash_chunks(texts, normalized)]
     hashes, counts = zip(*parts, strict=True)
     return np.concatenate(hashes), np.concatenate(counts)
+
+
+def hash_ngrams(
+    texts: "Iterable[str] | pa.StringArray", n: int = NGRAM, normalized: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes (uint64) of the n-grams of each text's words (see `hash_words`), and the number of its text (uint32)."""
+    parts, done = [(np.empty(0, np.uint64), np.empty(0, np.uint32))], 0
+    for words, counts in _hash_chunks(texts, normalized):
+        hashes, owner = _chain_words(words, counts, n)
+        parts.append((hashes, owner + np.uint32(done)))
+        done += len(counts)
+    hashes, owners = zip(*parts, strict=True)
+    return np.concatenate(hashes), np.concatenate(owners)
+
+
+def _hash_chunks(texts: "Iterable[str] | pa.StringArray", normalized: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`hash_words` of a few texts at a time."""
+    is_column = hasattr(texts, "buffers")
+    if normalized and is_column:
+        texts, is_column = texts.to_pylist(), False
+    for data, ends in _join_column(texts) if is_column else _join_texts(texts, normalized):
+        starts, lengths = _find_words(data)
+        yield _hash_spans(data, starts, lengths), np.diff(np.searchsorted(starts, ends), prepend=0)
 
 
 def cut_batches(items: Iterable[T], limit: int, size: Callable[[T], int] = len) -> Iterator[list[T]]:
@@ -86,24 +118,78 @@ def cut_batches(items: Iterable[T], limit: int, size: Callable[[T], int] = len) 
         yield batch
 
 
-def _hash_chunk(texts: list[str], normalized: bool) -> tuple[np.ndarray, np.ndarray]:
-    """`hash_words` of a few texts.
+def count_words(texts: "pa.StringArray") -> np.ndarray:
+    """`len(text.split())` of each text (int64)."""
+    parts = [np.empty(0, np.int64)]
+    for data, ends in _join_column(texts):
+        parts.append(np.diff(np.searchsorted(_find_words(data)[0], ends), prepend=0))
+    return np.concatenate(parts)
 
-    A word's hash is the sum of its characters' values, each times the power of its place: one running sum over all
-    texts gives all of them (Karp and Rabin, 1987).
+
+def _join_texts(texts: Iterable[str], normalized: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A few texts at a time as UTF-8, white space before, between and behind them; and where each ends (int64).
+
+    Behind that are 8 bytes more, as words are read 8 bytes at a time.
     """
-    joined = _END + _END.join([text.replace(_END, " ") for text in texts])
-    joined = joined.lower() if normalized else joined
-    code = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
-    value = _character_values(r"\w" if normalized else r"\S")[code]
-    inside = np.append(value != 0, False)
-    edges = np.flatnonzero(inside[1:] != inside[:-1])  # the last places outside and inside of each word
-    before, last = edges[::2], edges[1::2]
-    counts = np.diff(np.searchsorted(before, np.flatnonzero(code == ord(_END))), append=len(before))
-    up, down = _powers(len(code) + 1)
-    value *= up[: len(code)]
-    np.cumsum(value, out=value)
-    return _mix((value[last] - value[before]) * down[before]), counts
+    for chunk in cut_batches(texts, _CHUNK):
+        joined = _END + _END.join([text.replace(_END, " ") for text in chunk]) + _END
+        if normalized:
+            code = np.frombuffer(joined.lower().encode("utf-32-le", "surrogatepass"), "<u4")
+            code = np.where(_list_word_characters()[code] | (code == ord(_END)), code, ord(" "))
+            joined = code.tobytes().decode("utf-32-le", "surrogatepass")
+        data = np.frombuffer(joined.encode("utf-8", "surrogatepass") + bytes(8), np.uint8)
+        yield data, np.flatnonzero(data == ord(_END))[1:]
+
+
+def _join_column(texts: "pa.StringArray") -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same of a column of Arrow, whose texts become no objects of Python."""
+    import pyarrow as pa  # here, not above: a machine that trains from a token store may lack it
+    import pyarrow.compute as pc
+
+    column = pa.LargeListArray.from_arrays([0, len(texts)], texts)
+    data = np.frombuffer(b"".join((b" ", pc.binary_join(column, " ")[0].as_buffer(), b" ", bytes(8))), np.uint8)
+    ends = np.cumsum(pc.binary_length(texts)) + np.arange(1, len(texts) + 1)
+    cuts = np.searchsorted(ends, np.arange(_CHUNK, len(data), _CHUNK))
+    for start, end in itertools.pairwise(np.unique([0, *cuts, len(texts)])):
+        first = ends[start - 1] if start else 0
+        yield data[first : ends[end - 1] + 9], ends[start:end] - first
+
+
+def _find_words(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each word starts in what `_join_texts` yields, and its length, in bytes (int64)."""
+    text = data[:-8]
+    places = np.flatnonzero((text <= ord(" ")) | (text == 0xC2) | (text - np.uint8(0xE1) <= 2))  # perhaps white space
+    first = text[places]
+    width = _NARROW[first]
+    wide = np.flatnonzero(first >= 0xC2)
+    second, third = (data[places[wide] + place].astype(np.int64) for place in (1, 2))
+    is_two = first[wide] == 0xC2
+    code = (first[wide].astype(np.int64) << 16) | (second << 8) | np.where(is_two, 0, third)
+    width[wide] = (_WIDE[np.searchsorted(_WIDE, code, "right") - 1] == code) * np.where(is_two, 2, 3)
+    places, width = places[width > 0], width[width > 0]
+    starts = places[:-1] + width[:-1]
+    lengths = places[1:] - starts
+    return starts[lengths > 0], lengths[lengths > 0]
+
+
+def _hash_spans(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Hashes (uint64) of the words that `_find_words` found: of their bytes, 8 at a time, each time of fewer words."""
+    windows = np.ndarray(len(data) - 7, "<u8", data, strides=1)
+    hashes = lengths.astype(np.uint64) * _FACTOR  # a zero at the end of a word counts
+    hashes ^= windows[starts] & _MASKS[np.minimum(lengths, 8)]
+    _mix(_mix(hashes))
+    longer = np.flatnonzero(lengths > 8)
+    starts, lengths = starts[longer], lengths[longer]
+    for _ in range(8, _LONG, 8):
+        starts, lengths = starts + 8, lengths - 8
+        part = windows[starts] & _MASKS[np.minimum(lengths, 8)]
+        hashes[longer] = _mix(_mix(hashes[longer] ^ part))
+        left = np.flatnonzero(lengths > 8)
+        longer, starts, lengths = longer[left], starts[left], lengths[left]
+    for word, start, length in zip(longer, starts, lengths, strict=True):
+        rest = hashlib.blake2b(data[start + 8 : start + length], digest_size=8).digest()
+        hashes[word] ^= np.frombuffer(rest, np.uint64)[0]
+    return hashes
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
@@ -114,15 +200,19 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def hash_ngrams(words: np.ndarray, counts: np.ndarray, n: int = NGRAM) -> tuple[np.ndarray, np.ndarray]:
-    """n-grams inside each text, from `hash_words`: their hashes (uint64), and the text that each stands in (uint32)."""
+def _chain_words(words: np.ndarray, counts: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """n-grams inside each text, from `hash_words`: their hashes (uint64), and the text that each stands in (uint32).
+
+    A hash is the sum of those of the words, each times the power of its place: one running sum over all words gives
+    all of them (Karp and Rabin, 1987).
+    """
     size = len(words) - n + 1
     if size <= 0:
         return np.empty(0, np.uint64), np.empty(0, np.uint32)
     text = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
     inside = text[:size] == text[n - 1 :]
     up, down = _powers(len(words) + 1)
-    total = np.append(np.uint64(0), np.cumsum(words * up[: len(words)]))  # as of the characters of words
+    total = np.append(np.uint64(0), np.cumsum(words * up[: len(words)]))
     value = (total[n:] - total[:-n]) * down[:size]
     return value[inside], text[:size][inside]
 
@@ -141,35 +231,50 @@ def count_unique(runs: Sequence[tuple[Path, int]], low: int, high: int, among: S
     document numbers; `among`, sets of documents to compare with each other (bool). Returns uint32
     `(len(among), documents)`, 0 outside a set.
     """
-    hashes, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
+    pieces = []
     for path, offset in runs:
         values = np.load(f"{path}.hashes.npy", mmap_mode="r")
         start, end = np.searchsorted(values, np.uint64(low)), np.searchsorted(values, np.uint64(high), side="right")
         if start < end:  # copied: a part of a map would hold its file open, and there may be thousands
-            hashes.append(values[start:end].copy())
-            numbers.append(np.load(f"{path}.documents.npy", mmap_mode="r")[start:end] + np.uint32(offset))
-    once, hashes, numbers = set_aside_single(np.concatenate(hashes), np.concatenate(numbers))
-    single, counts = np.bincount(once, minlength=len(among[0])), []
-    for chosen in among:
-        own = slice(None) if chosen.all() else chosen[numbers]
-        alone = np.bincount(select_unique(hashes[own], numbers[own]), minlength=len(chosen))
-        counts.append(np.where(chosen, single + alone, 0).astype(np.uint32))
-    return np.stack(counts)
+            numbers = np.load(f"{path}.documents.npy", mmap_mode="r")[start:end] + np.uint32(offset)
+            pieces.append((values[start:end].copy(), numbers))
+    single, alone = np.zeros(len(among[0]), np.uint32), np.zeros((len(among), len(among[0])), np.uint32)
+    for hashes, numbers in _split_pieces(pieces, low, high):
+        once, hashes, numbers = set_aside_single(hashes, numbers)
+        np.add.at(single, once, np.uint32(1))
+        for chosen, counts in zip(among, alone, strict=True):
+            own = slice(None) if chosen.all() else chosen[numbers]
+            np.add.at(counts, select_unique(hashes[own], numbers[own]), np.uint32(1))
+    return np.where(among, single + alone, np.uint32(0))
+
+
+def _split_pieces(
+    pieces: list[tuple[np.ndarray, np.ndarray]], low: int, high: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The records of pieces of runs, those of a small range of hashes at a time."""
+    parts = max(_PARTS, -(-sum(len(hashes) for hashes, _ in pieces) // _FEW_RECORDS))
+    edges = np.array(cut_hashes(parts, low, high)[1:-1], np.uint64)
+    cuts = [itertools.pairwise([0, *np.searchsorted(hashes, edges), len(hashes)]) for hashes, _ in pieces]
+    for places in zip(*cuts, strict=True):
+        part = [(hashes[a:b], numbers[a:b]) for (hashes, numbers), (a, b) in zip(pieces, places, strict=True)]
+        yield tuple(map(np.concatenate, zip(*part, strict=True)))
 
 
 def set_aside_single(hashes: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The documents of most records whose hash no other record has; and the other records, sorted by hash.
 
-    numpy sorts values many times as fast as it finds their order, which only these others need then.
+    numpy sorts values many times as fast as it finds their order, so the last bits of the hashes make room for the
+    places of the records. Those that are alike in the other bits come back.
     """
-    ordered = np.sort(hashes)
-    is_often = np.zeros(1 << _FILTER_BITS, bool)
-    mask = np.uint64(len(is_often) - 1)
-    is_often[ordered[1:][ordered[1:] == ordered[:-1]] & mask] = True
-    often = is_often[hashes & mask]
-    once, hashes, documents = documents[~often], hashes[often], documents[often]
-    order = np.argsort(hashes)
-    return once, hashes[order], documents[order]
+    bits = np.uint64(len(hashes).bit_length())
+    ordered = np.sort((hashes >> bits << bits) | np.arange(len(hashes), dtype=np.uint64))
+    is_tie = np.zeros(len(hashes) + 1, bool)  # of a record with the one before
+    is_tie[1:-1] = ordered[1:] >> bits == ordered[:-1] >> bits
+    tied = (ordered[is_tie[1:] | is_tie[:-1]] & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+    is_alone = np.ones(len(hashes), bool)
+    is_alone[tied] = False
+    order = tied[np.argsort(hashes[tied], kind="stable")]  # fast, as they are nearly in order
+    return documents[is_alone], hashes[order], documents[order]
 
 
 def select_unique(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
@@ -181,14 +286,15 @@ def select_unique(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
 
 def cut_ranges(records: int, memory: int, workers: int) -> list[tuple[int, int]]:
     """Ranges (low, high) that cut the 64-bit hashes so that `workers` of them at a time fit in `memory` bytes."""
-    room = max(1, min(memory // (workers * _RECORD_BYTES), _FEW_RECORDS))
+    room = max(1, memory // (workers * _RECORD_BYTES))
     parts = min(max(workers, -(-records // room)), 1 << _PREFIX_BITS)
     return [(low, high - 1) for low, high in itertools.pairwise(cut_hashes(parts))]
 
 
-def cut_hashes(parts: int) -> list[int]:
+def cut_hashes(parts: int, low: int = 0, high: int = (1 << 64) - 1) -> list[int]:
     """Where each of `parts` ranges begins, and the last one ends; never within the hashes of one prefix."""
-    return [((1 << _PREFIX_BITS) * part // parts) << (64 - _PREFIX_BITS) for part in range(parts + 1)]
+    first, end = low >> (64 - _PREFIX_BITS), (high + 1) >> (64 - _PREFIX_BITS)
+    return [(first + (end - first) * part // parts) << (64 - _PREFIX_BITS) for part in range(parts + 1)]
 
 
 def compute_percentage(unique: np.ndarray, total: np.ndarray) -> np.ndarray:

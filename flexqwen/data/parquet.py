@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flexqwen.data.documents import STORED, Documents, gather_rows
+from flexqwen.data.corpus import COLUMNS
+from flexqwen.data.documents import Documents, gather_rows
 from flexqwen.data.passages import Passages
 from flexqwen.data.splits import Splits
 from flexqwen.parallel import Pool
 
-SCHEMA = STORED.append(pa.field("ngram_originality", pa.float64()))  # of every config; `index` has no text
+SCHEMA = COLUMNS.append(pa.field("ngram_originality", pa.float64()))  # of every config; `index` has no text
 
 _FILE_BYTES = 128 << 20  # of text in one Parquet file, about
 _INDEX_ROW_GROUP = 100_000

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from flexqwen.data.ngrams import cut_batches, hash_ngrams, hash_words, mean_known
+from flexqwen.data.ngrams import cut_batches, hash_ngrams, mean_known
 from flexqwen.data.texts import count_texts, dataset_digest, read_texts
 
 NGRAM = 13
@@ -17,7 +17,7 @@ _BATCH_CHARACTERS = 1 << 20
 
 def hash_passages(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The word 13-grams of the texts: their hashes (uint64), and the number of the text of each (uint32)."""
-    return hash_ngrams(*hash_words(texts, normalized=True), NGRAM)
+    return hash_ngrams(texts, NGRAM, normalized=True)
 
 
 class Passages:

@@ -40,7 +40,7 @@ def store_grams(file: Path, rows: np.ndarray, path: Path) -> np.ndarray:
     if not totals_file.is_file():
         totals, done = [np.empty(0, np.int64)], 0
         for number, texts in enumerate(read_stored_texts(file, rows)):
-            grams, owner = ngrams.hash_ngrams(*ngrams.hash_words(texts))
+            grams, owner = ngrams.hash_ngrams(texts)
             ngrams.write_run(path.with_name(f"{path.name}-{number}"), grams, owner + np.uint32(done))
             totals.append(np.bincount(owner, minlength=len(texts)))
             done += len(texts)

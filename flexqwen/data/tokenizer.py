@@ -64,7 +64,8 @@ def adapt_tokenizer(checkpoint: str, roles: dict[str, str] = QWEN3_ROLES) -> Pre
     vocabulary = tokenizer.get_vocab()
     for role, token in roles.items():
         if token not in vocabulary:
-            raise InputError(f"the tokenizer of {checkpoint} has no token {token}, which is to be its {role} token")
+            what = f"no token {token}, which is to be its {role} token"
+            raise InputError(f"the tokenizer of {checkpoint} has {what}; only Qwen3's can be adapted")
         setattr(tokenizer, f"{role}_token", token)
     _begin_with(tokenizer.backend_tokenizer, roles["bos"], roles["eos"])
     return tokenizer

@@ -37,17 +37,16 @@ from flexqwen.files import atomic_write, digest, read_json, write_json
 from flexqwen.parallel import Pool
 from flexqwen.remote import explain_failure
 
-FORMAT = 2  # of the index
+FORMAT = 3  # of the index
 _READ = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("id", "license", "source", "text")])
 _SHOWN = _READ.remove(3)  # of a document
 _PART_BYTES = 32 << 20  # of compressed files that one task reads
 _SEGMENT_WORDS = 1 << 24  # sorted in less than 1 GiB, searched in 128 MiB or less
-_BATCH_CHARACTERS = 1 << 23
 _FEW = 4  # words in a row that mostly stand nowhere
 _NAMED = 3  # documents of each passage in a terminal
 
 
-def hash_text(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def hash_text(texts: list[str] | pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
     """32-bit hashes of the words of all texts (uint32, 2 or more), and each text's number of words (int64)."""
     hashes, counts = hash_words(texts)
     return np.maximum(hashes >> np.uint64(32), 2).astype(np.uint32), counts
@@ -88,7 +87,7 @@ def make_index(sources: list[tuple[str, int, Path | Shard]], key: str, output: P
 def index_part(split: str, files: list[Path | Shard], path: Path) -> list[tuple[str, str, int]]:
     """Writes the segments `<path>-<number>` of some files; returns split, name and number of words of each."""
     segments = []
-    batches = ((table.select(_SHOWN.names), *hash_text(table["text"].to_pylist())) for table in read_tables(files))
+    batches = ((table.select(_SHOWN.names), *hash_text(table["text"].combine_chunks())) for table in read_tables(files))
     for batch in cut_batches(batches, _SEGMENT_WORDS, lambda batch: len(batch[1])):
         tables, hashes, counts = zip(*batch, strict=True)
         folder = path.with_name(f"{path.name}-{len(segments):04}")
@@ -115,10 +114,8 @@ def read_tables(files: list[Path | Shard]) -> Iterator[pa.Table]:
                 for batch in parquet.iter_batches(1024, columns=_READ.names):
                     yield pa.table(batch).select(_READ.names).cast(_READ)
         else:
-            documents = file.read(Counter(), False)
-            for batch in cut_batches(documents, _BATCH_CHARACTERS, lambda document: len(document.text)):
-                rows = ([getattr(document, name) for name in _READ.names] for document in batch)
-                yield pa.table(list(zip(*rows, strict=True)), schema=_READ)
+            for batch in file.read_batches(Counter(), False):
+                yield pa.table(batch).select(_READ.names).cast(_READ)
 
 
 def sort_suffixes(words: np.ndarray) -> np.ndarray:

@@ -240,7 +240,9 @@ def check(arguments: Arguments) -> None:
         without = "set dataloader_num_workers to 0"
         check_shared_memory(without)
         limit, least = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 64 + 32 * training.dataloader_num_workers
-        if 0 <= limit < least:  # workers hand over each tensor as an open file: one too many, and they wait for ever
+        # Workers hand over each tensor as an open file, two batches ahead of a dozen each, beside their pipes. One
+        # too many, and they wait for ever.
+        if 0 <= limit < least:
             raise InputError(f"{limit} files may be open, and {least} are needed; raise that (ulimit -n), or {without}")
     if training.n_gpu > 1:
         raise InputError("several GPUs in one process are not supported; start one process for each with torchrun")

@@ -1,31 +1,37 @@
 """A build is never half done, the same inputs give the same bytes, and wrong use is one line."""
 
 import os
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+import carolina_originality
 from flexqwen.data import build as build_module
 from flexqwen.data import card, corpus, documents, ngrams
 from flexqwen.data.build import Parameters, build, lock_work_folder
 from flexqwen.data.texts import read_manifest
-from tests.helpers.datasets import ROOT, call, files, run, visible
+from tests.helpers.datasets import call, files, run, visible
+from tests.helpers.runs import fork
 
 
-def test_bytes_do_not_depend_on_workers_or_memory(built, sample_corpus, tmp_path, monkeypatch):
+def test_bytes_do_not_depend_on_workers_or_memory(built, sample_corpus, tmp_path, monkeypatch, rendered):
     run("build", "--corpus", sample_corpus, "--output", tmp_path / "two", "--workers", 2, "--memory", 0.25)
-    assert files(tmp_path / "two") == files(built)
     monkeypatch.setattr(ngrams, "_FEW_RECORDS", 1000)
     monkeypatch.setattr(documents, "_BATCH_CHARACTERS", 20_000)
     build(sample_corpus, tmp_path / "many", Parameters(), workers=1)
-    assert files(tmp_path / "many") == files(built)
+    found = files(tmp_path / "two")
+    assert found == files(tmp_path / "many")
+    for name, content in files(built).items():
+        if name.startswith("figures/"):  # which are not rendered there
+            assert len(found.pop(name)) > 5000
+        else:
+            assert found.pop(name) == content
+    assert not found
 
 
 def test_reuse_refuse_overwrite(sample_corpus, tmp_path, capsys):
@@ -91,58 +97,67 @@ def test_an_output_that_cannot_be(sample_corpus, tmp_path, capsys):
         assert "name another path" in error or "cannot be written" in error
 
 
-KILLED = """
-import os, signal, sys
-left = int(sys.argv[1])
-def counted(function):
-    def call(*args, **kwargs):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return call
-import numpy, pyarrow.parquet
-os.replace, os.unlink = counted(os.replace), counted(os.unlink)
-numpy.save = counted(numpy.save)
-pyarrow.parquet.ParquetWriter.write_table = counted(pyarrow.parquet.ParquetWriter.write_table)
-from flexqwen.data.build import Parameters, build
-build(sys.argv[2], sys.argv[3], Parameters(), workers=1)
-"""
+def build_and_die(writes: int, *places: Path) -> None:
+    """Builds, and is killed before so many files are written, moved or removed."""
+    left = writes
+
+    def counted(function):
+        def call(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner, name in ((os, "replace"), (os, "unlink"), (np, "save"), (pq.ParquetWriter, "write_table")):
+        setattr(owner, name, counted(getattr(owner, name)))
+    build(*places, Parameters(), workers=1)
 
 
 def test_killed_at_many_points_it_goes_on_to_the_same_bytes(built, sample_corpus, tmp_path):
     output = tmp_path / "out"
     finished, deaths = 0, 0
     for writes in range(4, 200, 8):  # killed at the 4th write, then at the 12th after what is left, and so on
-        command = [sys.executable, "-c", KILLED, str(writes), str(sample_corpus), str(output)]
-        code = subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL).returncode
-        if code == 0:
+        process = fork(build_and_die, writes, sample_corpus, output, output=tmp_path / "log.partial")
+        process.join()
+        if process.exitcode == 0:
             break
-        assert code == -signal.SIGKILL
+        assert process.exitcode == -signal.SIGKILL
         deaths += 1
         assert visible(tmp_path) == [] or files(output) == files(built)
         now = len(list(tmp_path.glob("out.partial/documents/*.json")))
         assert now >= finished or output.exists()  # finished shards stay
         finished = now
-    assert code == 0 and deaths >= 6
+    assert process.exitcode == 0 and deaths >= 6
     assert files(output) == files(built)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.partial", "out"]
+
+
+# As soon as there is such a file: workers start, have read a shard, have hashed one.
+SIGNS = ("*", "documents/*.json", "*/runs-*/*.npy")
+
+
+def start_with_workers(corpus: Path, place: Path, sign: str, **options):
+    """A build with two workers that has come to the sign, or has ended."""
+    words = ["build", "--corpus", corpus, "--output", place / "out", "--workers", 2]
+    process = fork(carolina_originality.main, [*map(str, words)], output=place / "log.partial", **options)
+    while process.is_alive() and not any((place / "out.partial").glob(sign)):
+        time.sleep(0.005)
+    return process
 
 
 def test_killed_at_any_time_with_workers(built, sample_corpus, tmp_path):
-    output = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "carolina_originality.py"), "build", "--workers", "2"]
-    command += ["--corpus", str(sample_corpus), "--output", str(output)]
-    for delay in np.linspace(0.3, 1.9, 5):
-        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-        time.sleep(delay)
+    for sign in (*SIGNS, "*/dataset/data/*/*"):
+        process = start_with_workers(sample_corpus, tmp_path, sign)
         process.kill()
-        process.wait()
-        assert visible(tmp_path) == [] or files(output) == files(built)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert visible(tmp_path) == []
         assert _ends(process.pid)  # no worker writes on behind the next run
-    run(*command[2:])
-    assert files(output) == files(built)
+    build(sample_corpus, tmp_path / "out", Parameters(), workers=1)
+    assert files(tmp_path / "out") == files(built)
 
 
 def _ends(session: int) -> bool:
@@ -166,48 +181,32 @@ def _session(leader: int) -> list[int]:
     return found
 
 
-def hear_interrupts() -> None:
-    """A shell's background jobs, and what they start, ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_interrupted_it_says_so_and_goes_on_to_the_same_bytes(built, sample_corpus, tmp_path):
-    output = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "carolina_originality.py"), "build", "--workers", "2"]
-    command += ["--corpus", str(sample_corpus), "--output", str(output)]
-    finished = 0
-    # As soon as there is such a file: workers start, have read a shard, have hashed one.
-    for sign in ("*", "documents/*.json", "*/runs-*/*.npy"):
-        process = subprocess.Popen(
-            command, start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
-        )
-        while process.poll() is None and not any((tmp_path / "out.partial").glob(sign)):
-            time.sleep(0.005)
+    finished, log = 0, tmp_path / "log.partial"
+    for sign in SIGNS:
+        process = start_with_workers(sample_corpus, tmp_path, sign)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-        error = process.communicate()[1]
-        assert (process.returncode, error) == (130, "interrupted\n")
+        process.join()
+        assert (process.exitcode, log.read_text()) == (130, "interrupted\n")
+        log.unlink()
         assert _ends(process.pid) and visible(tmp_path) == []
         now = len(list(tmp_path.glob("out.partial/documents/*.json")))
         assert now >= finished
         finished = now
     assert finished
-    run(*command[2:])
-    assert files(output) == files(built)
+    build(sample_corpus, tmp_path / "out", Parameters(), workers=1)
+    assert files(tmp_path / "out") == files(built)
 
 
 def test_a_full_disk_is_an_error(built, sample_corpus, tmp_path):
     """Files that cannot grow stand for a full disk: the same failed write, to whoever writes."""
-    output, limit = tmp_path / "out", 150_000
-    words = ("build", "--corpus", sample_corpus, "--output", output, "--workers", 2)
-
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    error = run(*words, expected=2, preexec_fn=small_files).stderr
+    process = start_with_workers(sample_corpus, tmp_path, "no sign", largest_file=150_000)
+    error = (tmp_path / "log.partial").read_text()
+    assert process.exitcode == 2
     assert error.count("\n") == 1 and "File too large" in error and "finished shards are kept" in error
     assert visible(tmp_path) == []
-    run(*words)
-    assert files(output) == files(built)
+    build(sample_corpus, tmp_path / "out", Parameters(), workers=1)
+    assert files(tmp_path / "out") == files(built)
 
 
 def test_a_second_build_at_once_is_refused(sample_corpus, tmp_path, capsys):

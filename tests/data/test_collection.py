@@ -4,12 +4,16 @@ import gzip
 import io
 import json
 import os
+import re
+from collections import Counter
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flexqwen.data.collection import open_collection
+from flexqwen.data.corpus import ShardError
 from flexqwen.data.texts import read_manifest
 from tests.helpers.datasets import call, files, read_split, run
 from tests.helpers.hub_server import READ, File, HubServer
@@ -42,7 +46,7 @@ def collection(rows, tmp_path):
 NAMES = ("--text_column", "body", "--id_column", "name")
 
 
-def test_the_scores_are_those_of_the_same_texts_in_tei(collection, built, tmp_path, capsys):
+def test_the_scores_are_those_of_the_same_texts_in_tei(collection, built, tmp_path, capsys, rendered):
     words = ("build", "--corpus", collection, *NAMES, "--output", tmp_path / "out")
     assert "the recomputed one" in call(capsys, *words, "--workers", 1)
     scores = [
@@ -92,6 +96,43 @@ def test_bad_files_are_one_line(tmp_path, capsys, name, content, message):
     error = call(capsys, *words, expected=2)
     assert message in error and str(tmp_path / "in" / name) in error and "--skip_bad_shards" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_columns_of_parquet_are_what_their_rows_are(tmp_path):
+    """Any type of text, numbers as ids, nulls; and the rows that lack an id are named by their place."""
+    texts = ["um  dois\u2003três\u00a0quatro", None, "ação", "\x1f "]
+    columns = {
+        "body": pa.array(texts, pa.large_string()),
+        "id": pa.array([7, 8, None, 9]),
+        "license": pa.array(["a", None, "a", "b"]).dictionary_encode(),
+        "source": pa.nulls(4, pa.float64()),
+        "typology": pa.array(texts, pa.string_view()),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=3)
+    (shard,), dropped = open_collection([tmp_path], {"text": "body"}).shards, Counter()
+    rows = [row for batch in shard.read_batches(dropped) for row in batch.to_pylist()]
+    assert [(row["id"], row["text"], row["tokens"], row["license"]) for row in rows] == [
+        ("7", texts[0], 4, "a"),
+        ("a.parquet:3", texts[2], 1, "a"),
+    ]
+    assert dropped == {"empty text": 2} and rows[0]["source"] == "" and rows[0]["typology"] == texts[0]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array([1.5]), "1: the text is of type double, not text"),
+        (pa.array([["a"]]), "1: the text is of type list<"),
+        (pa.array([b"a"]), "1: the text is of type binary, not text"),
+        (pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers()), "cannot be read (Invalid UTF8"),
+        (pa.array(["a" * (32 << 20) + "b"]), "holds a document of more than 32 MiB, a.parquet:1"),
+    ],
+)
+def test_bad_columns_of_parquet(tmp_path, column, message):
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    (shard,) = open_collection([tmp_path], {}).shards
+    with pytest.raises(ShardError, match=re.escape(f"{tmp_path}/a.parquet: {message}")):
+        list(shard.read_batches(Counter()))
 
 
 def test_a_link_to_nothing_is_not_left_out(tmp_path, capsys):

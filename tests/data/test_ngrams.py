@@ -3,9 +3,11 @@
 import os
 import re
 import resource
+import sys
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ def score(texts: list[str], folder, cuts: list[int], parts: int, among=None) -> 
     runs, totals = [], []
     edges = sorted({0, len(texts), *(cut % (len(texts) + 1) for cut in cuts)})
     for start, end in pairwise(edges):
-        grams, document = ngrams.hash_ngrams(*ngrams.hash_words(texts[start:end]))
+        grams, document = ngrams.hash_ngrams(texts[start:end])
         runs.append((folder / f"{start}", start))
         ngrams.write_run(runs[-1][0], grams, document)
         totals += np.bincount(document, minlength=end - start).tolist()
@@ -77,6 +79,33 @@ def test_word_hashes_stand_for_the_words(texts, normalized):
     assert len(set(zip(flat, hashes.tolist(), strict=True))) == len(set(flat)) == len(set(hashes.tolist()))
 
 
+ANY = st.lists(
+    st.one_of(st.text(), st.text("aàé\0\x1e\u0085\u00a0\u1680\u2003\u202f\u205f\u3000\u2010 «”")), max_size=8
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY, st.integers(0, 8), st.sampled_from([4, 1 << 18]))
+def test_a_column_of_arrow_gives_the_hashes_of_its_texts(texts, start, chunk):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ngrams, "_CHUNK", chunk)
+        check_column(pa.array(texts, pa.string())[start:], texts[start:])
+
+
+def check_column(column: pa.StringArray, texts: list[str]) -> None:
+    for found, wanted in zip(ngrams.hash_words(column), ngrams.hash_words(texts), strict=True):
+        assert found.tolist() == wanted.tolist()
+    for found, wanted in zip(ngrams.hash_ngrams(column, 2), ngrams.hash_ngrams(texts, 2), strict=True):
+        assert found.tolist() == wanted.tolist()
+    assert ngrams.count_words(column).tolist() == [len(text.split()) for text in texts]
+
+
+def test_every_white_space_ends_a_word():
+    spaces = [space for space in map(chr, range(sys.maxunicode + 1)) if space.isspace()]
+    assert len(spaces) == 29
+    assert ngrams.hash_words([f"a{space}b" for space in spaces])[1].tolist() == [2] * 29
+
+
 def test_long_words_and_long_texts():
     long = "x" * 254
     texts = [long, long + "x", long + "xx", long + "xy", "a b " * 600_000]
@@ -86,10 +115,10 @@ def test_long_words_and_long_texts():
 
 
 def test_ngrams_do_not_cross_texts():
-    hashes, document = ngrams.hash_ngrams(*ngrams.hash_words(["a b c", "", "d e f g"]), n=3)
+    hashes, document = ngrams.hash_ngrams(["a b c", "", "d e f g"], n=3)
     assert document.tolist() == [0, 2, 2]
-    assert hashes[0] == ngrams.hash_ngrams(*ngrams.hash_words(["a \t b\nc"]), n=3)[0][0]
-    assert len(ngrams.hash_ngrams(*ngrams.hash_words(["c b a", "a c b"]), n=3)[0]) == 2
+    assert hashes[0] == ngrams.hash_ngrams(["a \t b\nc"], n=3)[0][0]
+    assert len(ngrams.hash_ngrams(["c b a", "a c b"], n=3)[0]) == 2
 
 
 def test_words_of_the_sample_do_not_collide(sample_documents):

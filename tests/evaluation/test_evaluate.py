@@ -72,7 +72,7 @@ def data(built, monkeypatch):
 TASKS = "wsc_pt,arc_pt,mpararel_pt"
 
 
-def test_results_table_and_figures(checkpoints, built, data, tmp_path, capsys):
+def test_results_table_and_figures(checkpoints, built, data, tmp_path, capsys, rendered):
     options = ["--model", checkpoints[0], "--dataset", str(built), "--tasks", TASKS, "--output", str(tmp_path / "out")]
     evaluation.main(options)
     printed = capsys.readouterr().out
@@ -225,7 +225,7 @@ def test_exclude_seen_leaves_out_what_was_trained_on(checkpoints, built, data, t
     assert "overlap with training is not known" in capsys.readouterr().out
 
 
-def test_comparison(checkpoints, built, data, tmp_path, capsys):
+def test_comparison(checkpoints, built, data, tmp_path, capsys, rendered):
     for name, model in zip("ab", checkpoints, strict=False):
         options = ["--model", model, "--dataset", str(built), "--tasks", "wsc_pt,arc_pt", "--modes", "causal"]
         evaluation.main([*options, "--output", str(tmp_path / name)])

@@ -5,8 +5,10 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,18 +54,11 @@ def options(built, tokenizer_folder, root, **changes) -> list[str]:
     return found
 
 
-def _train(
-    arguments: list[str], output: str, largest_file: int | None, hub: tuple[str, str, str] | None, environment: dict
-) -> None:
+def _train(arguments: list[str], hub: tuple[str, str, str] | None) -> None:
     import train
 
-    os.environ.update(environment)
     if hub:
         connect(*hub)
-    if largest_file:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    torch.set_num_threads(1)
-    sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115
     train.main(arguments)
 
 
@@ -76,33 +71,45 @@ def connect(url: str, cache: str, token: str, patch: pytest.MonkeyPatch | None =
     patch.setenv("HF_TOKEN", token)
 
 
+_FORKED = multiprocessing.get_context("forkserver")
+
+
 def forked_context():
-    """Starts processes in which what `train` needs is imported already."""
-    os.environ["PYTHONPATH"] = str(ROOT)  # where the server that forks the processes looks for `train`
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train", "flexqwen.hub.publisher", "flexqwen.training.trainer"])
-    return context
+    """Starts processes in which all that the commands need is imported already (see `preloaded`)."""
+    os.environ["PYTHONPATH"] = str(ROOT)  # where the server that forks the processes looks for `tests`
+    _FORKED.set_forkserver_preload(["tests.helpers.preloaded"])
+    return _FORKED
 
 
-def start(
-    arguments: list[str],
-    output: Path,
-    largest_file: int | None = None,
-    hub: tuple[str, str, str] | None = None,
-    environment: dict[str, str] | None = None,
-) -> multiprocessing.Process:
-    """Starts `train.py` with these options; what it prints goes to the file `output`.
+def fork(function: Callable, *args, output: Path, largest_file: int | None = None, **environment: str):
+    """Starts `function(*args)` in a process and a session of its own, forked; what it prints goes to `output`.
 
     Args:
         largest_file: bytes that a file may have; a write beyond fails, as it does on a full disk.
-        hub: what `connect` is told.
         environment: its own variables.
     """
-    process = forked_context().Process(
-        target=_train, args=(arguments, str(output), largest_file, hub, environment or {})
-    )
+    given = function, args, str(output), largest_file, environment
+    process = forked_context().Process(target=_call, args=given)
     process.start()
     return process
+
+
+def _call(function: Callable, args: tuple, output: str, largest_file: int | None, environment: dict[str, str]) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+    os.environ.update(environment)
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115
+    function(*args)
+
+
+def start(
+    arguments: list[str], output: Path, largest_file: int | None = None, hub: tuple[str, str, str] | None = None, **more
+) -> multiprocessing.Process:
+    """Starts `train.py` with these options, as `fork` does; `hub` is what `connect` is told."""
+    return fork(_train, arguments, hub, output=output, largest_file=largest_file, **more)
 
 
 def run(arguments: list[str], output: Path, largest_file: int | None = None, hub=None) -> int:

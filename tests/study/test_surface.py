@@ -124,7 +124,7 @@ def study(tmp_path, monkeypatch) -> Study:
     return study
 
 
-def test_what_was_planted_is_found(study):
+def test_what_was_planted_is_found(study, rendered):
     for cell in study.cells:
         write_cell(study, cell)
     results = load(study)

@@ -35,7 +35,7 @@ def start_two(make_process):
 
 
 def train_two(arguments, output):
-    status = start_two(lambda environment: start(arguments, output, environment=environment))
+    status = start_two(lambda environment: start(arguments, output, **environment))
     return status, output.read_text()
 
 

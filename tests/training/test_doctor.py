@@ -129,6 +129,19 @@ def test_a_config_gets_an_estimate(capsys, monkeypatch):
     )
 
 
+def test_the_estimate_in_the_docs_is_what_the_doctor_says(monkeypatch):
+    """All but what compiled layers save, which takes a compiler a minute: that is taken from the table itself."""
+    rows = [line.strip("| \n").split(" | ") for line in (ROOT / "docs/gpu.md").read_text().splitlines()]
+    start = next(place for place, row in enumerate(rows) if row[0] == "parameters")
+    args = parse([str(ROOT / "configs/small.yaml"), "--use_cpu"])
+    moved, compiled = (
+        int(part.split()[0].replace(",", ""))
+        for part in dict(rows[start : start + 10])["bytes moved a token, last phase"].split(";")
+    )
+    monkeypatch.setattr(doctor, "count_saved", lambda config, _: (moved - compiled) / config.num_hidden_layers)
+    assert doctor.estimate(args, 8192, "H100", 2.5) == rows[start : start + 10]
+
+
 def test_implementations_that_agree_are_timed(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "compile_layers", lambda *_: None)
     flexqwen.main(["doctor", "--seconds", "0.01", *(f"--{name}={value}" for name, value in SHAPE.items())])

@@ -17,6 +17,7 @@ from flexqwen.data import tokenizer as tokenizer_module
 from flexqwen.data.tokenizer import QWEN3_ROLES
 from flexqwen.training import trainer
 from modeling_flexqwen import FlexQwenForMaskedLM
+from tests.helpers.figures import rendered_figures
 from tests.helpers.runs import options as tiny_options
 from tests.helpers.tiny import SHAPE
 
@@ -58,7 +59,8 @@ def run(built, tokenizer_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(run):
-    return run()
+    with rendered_figures():
+        return run()
 
 
 def metrics(folder):
@@ -75,6 +77,7 @@ def test_a_run_leaves_what_its_page_says(finished):
     names = {path.name for path in finished.iterdir()}
     assert {"run.json", "config.yaml", "metrics.jsonl", "logs", "loss.png", "best", "finished.json"} <= names
     assert {f"step_{step:06d}" for step in (20, 40, 60)} <= names
+    assert min((finished / f"loss.{kind}").stat().st_size for kind in ("png", "pdf")) > 5000
     assert not [name for name in names if "checkpoint" in name or "partial" in name]
     assert not list(finished.joinpath("best").glob("*.bin"))
     assert json.loads((finished / "best" / "config.json").read_text())["use_cache"]  # which the Trainer sets False
@@ -84,7 +87,7 @@ def test_a_run_leaves_what_its_page_says(finished):
     assert {"dataset", "tokenizer"} <= description["digests"].keys()
 
 
-def test_both_losses_fall_below_the_unigram_baseline(finished, built, capsys):
+def test_both_losses_fall_below_the_unigram_baseline(finished, built, capsys, rendered):
     evaluation.main(["--model", str(finished / "best"), "--dataset", str(built)])
     printed = capsys.readouterr().out
     results = json.loads((finished / "eval-best" / "results.json").read_text())["results"]
