@@ -10,10 +10,11 @@ import contextlib
 import functools
 import sys
 
-from flexqwen.cli import command, existing
+from flexqwen.cli import command, existing, lasting_output
 
 
 @command
+@lasting_output()
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv and not argv[0].startswith("-"):

@@ -1,6 +1,7 @@
 """What every command line of the project shares: one-line errors with exit status 2."""
 
 import argparse
+import contextlib
 import difflib
 import errno
 import functools
@@ -8,7 +9,7 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -142,6 +143,37 @@ def describe_os_error(error: OSError) -> str:
     where = error.filename or error.filename2
     what = f"{where}: {error.strerror}" if where and error.strerror else " ".join(str(error).split())
     return f"{what}; {SHORTAGES.get(error.errno, 'name another path, or mend this one')}"
+
+
+class _Lasting:
+    """A text stream that goes on, into nothing, where what read it is gone."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._try(self._stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable, *arguments):
+        try:
+            return action(*arguments)
+        except OSError:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())  # for what is left in its buffer, and for processes begun here
+            os.close(nothing)
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """A terminal that is closed, or a `tee` that Ctrl-C ends, stops nothing within: what is printed then is lost."""
+    with contextlib.redirect_stdout(_Lasting(sys.stdout)), contextlib.redirect_stderr(_Lasting(sys.stderr)):
+        yield
 
 
 def fail(error: InputError | str) -> NoReturn:

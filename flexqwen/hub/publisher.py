@@ -36,9 +36,10 @@ from flexqwen.hub.export import export
 from flexqwen.hub.repository import Repository
 from flexqwen.hub.restore import LAST, RECORDS, TOKENIZER, Refused, compare, restore, restore_tokenizer, say, stage
 from flexqwen.hub.space import publish_space
+from flexqwen.loading import check_shapes
 from flexqwen.remote import reason
 from flexqwen.training.arguments import Arguments
-from flexqwen.training.checkpoints import MODEL, list_checkpoints
+from flexqwen.training.checkpoints import MODEL, find_defect, list_checkpoints
 from flexqwen.training.objectives import ObjectiveArguments
 
 CODE = [Path(module.__file__) for module in (configuration_flexqwen, modeling_flexqwen)]
@@ -179,6 +180,12 @@ class Publisher(TrainerCallback):
             return
         if states_of(files) != now and not with_card:
             return  # a checkpoint was removed, or a `best` replaced: the next look sees what there is
+        if STEP.fullmatch(part) and (defect := find_defect(staged / name / part)):
+            say(f"{name}/{part} is not published: {defect}")
+            self._published[part] = now
+            return
+        if part == BEST:
+            check_shapes(modeling_flexqwen.FlexQwenForCausalLM, staged / name / part)
         found, deleted = {file: staged / file for file in files}, set()
         self.repository.fetch([README], staged / "before")
         before = model_card.read_root(staged / "before" / README)  # each time: another may have been made the root

@@ -1,6 +1,6 @@
 """Runs a study, one grid of training runs, and writes its report."""
 
-from flexqwen.cli import ArgumentParser, InputError, command, existing
+from flexqwen.cli import ArgumentParser, InputError, command, existing, lasting_output
 
 
 @command
@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--workers is {args.workers}; it must be at least 1")
         if unknown := set(args.seeds or []) - set(study.seeds):
             raise InputError(f"--seeds has {unknown.pop()}; {args.config} has {', '.join(map(str, study.seeds))}")
-        runner.run(study, args.workers, args.seeds)
+        with lasting_output():
+            runner.run(study, args.workers, args.seeds)
         return
     with explain_failure(f"a file in {study.results} is damaged", "remove it; study run makes it again"):
         if args.command == "status":

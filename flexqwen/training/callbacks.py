@@ -31,7 +31,10 @@ class Progress(ProgressCallback):
 
 
 class SaveOnSignal(TrainerCallback):
-    """On the first Ctrl-C or SIGTERM, finishes the step, saves and stops; a second one stops at once."""
+    """On the first Ctrl-C or SIGTERM, finishes the step, saves and stops; a second one stops at once.
+
+    So it does where its terminal is closed (SIGHUP).
+    """
 
     def __init__(self):
         self.received, self.since = False, 0.0  # seconds of the monotonic clock
@@ -41,7 +44,10 @@ class SaveOnSignal(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup makes it
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._receive) for number in numbers}
         try:
             yield
         finally:
@@ -69,6 +75,7 @@ class SaveOnSignal(TrainerCallback):
 
 
 def ignore_signals(worker: int) -> None:
-    """In a data-loader worker, which inherits the handlers: Ctrl-C is the trainer's to answer, SIGTERM ends it."""
+    """In a data-loader worker, which inherits the handlers: the trainer answers Ctrl-C and SIGHUP, SIGTERM ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)

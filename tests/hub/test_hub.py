@@ -515,10 +515,17 @@ def test_a_run_there_with_other_settings_is_refused_or_replaced(whole, tokenizer
     assert after[f"{RUN}/run.json"] == (folder / "run.json").read_bytes()
 
 
+def take_weights(source, checkpoint):
+    """Gives a checkpoint the weights of another, and its list their digest."""
+    shutil.copy(source / "model.safetensors", checkpoint)
+    listed = read_json(checkpoint / "files.json") | {"model.safetensors": file_digest(source / "model.safetensors")}
+    (checkpoint / "files.json").write_text(json.dumps(listed))
+
+
 def test_the_root_is_the_best_of_one_run_and_checkpoints_are_tags(whole, tokenizer_folder, place, tmp_path):
     other, third = (shutil.copytree(whole, tmp_path / name) for name in ("baseline-masked-64", "biphasic-64"))
     (other / "step_000012" / "model.safetensors").replace(other / "best" / "model.safetensors")
-    shutil.copy(whole / "step_000009" / "model.safetensors", other / "step_000012")
+    take_weights(whole / "step_000009", other / "step_000012")
     description = read_json(whole / "run.json")
     description["settings"]["tokenizer"] = str(tmp_path / "gone")  # so that it is published with a checkpoint's copy
     (other / "run.json").write_text(json.dumps(description))
@@ -553,7 +560,7 @@ def test_the_root_is_the_best_of_one_run_and_checkpoints_are_tags(whole, tokeniz
         publishing.main([str(third), "--repo", MODEL, "--root"])
         assert "modules.json" not in repo.files and "models/a/x.safetensors" in repo.files
         check_tags([whole, other, third], third)
-        shutil.copy(whole / "step_000003" / "model.safetensors", third / "step_000012")
+        take_weights(whole / "step_000003", third / "step_000012")
         before = dict(repo.tags)
         publishing.main([str(third), "--repo", MODEL])
         check_tags([whole, other, third], third)
@@ -609,6 +616,21 @@ def test_a_damaged_run_on_the_hub_is_called_that(hub, client, whole, tokenizer_f
     publisher = publishing.Publisher(Repository("org/damaged-run"), whole, tokenizer_folder)
     with pytest.raises(publishing.InputError, match=rf"holds a {RUN}/run\.json that is damaged .*; delete the folder"):
         publisher.finish()
+
+
+def test_nothing_damaged_is_published(hub, client, whole, tokenizer_folder, tmp_path, capsys):
+    folder = tmp_path / RUN
+    shutil.copytree(whole, folder, symlinks=True)
+    os.truncate(folder / "step_000012" / "optimizer.pt", 100)
+    publishing.Publisher(Repository("org/half"), folder, tokenizer_folder).finish()
+    said = f"hub: {RUN}/step_000012 is not published: optimizer.pt is not as it was saved"
+    assert said in capsys.readouterr().err.splitlines()
+    there = hub.repos["model", "org/half"].files
+    assert f"{RUN}/step_000009/optimizer.pt" in there and not any("step_000012" in file for file in there)
+    os.truncate(folder / "best" / "model.safetensors", 3000)
+    with pytest.raises(publishing.InputError, match=r"not on the Hub yet: .*best, .*model\.safetensors is damaged"):
+        publishing.Publisher(Repository("org/none"), folder, tokenizer_folder).finish()
+    assert not any("best" in file for file in hub.repos["model", "org/none"].files)
 
 
 def test_an_outtype_is_of_gguf(capsys):
