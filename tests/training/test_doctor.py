@@ -142,6 +142,16 @@ def test_the_estimate_in_the_docs_is_what_the_doctor_says(monkeypatch):
     assert doctor.estimate(args, 8192, "H100", 2.5) == rows[start : start + 10]
 
 
+@pytest.mark.slow
+def test_a_compiled_layer_moves_fewer_bytes():
+    args, config, phase, _ = make()
+    moved = []
+    for config.num_hidden_layers in (1, 2):
+        moved.append(doctor.count_step(config, args, phase).bytes / phase.tokens_per_step)
+    layer = moved[1] - moved[0]
+    assert 0.3 * layer < doctor.count_saved(config, bf16=True) < 0.7 * layer
+
+
 def test_implementations_that_agree_are_timed(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "compile_layers", lambda *_: None)
     flexqwen.main(["doctor", "--seconds", "0.01", *(f"--{name}={value}" for name, value in SHAPE.items())])
