@@ -89,18 +89,20 @@ def test_ray_gives_the_scores_of_the_builder(corpus, cluster, tmp_path):
 def test_files_without_a_document(sample_documents, tmp_path):
     """Empty files among others take no part, in a task of their own as well as beside others."""
     rows = [{"id": document.id, "text": document.text} for document in sample_documents]
+    folder = tmp_path / "corpus"
+    folder.mkdir()
     schema = pa.Table.from_pylist(rows).schema
     for name, part in (("a", []), ("b", rows[:300]), ("c", []), ("d", rows[300:500])):
-        pq.write_table(pa.Table.from_pylist(part, schema), tmp_path / f"{name}.parquet")
-    (tmp_path / "e.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows[500:], {"text": None}]))
-    (tmp_path / "f.jsonl").touch()
-    (tmp_path / "g.jsonl").write_text("\n")
-    build(tmp_path, tmp_path / "built", Parameters())
+        pq.write_table(pa.Table.from_pylist(part, schema), folder / f"{name}.parquet")
+    (folder / "e.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows[500:], {"text": None}]))
+    (folder / "f.jsonl").touch()
+    (folder / "g.jsonl").write_text("\n")
+    build(folder, tmp_path / "built", Parameters())
     truth = read_truth(tmp_path / "built")
     assert len(truth) == len(rows)
     for number in (7, 2):
         output = tmp_path / f"out{number}"
-        run(tmp_path, output, "--workers", 1, "--tasks", number)
+        run(folder, output, "--workers", 1, "--tasks", number)
         assert read_scores(output) == truth
 
 
