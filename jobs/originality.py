@@ -7,7 +7,7 @@ document, in the order of the files. The tasks of three stages leave a folder or
 same command again does those that are not done:
 
     grams/<task>/     hashes of the 7-grams of some files, and where each range of hashes starts among them
-    counts/<range>/   documents of the 7-grams of a range that no other document holds, by task
+    counts/<range>/   documents of the 7-grams of a range that another document holds too, by task
     scores/<task>     these counted, for the documents of a task
 
 Every machine has this code and datatrove, and sees the corpus and the output at the same path. Slurm: read, not run.
@@ -33,15 +33,15 @@ from flexqwen.data.ngrams import (
     compute_percentage,
     cut_batches,
     cut_hashes,
+    find_copied,
     hash_ngrams,
-    select_unique,
-    set_aside_single,
+    sort_repeated,
     write_run,
 )
 from flexqwen.files import atomic_write, read_json, write_json
 from flexqwen.parallel import Pool
 
-FORMAT = 1  # of what a stage leaves for the next
+FORMAT = 2  # of what a stage leaves for the next
 _RECORD_BYTES = 80  # of memory, for each 7-gram of a range or of a run
 _TEXT_BYTES = 6  # for each 7-gram, about
 
@@ -93,13 +93,12 @@ class CountRange(Stage):
                 hashes.append(read_part(f"{path}.hashes.npy", starts, rank))
                 own = read_part(f"{path}.documents.npy", starts, rank)
                 documents.append(own.astype(np.uint64) | np.uint64(task << 32))
-        once, *others = set_aside_single(np.concatenate(hashes), np.concatenate(documents))
-        unique = np.sort(np.concatenate([once, select_unique(*others)]))
+        copied = np.sort(find_copied(*sort_repeated(np.concatenate(hashes), np.concatenate(documents))))
         with atomic_write(self.folder / f"counts/{rank:05}") as partial:
             partial.mkdir()
             edges = np.arange(self.tasks + 1, dtype=np.uint64) << np.uint64(32)
-            np.save(partial / "starts.npy", np.searchsorted(unique, edges))
-            np.save(partial / "documents.npy", unique.astype(np.uint32))
+            np.save(partial / "starts.npy", np.searchsorted(copied, edges))
+            np.save(partial / "documents.npy", copied.astype(np.uint32))
 
 
 class ScoreDocuments(Stage):
@@ -107,9 +106,9 @@ class ScoreDocuments(Stage):
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
         table = pq.read_table(self.folder / f"grams/{rank:05}/documents.parquet")
-        unique = np.zeros(len(table), np.int64)
+        unique = table["ngrams"].to_numpy().copy()
         for part in (self.folder / f"counts/{number:05}" for number in range(self.ranges)):
-            unique += np.bincount(read_part(part / "documents.npy", part / "starts.npy", rank), minlength=len(table))
+            unique -= np.bincount(read_part(part / "documents.npy", part / "starts.npy", rank), minlength=len(table))
         score = pa.array(compute_percentage(unique, table["ngrams"].to_numpy()), from_pandas=True)
         with atomic_write(self.folder / f"scores/{rank:05}.parquet") as partial:
             table = table.append_column("unique", pa.array(unique)).append_column("ngram_originality", score)
@@ -168,13 +167,14 @@ def main(argv: list[str] | None = None) -> None:
     if is_slurm and not args.partition:
         raise InputError("--executor slurm needs a --partition")
     columns = {name: value for name in ("text", "id") if (value := getattr(args, f"{name}_column"))}
-    shards = open_collection(args.corpus, columns, verify=False).shards
+    corpus = open_collection(args.corpus, columns, verify=False)
+    shards = corpus.shards
     tasks = min(args.tasks or 1000, len(shards))
     text = sum(shard.size * (1 if shard.name.endswith((".jsonl", ".txt")) else 4) for shard in shards)
     records = int(args.memory * (1 << 30)) // _RECORD_BYTES
     ranges = max(1, -(-text // (_TEXT_BYTES * records)))
     identities = [[shard.name, shard.size, shard.path.stat().st_mtime_ns, columns] for shard in shards]
-    inputs = [FORMAT, tasks, ranges, records, identities]
+    inputs = [FORMAT, tasks, ranges, records, corpus.source, identities]
     output = args.output.absolute()
     if (found := read_json(output / "inputs.json")) not in (None, inputs):
         raise InputError(f"{output} has scores of another corpus or other options; remove it, or name another")

@@ -99,9 +99,10 @@ def _read_parquet(name: str, path: Path, columns: dict[str, str]) -> Iterator[di
         most = max(1, min(_ROWS, file.metadata.num_rows * _BATCH_BYTES // max(1, size)))
         for batch in file.iter_batches(most, columns=sorted(set(chosen.values()))):
             found = {field: _read_column(field, batch[column], rows) for field, column in chosen.items()}
-            places = pa.array(np.arange(rows + 1, rows + len(batch) + 1)).cast(pa.string())
-            own = pc.binary_join_element_wise(name, places, ":")
-            found["id"] = pc.coalesce(found["id"], own) if "id" in found else own
+            if "id" not in found or found["id"].null_count:
+                places = pa.array(np.arange(rows + 1, rows + len(batch) + 1)).cast(pa.string())
+                own = pc.binary_join_element_wise(name, places, ":")
+                found["id"] = pc.coalesce(found["id"], own) if "id" in found else own
             rows += len(batch)
             yield {field: pc.fill_null(column, "") for field, column in found.items()}
 
@@ -158,14 +159,16 @@ def open_collection(places: Sequence[str], columns: dict[str, str], verify: bool
     `columns` is {field: column} where a field of `FIELDS` stands in a column of another name. Without `verify` files
     have no digests, for which one machine would have to read them all.
     """
-    folder, source = Path(places[0]), Path(places[0]).name
+    folder, sources = Path(places[0]), []
     found: dict[str, Path] = {}
-    for number, place in enumerate(map(str, places)):
+    for place in map(str, places):
         if place.startswith("hf://"):
-            files, fetched = _fetch(place)
-            source = source if number else fetched
+            files, source = _fetch(place)
+            if len(places) > 1:  # datasets name their files alike
+                files = {f"{_HUB.fullmatch(place)[1]}/{name}": path for name, path in files.items()}
         else:
-            files = _list_files(Path(place))
+            files, source = _list_files(Path(place)), Path(place).name
+        sources.append(source)
         if twice := sorted(found.keys() & files):
             raise InputError(f"{place}: {twice[0]} is the name of another file too; give the folder that holds both")
         found |= files
@@ -186,8 +189,9 @@ def open_collection(places: Sequence[str], columns: dict[str, str], verify: bool
         sha256 = digests[name] if len(names) == 1 else digest({name: digests[name] for name in names})
         files = tuple((name, found[name]) for name in names)
         shards.append(TextShard(name, files[0][1], sha256, sum(map(sizes.get, names)), files, columns))
-    source += f" and {len(places) - 1} more" if len(places) > 1 else ""
-    return Corpus(folder, shards, [], sorted(found.keys() - set(texts)), False, columns, source)
+    named = sources[:1] + [source for source in sources[1:] if source.startswith("hf://")]
+    named += [f"{len(sources) - len(named)} more"] if len(named) < len(sources) else []
+    return Corpus(folder, shards, [], sorted(found.keys() - set(texts)), False, columns, " and ".join(named))
 
 
 def _list_files(place: Path) -> dict[str, Path]:

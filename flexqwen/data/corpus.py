@@ -96,7 +96,7 @@ class Corpus:
     strays: list[str]  # files that are no part of a corpus
     generated: bool  # the texts are made up: whatever is published of them must say so
     columns: dict[str, str] | None = None  # of another collection (see collection.py): no header states a measure
-    source: str = ""  # what the manifest calls another collection; a dataset of the Hub has its commit in it
+    source: str = ""  # what the manifest calls another collection; each dataset of the Hub with its commit
 
 
 def open_corpus(folder: str | Path) -> Corpus:

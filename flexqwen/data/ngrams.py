@@ -36,10 +36,8 @@ _CHUNK = 1 << 18  # bytes hashed at a time: what is made of them stays in the pr
 _END = "\x1e"  # of a text; white space, so that it ends a word too
 _LONG = 64  # bytes; longer words, which few languages have, are hashed one by one
 _MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)  # of the first bytes of 8
-# White space in UTF-8, as `str.split` has it; a 0 behind what has two bytes.
-_SPACES = [character.encode() for character in map(chr, range(0x3001)) if character.isspace()]
-_NARROW = np.array([bytes([byte]) in _SPACES for byte in range(256)], np.int8)
-_WIDE = np.array([int.from_bytes(space.ljust(3, b"\0")) for space in _SPACES if len(space) > 1])
+# The white space that is not ASCII, as `str.split` has it, in UTF-8; a 0 behind what has two bytes.
+_WIDE = np.array([int.from_bytes(c.encode().ljust(3, b"\0")) for c in map(chr, range(128, 0x3001)) if c.isspace()])
 _PREFIX_BITS = 16  # of a hash, which order runs and begin ranges; keys of 16 bits are sorted fastest, by their digits
 _POWERS = 1 << 16  # that are kept, enough for most chunks
 _FACTOR, _HALF, _BASE = np.uint64(0x9E3779B97F4A7C15), np.uint64(32), 0xD1342543DE82EF95
@@ -158,24 +156,24 @@ def _join_column(texts: "pa.StringArray") -> Iterator[tuple[np.ndarray, np.ndarr
 def _find_words(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each word starts in what `_join_texts` yields, and its length, in bytes (int64)."""
     text = data[:-8]
-    places = np.flatnonzero((text <= ord(" ")) | (text == 0xC2) | (text - np.uint8(0xE1) <= 2))  # perhaps white space
-    first = text[places]
-    width = _NARROW[first]
-    wide = np.flatnonzero(first >= 0xC2)
-    second, third = (data[places[wide] + place].astype(np.int64) for place in (1, 2))
-    is_two = first[wide] == 0xC2
-    code = (first[wide].astype(np.int64) << 16) | (second << 8) | np.where(is_two, 0, third)
-    width[wide] = (_WIDE[np.searchsorted(_WIDE, code, "right") - 1] == code) * np.where(is_two, 2, 3)
-    places, width = places[width > 0], width[width > 0]
-    starts = places[:-1] + width[:-1]
-    lengths = places[1:] - starts
-    return starts[lengths > 0], lengths[lengths > 0]
+    leads = np.flatnonzero((text == 0xC2) | (text - np.uint8(0xE1) <= 2))  # of all white space that is not ASCII
+    wide = np.stack([text[leads], data[leads + 1], np.where(text[leads] == 0xC2, 0, data[leads + 2])], axis=1)
+    code = wide @ np.array([1 << 16, 1 << 8, 1])
+    found = _WIDE[np.searchsorted(_WIDE[:-1], code)] == code
+    if found.any():
+        text = text.copy()
+        for place in range(3):
+            text[leads[found & (wide[:, place] > 0)] + place] = ord(" ")
+    places = np.flatnonzero((text - np.uint8(9) <= 4) | (text - np.uint8(28) <= 4))  # the white space of ASCII
+    starts, lengths = places[:-1] + 1, np.diff(places) - 1
+    is_word = lengths > 0
+    return starts[is_word], lengths[is_word]
 
 
 def _hash_spans(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Hashes (uint64) of the words that `_find_words` found: of their bytes, 8 at a time, each time of fewer words."""
     windows = np.ndarray(len(data) - 7, "<u8", data, strides=1)
-    hashes = lengths.astype(np.uint64) * _FACTOR  # a zero at the end of a word counts
+    hashes = lengths.view(np.uint64) * _FACTOR  # a zero at the end of a word counts
     hashes ^= windows[starts] & _MASKS[np.minimum(lengths, 8)]
     _mix(_mix(hashes))
     longer = np.flatnonzero(lengths > 8)
@@ -224,8 +222,8 @@ def write_run(path: Path, hashes: np.ndarray, documents: np.ndarray) -> None:
     np.save(f"{path}.documents.npy", documents[order])
 
 
-def count_unique(runs: Sequence[tuple[Path, int]], low: int, high: int, among: Sequence[np.ndarray]) -> np.ndarray:
-    """How many 7-grams with `low` <= hash <= `high` of each document no other document holds.
+def count_copied(runs: Sequence[tuple[Path, int]], low: int, high: int, among: Sequence[np.ndarray]) -> np.ndarray:
+    """How many 7-grams with `low` <= hash <= `high` of each document another document holds too.
 
     The range is one of `cut_ranges`. `runs` are paths as given to `write_run`, each with the number to add to its
     document numbers; `among`, sets of documents to compare with each other (bool). Returns uint32
@@ -238,14 +236,13 @@ def count_unique(runs: Sequence[tuple[Path, int]], low: int, high: int, among: S
         if start < end:  # copied: a part of a map would hold its file open, and there may be thousands
             numbers = np.load(f"{path}.documents.npy", mmap_mode="r")[start:end] + np.uint32(offset)
             pieces.append((values[start:end].copy(), numbers))
-    single, alone = np.zeros(len(among[0]), np.uint32), np.zeros((len(among), len(among[0])), np.uint32)
-    for hashes, numbers in _split_pieces(pieces, low, high):
-        once, hashes, numbers = set_aside_single(hashes, numbers)
-        np.add.at(single, once, np.uint32(1))
-        for chosen, counts in zip(among, alone, strict=True):
+    counts = np.zeros((len(among), len(among[0])), np.uint32)
+    for part in _split_pieces(pieces, low, high):
+        hashes, numbers = sort_repeated(*part)
+        for chosen, count in zip(among, counts, strict=True):
             own = slice(None) if chosen.all() else chosen[numbers]
-            np.add.at(counts, select_unique(hashes[own], numbers[own]), np.uint32(1))
-    return np.where(among, single + alone, np.uint32(0))
+            np.add.at(count, find_copied(hashes[own], numbers[own]), np.uint32(1))
+    return counts
 
 
 def _split_pieces(
@@ -260,28 +257,27 @@ def _split_pieces(
         yield tuple(map(np.concatenate, zip(*part, strict=True)))
 
 
-def set_aside_single(hashes: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The documents of most records whose hash no other record has; and the other records, sorted by hash.
+def sort_repeated(hashes: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The records whose hash another record has too, and a few others, sorted by hash.
 
-    numpy sorts values many times as fast as it finds their order, so the last bits of the hashes make room for the
-    places of the records. Those that are alike in the other bits come back.
+    numpy sorts values many times as fast as it finds their order, so the places of the records take the room of the
+    last bits of their hashes. Those whose other bits are alike are then sorted by all bits.
     """
     bits = np.uint64(len(hashes).bit_length())
     ordered = np.sort((hashes >> bits << bits) | np.arange(len(hashes), dtype=np.uint64))
-    is_tie = np.zeros(len(hashes) + 1, bool)  # of a record with the one before
-    is_tie[1:-1] = ordered[1:] >> bits == ordered[:-1] >> bits
-    tied = (ordered[is_tie[1:] | is_tie[:-1]] & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
-    is_alone = np.ones(len(hashes), bool)
-    is_alone[tied] = False
-    order = tied[np.argsort(hashes[tied], kind="stable")]  # fast, as they are nearly in order
-    return documents[is_alone], hashes[order], documents[order]
+    first = ordered >> bits
+    is_like = np.zeros(len(hashes) + 1, bool)  # the one before
+    is_like[1:-1] = first[1:] == first[:-1]
+    places = (ordered[is_like[1:] | is_like[:-1]] & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+    places = places[np.argsort(hashes[places], kind="stable")]  # fast, as they are nearly in order
+    return hashes[places], documents[places]
 
 
-def select_unique(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """The document of each record whose 7-gram no other document holds, from records sorted by hash."""
+def find_copied(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """The document of each record whose hash another document has too, from `sort_repeated`."""
     starts = np.flatnonzero(np.diff(hashes, prepend=~hashes[:1]))  # of the records of one hash
-    is_alone = np.minimum.reduceat(documents, starts) == np.maximum.reduceat(documents, starts)
-    return documents[np.repeat(is_alone, np.diff(starts, append=len(documents)))]
+    is_shared = np.minimum.reduceat(documents, starts) != np.maximum.reduceat(documents, starts)
+    return documents[np.repeat(is_shared, np.diff(starts, append=len(documents)))]
 
 
 def cut_ranges(records: int, memory: int, workers: int) -> list[tuple[int, int]]:

@@ -27,11 +27,12 @@ def score_documents(documents: Documents, folder: Path, memory: int, pool: Pool)
     long = documents.tokens >= MIN_TOKENS
     ranges = ngrams.cut_ranges(int(total.sum()), memory, pool.workers)
     tasks = [(runs, low, high, [np.ones(len(total), bool), long]) for low, high in ranges]
-    unique = np.zeros((2, len(total)), np.int64)
-    for part in pool.map(ngrams.count_unique, tasks, "Scoring"):
-        unique += part
-    documents.ngram = ngrams.compute_percentage(unique[0], total)
-    return ngrams.compute_percentage(unique[1], np.where(long, total, 0))
+    copied = np.zeros((2, len(total)), np.int64)
+    for part in pool.map(ngrams.count_copied, tasks, "Scoring"):
+        copied += part
+    documents.ngram = ngrams.compute_percentage(total - copied[0], total)
+    total = np.where(long, total, 0)
+    return ngrams.compute_percentage(total - copied[1], total)
 
 
 def store_grams(file: Path, rows: np.ndarray, path: Path) -> np.ndarray:

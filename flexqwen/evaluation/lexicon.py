@@ -4,6 +4,7 @@ MorphoBr (Alencar, Cuconato and Rademaker, 2018) lists forms of Portuguese nouns
 `form<TAB>lemma+POS+features`. Of the verbs, the files of lemmas in b f g h j k l n o q u v w x y z are read.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from typing import NamedTuple
 from flexqwen.evaluation import sources
 
 FILES = ("morphobr/nouns.dict.gz", "morphobr/adjectives.dict.gz", "morphobr/verbs.dict.gz")
-_DERIVED = {"DIM", "AUG", "SUPER"}
+_LINE = re.compile(r"(.*)\t(.*?)\+(.*)")  # form, lemma, part of speech and features
+_DERIVED = re.compile(r"\b(DIM|AUG|SUPER)\b")
 
 
 class Reading(NamedTuple):
@@ -28,15 +30,16 @@ class Lexicon:
     """
 
     def __init__(self, words: Iterable[str]):
-        lines = [line.split("\t") for name in FILES for line in sources.read(name).decode().splitlines()]
-        tags = [(form, tag.split("+")) for form, tag in lines]
-        tags = [(form, tag) for form, tag in tags if _DERIVED.isdisjoint(tag)]
+        lines = [line for name in FILES for line in _LINE.findall(sources.read(name).decode())]
         words = set(words)
-        known = {tag[0] for form, tag in tags if form in words}
-        words |= {form for form, tag in tags if tag[0] in known}
+        known = {lemma for form, lemma, tags in lines if form in words and not _DERIVED.search(tags)}
+        words |= {form for form, lemma, tags in lines if lemma in known and not _DERIVED.search(tags)}
         self._forms: dict[tuple, set[str]] = defaultdict(set)
         self._readings: dict[str, list[Reading]] = defaultdict(list)
-        for form, (lemma, pos, *features) in tags:
+        for form, lemma, tags in lines:
+            if not (lemma in known or form in words) or _DERIVED.search(tags):
+                continue
+            pos, *features = tags.split("+")
             if lemma in known:
                 self._forms[lemma, pos, frozenset(features)].add(form)
             if form in words:

@@ -1,18 +1,25 @@
 """jobs/originality.py on processes and on a Ray cluster of two machines: the builder's scores, whoever is killed."""
 
+import io
+import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from flexqwen.data.build import Parameters, build
+from flexqwen.files import read_json
 from tests.helpers.datasets import ROOT, read_split
+from tests.helpers.hub_server import READ, File, HubServer
+from tests.helpers.runs import connect
 
 pytest.importorskip("datatrove")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -77,6 +84,46 @@ def test_ray_gives_the_scores_of_the_builder(corpus, cluster, tmp_path):
     run(corpus[0], tmp_path / "out", "--executor", "ray", "--memory", 0.1, RAY_ADDRESS=cluster.address)
     assert len(list((tmp_path / "out/counts").iterdir())) > (1 if len(corpus[1]) > 1000 else 0)
     assert read_scores(tmp_path / "out") == corpus[1]
+
+
+def test_files_without_a_document(sample_documents, tmp_path):
+    """Empty files among others take no part, in a task of their own as well as beside others."""
+    rows = [{"id": document.id, "text": document.text} for document in sample_documents]
+    schema = pa.Table.from_pylist(rows).schema
+    for name, part in (("a", []), ("b", rows[:300]), ("c", []), ("d", rows[300:500])):
+        pq.write_table(pa.Table.from_pylist(part, schema), tmp_path / f"{name}.parquet")
+    (tmp_path / "e.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows[500:], {"text": None}]))
+    (tmp_path / "f.jsonl").touch()
+    (tmp_path / "g.jsonl").write_text("\n")
+    build(tmp_path, tmp_path / "built", Parameters())
+    truth = read_truth(tmp_path / "built")
+    assert len(truth) == len(rows)
+    for number in (7, 2):
+        output = tmp_path / f"out{number}"
+        run(tmp_path, output, "--workers", 1, "--tasks", number)
+        assert read_scores(output) == truth
+
+
+def test_the_commit_of_each_dataset_is_kept(sample_documents, tmp_path, monkeypatch):
+    """Another commit is another corpus, though its files have the same names and sizes."""
+    main = runpy.run_path(str(ROOT / "jobs/originality.py"))["main"]
+    with HubServer() as server:
+        connect(server.url, str(tmp_path / "cache"), READ, monkeypatch)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        commits = []
+        for number, name in enumerate(("org/one", "org/two")):
+            table = pa.table({"text": [document.text for document in sample_documents[number * 50 :][:50]]})
+            pq.write_table(table, content := io.BytesIO())
+            repo = server.new("dataset", name, {"data/train-0.parquet": content.getvalue()})
+            commits.append(f"hf://datasets/{name}@{repo.branches['main']}")
+        words = ["--corpus", "hf://datasets/org/one", "hf://datasets/org/two"]
+        words += ["--output", str(tmp_path / "out"), "--workers", "1"]
+        main(words)
+        assert " and ".join(commits) in read_json(tmp_path / "out/inputs.json")
+        assert len(read_scores(tmp_path / "out")) == 100
+        repo.commit("main", {"README.md": File(b"?", False)}, "more")
+        with pytest.raises(SystemExit):
+            main(words)
 
 
 def kill_worker(output: Path, process) -> None:

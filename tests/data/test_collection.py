@@ -15,7 +15,7 @@ import pytest
 from flexqwen.data.collection import open_collection
 from flexqwen.data.corpus import ShardError
 from flexqwen.data.texts import read_manifest
-from tests.helpers.datasets import call, files, read_split, run
+from tests.helpers.datasets import call, files, read_split
 from tests.helpers.hub_server import READ, File, HubServer
 from tests.helpers.runs import connect
 
@@ -57,7 +57,7 @@ def test_the_scores_are_those_of_the_same_texts_in_tei(collection, built, tmp_pa
     found = read_manifest(tmp_path / "out")
     assert found["columns"] == {"text": "body", "id": "name"} and found["parameters"]["measure"] == "ngram"
     assert "Carolina's" not in (tmp_path / "out/README.md").read_text()
-    run(*words[:-1], tmp_path / "two", "--workers", 2, "--memory", 0.25)
+    call(capsys, *words[:-1], tmp_path / "two", "--workers", 2, "--memory", 0.25)
     assert files(tmp_path / "two") == files(tmp_path / "out")
 
 
@@ -169,19 +169,19 @@ def test_wrong_places(tmp_path, capsys, monkeypatch, place, message):
     assert message in call(capsys, "build", "--corpus", place, "--workers", 1, expected=2)
 
 
+def to_parquet(rows: list[dict]) -> bytes:
+    pq.write_table(pa.Table.from_pylist(rows), content := io.BytesIO())
+    return content.getvalue()
+
+
 @pytest.fixture
 def hub(rows, tmp_path, monkeypatch):
     """A dataset of the Hub: two splits of the default config, and another commit than the newest."""
-
-    def write(rows: list[dict]) -> bytes:
-        pq.write_table(pa.Table.from_pylist(rows), content := io.BytesIO())
-        return content.getvalue()
-
     with HubServer() as server:
-        repo = server.new("dataset", "org/texts", {"data/train-0.parquet": write(rows[:400])})
+        repo = server.new("dataset", "org/texts", {"data/train-0.parquet": to_parquet(rows[:400])})
         repo.tags["v1"] = repo.branches["main"]
         parts = {"data/train-0.parquet": rows[:500], "data/test-0.parquet": rows[500:]}
-        repo.commit("main", {path: File(write(part), True) for path, part in parts.items()}, "more")
+        repo.commit("main", {path: File(to_parquet(part), True) for path, part in parts.items()}, "more")
         repo.branches["refs/convert/parquet"] = repo.branches["main"]
         server.large |= {file.sha256: file.content for file in repo.commits[repo.branches["main"]].values()}
         connect(server.url, str(tmp_path / "cache"), READ, monkeypatch)
@@ -200,6 +200,24 @@ def test_a_dataset_of_the_hub(hub, tmp_path, capsys, address, documents):
     commit = repo.tags["v1"] if address == "@v1" else repo.branches["main"]
     assert found["documents"]["kept"] == documents
     assert found["corpus"] == f"hf://datasets/org/texts@{commit}" + "/".join(["", *address.split("/")[1:]])
+
+
+def test_several_places_are_all_named(hub, rows, tmp_path, capsys):
+    """Files of one name in two datasets are two files; the manifest has the commit of each dataset."""
+    repos = [hub.repos["dataset", "org/texts"]]
+    repos.append(hub.new("dataset", "org/more", {"data/test-0.parquet": to_parquet(rows[500:])}))
+    write_lines(tmp_path / "own.jsonl", rows[400:500])
+    places = ("hf://datasets/org/texts@v1", "hf://datasets/org/more", tmp_path / "own.jsonl")
+    call(capsys, "build", "--corpus", *places, *NAMES, "--output", tmp_path / "out", "--workers", 1)
+    found = read_manifest(tmp_path / "out")
+    assert found["documents"] == {"read": 800, "kept": 800, "dropped": {}}
+    commits = repos[0].tags["v1"], repos[1].branches["main"]
+    assert found["corpus"] == "hf://datasets/org/texts@{} and hf://datasets/org/more@{} and 1 more".format(*commits)
+    assert set(found["shards"]["used"]) == {
+        "org/texts/data/train-0.parquet",
+        "org/more/data/test-0.parquet",
+        "own.jsonl",
+    }
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,9 @@ def score(texts: list[str], folder, cuts: list[int], parts: int, among=None) -> 
         totals += np.bincount(document, minlength=end - start).tolist()
     ranges = [(low, high - 1) for low, high in pairwise(ngrams.cut_hashes(parts))]
     among = np.ones(len(texts), bool) if among is None else np.array(among, bool)
-    unique = sum(ngrams.count_unique(runs, low, high, [among])[0] for low, high in ranges)
-    percent = ngrams.compute_percentage(unique, np.where(among, np.array(totals, int), 0))
+    total = np.where(among, np.array(totals, int), 0)
+    unique = total - sum(ngrams.count_copied(runs, low, high, [among])[0] for low, high in ranges)
+    percent = ngrams.compute_percentage(unique, total)
     return [None if np.isnan(value) else float(value) for value in percent]
 
 
@@ -64,7 +65,7 @@ def test_no_run_holds_a_file_open(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
     try:
-        assert ngrams.count_unique(runs, 0, 2**64 - 1, [np.ones(80, bool)]).tolist() == [[1] * 80]
+        assert ngrams.count_copied(runs, 0, 2**64 - 1, [np.ones(80, bool)]).tolist() == [[1] * 80]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 

@@ -1,11 +1,8 @@
 """The metrics as modules of `evaluate`: known answers, the field's own scorers, no network."""
 
 import math
-import os
 import re
 import string
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -55,12 +52,13 @@ def test_every_metric_has_a_card_whose_example_is_true(load):
             assert found[key] == pytest.approx(value, abs=0.01), name
 
 
-def test_they_load_without_network():
-    code = f"import evaluate; print([evaluate.load(f'{FOLDER}/{{n}}').name for n in {NAMES}])"
-    offline = {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "https_proxy": "http://127.0.0.1:9"}
-    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parents[2]), **offline}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.count("'") == 2 * len(NAMES), done.stderr
+def test_they_load_without_network(load, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    assert len({load(name).name for name in NAMES}) == len(NAMES)
 
 
 def test_training_does_not_wait_for_evaluate():

@@ -1,6 +1,7 @@
 """What each token sees, in each attention mode, layout and implementation."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -54,10 +55,18 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(("mode", "layout", "batch"), CASES)
+# FlexAttention, whose plain implementation is slow, in one batch of each case
+@pytest.mark.parametrize(
+    ("mode", "layout", "batch", "implementation"),
+    [
+        (mode, layout, batch, implementation)
+        for implementation in IMPLEMENTATIONS
+        for mode, layout, batch in CASES
+        if implementation != "flex_attention" or batch == (3 if mode.startswith("row-wise") else 1)
+    ],
+)
 def test_outputs_depend_on_exactly_the_tokens_they_should(implementation, mode, layout, batch):
-    model = make_model(implementation=implementation)
+    model = make_model(implementation=implementation, num_hidden_layers=1)
     ids, inputs = make_ids(batch), {}
     if mode.startswith("row-wise"):
         inputs["is_causal"] = torch.tensor([mode == "row-wise causal", True, False][:batch])
@@ -86,7 +95,7 @@ PREFIX = 5
 @pytest.mark.parametrize("layout", ["plain", "left padded", "right padded"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_prefix_sees_itself_whole_and_the_rest_is_causal(implementation, layout, batch):
-    model = make_model(implementation=implementation)
+    model = make_model(implementation=implementation, num_hidden_layers=1)
     ids, inputs = make_ids(batch), {"prefix_length": torch.tensor([PREFIX, 0, 9][:batch])}
     real = torch.ones(LENGTH, dtype=torch.bool)
     if layout != "plain":
@@ -231,7 +240,8 @@ def test_implementations_gradient_checkpointing_and_compile_agree(mode, layout):
             pytest.skip("a packed row has no one prefix; it is refused")
         inputs["position_ids"] = packed_positions(2)[0]
     labels = ids.masked_fill(~(real & real.roll(1, -1)), -100)  # nothing is predicted from padding
-    plain = make_model().train()
+    make_one = partial(make_model, num_hidden_layers=1)  # layer, which compiles sooner
+    plain = make_one().train()
 
     def logits_and_gradient(model):
         loss = model(ids, labels=labels, **inputs).loss
@@ -243,22 +253,30 @@ def test_implementations_gradient_checkpointing_and_compile_agree(mode, layout):
         return model.get_parameter("model.layers.0.self_attn.q_proj.weight")
 
     logits, gradient = logits_and_gradient(plain)
-    eager = make_model(implementation="eager").train()
-    checkpointed = make_model().train()
+    eager = make_one(implementation="eager").train()
+    checkpointed = make_one().train()
     checkpointed.gradient_checkpointing_enable()
     for other in (eager, checkpointed):
         other_logits, other_gradient = logits_and_gradient(other)
         torch.testing.assert_close(other_logits, logits, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(other_gradient, gradient, rtol=1e-3, atol=1e-6)
     with torch.no_grad():
-        flex = make_model(implementation="flex_attention")(ids, **inputs).logits[real]
+        flex = make_one(implementation="flex_attention")(ids, **inputs).logits[real]
         torch.testing.assert_close(flex, logits, rtol=1e-4, atol=1e-5)
-        compiled = torch.compile(make_model(), backend="aot_eager")(ids, **inputs).logits[real]
-        torch.testing.assert_close(compiled, logits, rtol=1e-4, atol=1e-5)
+        if layout != "right padded":  # which is what left padded is, to a compiler
+            compiled = torch.compile(make_one(), backend="aot_eager")(ids, **inputs).logits[real]
+            torch.testing.assert_close(compiled, logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
-@pytest.mark.parametrize("mode", ["bidirectional", "prefix"])
+@pytest.mark.parametrize(
+    ("mode", "implementation"),
+    [
+        ("bidirectional", "sdpa"),
+        ("prefix", "flex_attention"),
+        pytest.param("prefix", "sdpa", marks=pytest.mark.slow),
+        pytest.param("bidirectional", "flex_attention", marks=pytest.mark.slow),
+    ],
+)
 def test_a_compiled_model_sees_what_it_should(implementation, mode, monkeypatch):
     monkeypatch.undo()  # FlexAttention compiled as well
     torch._dynamo.reset()
@@ -384,7 +402,7 @@ def test_bad_configurations_and_calls_are_refused():
 
 
 def test_a_compiled_model_takes_position_ids_with_a_cache_or_a_prefix():
-    model, ids = make_model(), make_ids()
+    model, ids = make_model(num_hidden_layers=1), make_ids()
     positions = torch.arange(LENGTH).expand(len(ids), -1)
     compiled = torch.compile(model, backend="eager")
     for options in ({"use_cache": True}, {"prefix_length": torch.tensor([4, 5]), "use_cache": False}):

@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,7 +22,7 @@ from flexqwen.study import commands as command
 from flexqwen.study.cells import Measure, Results, load
 from flexqwen.study.grid import Cell, Comparison, Study
 from tests.helpers.results import result
-from tests.helpers.runs import CONFIG, ROOT
+from tests.helpers.runs import CONFIG, ROOT, fork, forked_context
 
 LOSS = Measure("bits_per_byte/test", "held-out", "bits per byte", True)
 PAIRS = Measure("minimal_pairs/all", "pairs", "accuracy, %", False, 100, 1)
@@ -56,24 +54,35 @@ def write_config(folder: Path, **changes) -> Path:
     return path
 
 
+def fork_cells(patch: pytest.MonkeyPatch) -> None:
+    """The processes of cells are forked, too, instead of spawned."""
+    patch.setattr(runner.multiprocessing, "get_context", lambda method: forked_context())
+
+
+def run_study(folder: Path) -> None:
+    os.chdir(folder)
+    fork_cells(pytest.MonkeyPatch())
+    command.main(["run", "tiny.yaml", "--workers", "2"])
+
+
 @pytest.fixture(scope="module")
 def ran(built, tokenizer_folder, tmp_path_factory):
     """A folder in which the tiny study was run, killed once and resumed."""
     folder = tmp_path_factory.mktemp("study")
     places = {"dataset": str(built), "tokenizer": str(tokenizer_folder), "token_stores": "tokens"}
     write_config(folder, training={**CONFIG, "dataset_config": "gold_typology", **places})
-    words = [sys.executable, "-m", "flexqwen", "study", "run", "tiny.yaml", "--workers", "2"]
-    process = subprocess.Popen(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    process = fork(run_study, folder, output=folder / "log")
     while not (kept := sorted(folder.glob("runs/tiny/*/*/step_000003"))):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     time.sleep(1)  # its cells end with it, or the next run would find their folders locked
     assert not list(folder.glob("results/tiny/cells/*"))
     before = kept[0].stat().st_ctime_ns
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        fork_cells(patch)
         command.main(["run", "tiny.yaml", "--workers", "2"])
     assert kept[0].stat().st_ctime_ns == before  # resumed: a new run empties its folder
     return folder
@@ -214,15 +223,18 @@ def test_a_study_without_a_checkout_is_refused(tmp_path, monkeypatch):
         runner.run(grid.read(str(write_config(tmp_path))))
 
 
-def test_a_failed_cell_stops_no_other_and_is_named(ran, tmp_path, monkeypatch, capfd):
+def test_a_failed_cell_stops_no_other_and_is_named(ran, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     training = yaml.safe_load((ran / "tiny.yaml").read_text())["training"] | {"token_stores": str(ran / "tokens")}
     write_config(
         tmp_path, training=training, grid=[{"num_key_value_heads": [3, 1]}], compare={}, measure={"heldout": []}
     )
+    fork_cells(monkeypatch)
     with pytest.raises(InputError, match=r"num_key_value_heads-3\.0 failed"):
-        runner.run(grid.read("tiny.yaml"))
-    assert "must be a multiple of num_key_value_heads" in capfd.readouterr().err
+        runner.run(study := grid.read("tiny.yaml"))
+    with pytest.raises(SystemExit):
+        runner.make_cell(study, study.cells[0], {})
+    assert "must be a multiple of num_key_value_heads" in capsys.readouterr().err
     cell = json.loads(Path("results/tiny/cells/num_key_value_heads-1.0.json").read_text())
     assert cell["figures"] == [] and cell["curve"][-1]["causal"] > 0
 

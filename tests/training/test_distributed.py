@@ -4,8 +4,6 @@ import datetime
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,7 +12,7 @@ import torch
 from flexqwen.training.arguments import TrainingArguments
 from flexqwen.training.compat import main_process_first
 from modeling_flexqwen import FlexQwenForCausalLM
-from tests.helpers.runs import ROOT, forked_context, logged, options, run, same_weights, start
+from tests.helpers.runs import forked_context, logged, options, run, same_weights, start
 from tests.helpers.tiny import make_ids
 
 CURVE = ("loss", "loss_causal", "loss_masked", "grad_norm", "eval_loss", "masked_share", "learning_rate", "tokens_seen")
@@ -39,27 +37,6 @@ def train_two(arguments, output):
     return status, output.read_text()
 
 
-def torchrun(*arguments):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            "train.py",
-            *arguments,
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def one(request, built, tokenizer_folder, tmp_path_factory):
     """The weighting of the losses, and the folder of a run of one process."""
@@ -75,7 +52,7 @@ def test_two_processes_follow_the_curve_of_one_and_go_on(how, one, built, tokeni
     changes = {"loss_weighting": loss_weighting, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     arguments = options(built, tokenizer_folder, tmp_path / "runs", **changes) + ["--fsdp"] * (how == "fsdp2")
     folder = tmp_path / "runs" / "hybrid-shift-64"
-    status, printed = torchrun(*arguments) if how == "fsdp2" else train_two(arguments, tmp_path / "first.log")
+    status, printed = train_two(arguments, tmp_path / "first.log")
     assert status == 0, printed
     ours, theirs = logged(folder), logged(expected)
     assert [entry["step"] for entry in ours] == [entry["step"] for entry in theirs]

@@ -1,4 +1,4 @@
-"""Fifty Portuguese sentences learnt by heart with both objectives at once, and recited in both modes."""
+"""Twenty Portuguese sentences learnt by heart with both objectives at once, and recited in both modes."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ from transformers import pipeline
 from configuration_flexqwen import FlexQwenConfig
 from flexqwen.data.packing import best_fit, encode_documents
 from flexqwen.data.texts import read_texts
-from flexqwen.data.tokenizer import train_tokenizer
 from flexqwen.training.objectives import ObjectiveArguments, TrainingRows, collate
 from flexqwen.training.schedule import Phase
 from modeling_flexqwen import FlexQwenForCausalLM
@@ -35,22 +34,16 @@ class Rows:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(built):
-    return train_tokenizer(built, 2048, progress=False)
-
-
-@pytest.fixture(scope="module")
 def sentences(built, tokenizer):
-    """Fifty sentences of 8 to 18 tokens, no two of which begin alike."""
+    """Twenty sentences of 8 to 24 tokens, no two of which begin alike."""
     found = {}
     for _, text in read_texts(built, "gold", "train"):
         for sentence in text.replace("\n", " ").split(". "):
             sentence = sentence.strip(" .") + "."
             (ids,) = encode_documents(tokenizer, [sentence])
-            if 8 <= len(ids) <= 18:
+            if 8 <= len(ids) <= 24:
                 found.setdefault(tuple(ids[:PROMPT]), sentence)
-    assert len(found) >= 50
-    return list(found.values())[:50]
+    return list(found.values())[:20]
 
 
 @pytest.fixture(scope="module", params=["hybrid-shift", "hybrid-inplace"])
@@ -62,22 +55,22 @@ def learnt(request, sentences, tokenizer, tmp_path_factory):
     )
     config = FlexQwenConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
-        head_dim=32,
+        head_dim=16,
         tie_word_embeddings=True,
         masked_prediction=objective.masked_prediction,
         **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "mask")},
     )
     model = FlexQwenForCausalLM(config).train()
     rows = Rows(list(encode_documents(tokenizer, sentences)), tokenizer)
-    steps, batch_size = 240, 2 * len(rows)
+    steps, batch_size = 160, 2 * len(rows)
     training = TrainingRows([Phase(rows, range(steps), batch_size)], objective, seed=0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a model gains nothing from more, and loses much on a busy machine
     for step in range(steps):
