@@ -20,6 +20,7 @@ def redact(words: list[str]) -> list[str]:
     for word in words:
         word = re.sub(r"^(--[\w-]*token)=.*", r"\1=<hidden>", word, flags=re.DOTALL)
         is_token = re.fullmatch(r"--[\w-]*token", before)
+        word = re.sub(r"(?<=://)[^/\s@]+@", "<hidden>@", word)  # who logs in to a mirror, and with what
         hidden.append("<hidden>" if is_token else re.sub(r"\bhf_\w+(?![\w/])", "<hidden>", word))
         before = word
     return hidden

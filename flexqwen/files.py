@@ -16,13 +16,24 @@ from flexqwen import __version__
 from flexqwen.cli import InputError, locate_error
 
 
+def resolve_output(path: str | Path) -> Path:
+    """Where an output is made: a link to a folder, as on a larger disk, stays, and what it leads to is replaced.
+
+    `InputError` for a mount point, in whose place nothing can be renamed: it would be found when all is done.
+    """
+    path = Path(os.path.realpath(path)) if os.path.islink(path) and os.path.isdir(path) else Path(path)
+    if os.path.ismount(path):
+        raise InputError(f"{path} is a mount point, which cannot be replaced as a whole; name a folder in it")
+    return path
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields `<path>.<pid>.partial` to write to; renames it to `path` on success and removes it on error.
 
     An existing `path` is replaced only at the rename. What killed processes left is removed first.
     """
-    path = Path(path)
+    path = resolve_output(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)

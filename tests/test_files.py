@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from flexqwen.cli import InputError, command
+from flexqwen.data.build import Parameters, build
 from flexqwen.files import atomic_write, remove_leftovers, replace_path
 from flexqwen.remote import explain_failure
 
@@ -45,6 +46,21 @@ def test_a_folder_survives_a_process_that_is_killed_while_it_replaces_it(tmp_pat
         partial.mkdir()
         (partial / "x").write_text("newer")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"] and (folder / "x").read_text() == "newer"
+
+
+def test_a_link_to_a_folder_stays_and_a_mount_point_is_refused_at_once(tmp_path, monkeypatch):
+    """The link may lead to a larger disk; a mount point, as a container has, could not be replaced when all is done."""
+    (tmp_path / "disk/data").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk/data")
+    for text in ("old", "new"):
+        with atomic_write(tmp_path / "link") as partial:
+            partial.mkdir()
+            (partial / "x").write_text(text)
+            assert partial.parent == tmp_path / "disk"
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "disk/data/x").read_text() == text
+    monkeypatch.setattr("os.path.ismount", lambda path: str(path) == str(tmp_path / "disk"))
+    with pytest.raises(InputError, match="disk is a mount point, which cannot be replaced"):
+        build(tmp_path / "none", tmp_path / "disk", Parameters())
 
 
 def test_what_a_running_process_writes_is_left_alone(tmp_path):

@@ -25,7 +25,17 @@ from flexqwen.data.parquet import write_splits
 from flexqwen.data.passages import LIMIT, Passages, hash_passages
 from flexqwen.data.scores import measure_agreement, score_documents
 from flexqwen.data.texts import read_manifest
-from flexqwen.files import digest, is_made, read_json, remove_leftovers, remove_path, replace_path, versions, write_json
+from flexqwen.files import (
+    digest,
+    is_made,
+    read_json,
+    remove_leftovers,
+    remove_path,
+    replace_path,
+    resolve_output,
+    versions,
+    write_json,
+)
 from flexqwen.parallel import Pool, delay_interrupts
 
 NAME = "carolina_originality"
@@ -56,7 +66,7 @@ def build(
     `places` and `columns` are as `open_collection` has them; `memory` is the GiB that scoring may take in all of its
     processes, the `workers`. `overwrite` replaces an `output` of other inputs; of the same, it writes only the card.
     """
-    output = Path(output)
+    output = resolve_output(output)
     if not output.name:
         raise InputError(f"--output {output}: give the name of a folder to make")
     limits = (("documents", parameters.documents, "1"), ("workers", workers, "1"), ("memory", memory, "0.25 (GiB)"))

@@ -33,7 +33,8 @@ CIRCUMSTANCES = re.compile(
 
 
 def run_folder(arguments: Arguments) -> Path:
-    return Path(arguments.training.output_dir) / f"{arguments.objective.strategy}-{arguments.data.sequence_length}"
+    name = f"{arguments.objective.strategy}-{arguments.data.sequence_length}"
+    return files.resolve_output(Path(arguments.training.output_dir) / name)
 
 
 def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:

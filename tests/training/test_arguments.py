@@ -115,4 +115,6 @@ def test_no_token_is_recorded(built, tokenizer_folder, tmp_path, option, token, 
     assert not [path for path in tmp_path.iterdir() if "secret" in path.read_text()]
     assert redact(command)[:4] == command[:4] and redact(command)[-2:] == ["--seed", "3"]
     assert redact(["--dataset", "https://hf_secret@hub"]) == ["--dataset", "https://<hidden>@hub"]
+    assert redact(["https://me:secret@hub/org/x"]) == ["https://<hidden>@hub/org/x"]
+    assert redact(["hf://datasets/org/x@main"]) == ["hf://datasets/org/x@main"]
     assert redact(["/data/hf_models/bert is not there"]) == ["/data/hf_models/bert is not there"]
