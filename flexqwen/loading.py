@@ -53,7 +53,7 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
             raise InputError(
                 f"{path}: num_hidden_layers is {given['num_hidden_layers']}; at most {MOST_LAYERS:,} are loaded"
             )
-        with say_what_runs(path):
+        with say_what_runs(path), only_errors():
             return cls.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # damaged files and foreign code raise anything
         if isinstance(error, InputError) or is_shortage(error):
@@ -70,6 +70,17 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
 def locate(path: str | Path) -> dict[str, bool]:
     """Options of `from_pretrained`: of what is no folder, what was fetched before, if the Hub cannot be reached."""
     return {} if os.path.exists(path) or is_reachable() else {"local_files_only": True}
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """No warnings of transformers: of weights, its report is said here; and a FlexQwen may be made of a Qwen3."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
 
 
 @contextmanager
@@ -95,13 +106,8 @@ def load_model(cls: type, path: str | Path, new_head: bool = False, trust_remote
     may be missing in the checkpoint, and another be there.
     """
     check_shapes(cls, path, trust_remote_code, options.get("config"))
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # what its report would say is said here
     options = {"dtype": torch.float32, **options, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
-        model, info = load(cls, path, trust_remote_code, **options)
-    finally:
-        transformers.logging.set_verbosity(verbosity)
+    model, info = load(cls, path, trust_remote_code, **options)
     missing, unexpected = info["missing_keys"], info["unexpected_keys"]
     if new_head:
         missing = [name for name in missing if not _is_of_a_head(name, model)]

@@ -1,6 +1,7 @@
 """train.py and eval.py on the sample dataset, as their user runs them, and what comes out."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -192,7 +193,7 @@ def test_pipelines_work_on_the_checkpoint_alone(finished, tmp_path):
     assert written.startswith("A cidade") and len(written) > len("A cidade")
 
 
-def test_training_goes_on_from_a_qwen3_checkpoint_with_its_adapted_tokenizer(built, tmp_path, capsys):
+def test_training_goes_on_from_a_qwen3_checkpoint_with_its_adapted_tokenizer(built, tmp_path, capsys, caplog):
     vocabulary = [*QWEN3_ROLES.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
     plain = Tokenizer(models.BPE({token: number for number, token in enumerate(vocabulary)}, []))
     plain.pre_tokenizer, plain.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -207,7 +208,9 @@ def test_training_goes_on_from_a_qwen3_checkpoint_with_its_adapted_tokenizer(bui
     assert {role: getattr(tokenizer, f"{role}_token") for role in QWEN3_ROLES} == QWEN3_ROLES
     assert tokenizer("ab").input_ids == [1, vocabulary.index("a"), vocabulary.index("b")]
     options = tiny_options(built, tmp_path / "tokenizer", tmp_path / "runs", max_steps=3)
+    logging.getLogger("transformers").addHandler(caplog.handler)
     train.main([*options, "--model_name_or_path", str(tmp_path / "qwen3")])
+    assert "of type" not in caplog.text  # transformers warns of a Qwen3 that becomes a FlexQwen
     best = tmp_path / "runs" / "hybrid-shift-64" / "best"
     trained = FlexQwenForMaskedLM.from_pretrained(best)
     assert trained.config.mask_token_id == 3 and trained.dtype == torch.float32
