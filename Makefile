@@ -1,7 +1,7 @@
 # make demo                    the whole way, from a sample corpus to an evaluated model
 # make demo CORPUS=<folder>    the same from Corpus Carolina, or files of .parquet, .jsonl or .txt in any language (DOCUMENTS=<n> at most)
 # make test                    style and tests (CAROLINA_CORPUS=<folder>: also on a real copy of the corpus)
-# make test-slow               those of its tests that take minutes: all shards of the real copy, every place of a kill
+# make test-slow               tests that it leaves out: all shards of the real copy, more of what torch compiles
 # make test-compat             the model's and the trainer's tests with the oldest transformers that is supported
 # make space                   serves the page of space/ for the model of make demo
 # make test-space              the tests of that page, in headless Chromium, and of notebooks/

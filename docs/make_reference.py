@@ -150,7 +150,8 @@ def code_page() -> str:
         "## `benchmarks/`, `docs/` and `space/`",
         "\n".join(tree(ROOT / "benchmarks") + tree(ROOT / "docs") + tree(ROOT / "space")),
         "## `tests/`",
-        "A folder for each room of `flexqwen/`, `model/` for the two model files, `helpers/` for what tests share.",
+        "A folder for each room of `flexqwen/`, `model/` for the two model files, `helpers/` for what tests share. "
+        "`make test-slow` runs those marked `slow`, which `make test` leaves out.",
     ]
     return MADE + "\n" + "\n\n".join(parts) + "\n"
 

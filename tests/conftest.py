@@ -30,7 +30,8 @@ from tests.helpers.datasets import DOCUMENTS
 from tests.helpers.figures import render_no_figures, rendered_figures
 
 # Files whose few tests take longest. They begin first, so that no worker waits for another at the end.
-SLOW = ["parquet", "job", "study", "distributed", "known_answer", "build", "hub", "pair_generation", "resume"]
+SLOW = ["job", "hub", "attention", "resume", "build", "study", "failing", "finetuned_tasks", "doctor", "training"]
+SLOW += ["finetuning", "parquet", "known_answer", "no_traceback", "distributed"]
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -129,6 +129,7 @@ class Stop(Exception):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for the other side
     server: HubServer
 
     def log_message(self, *args) -> None:
