@@ -118,6 +118,8 @@ def find_defect(checkpoint: Path) -> str | None:
             rates, stepped = [group["initial_lr"] for group in optimizer["param_groups"]], step_of(checkpoint)
             if (scheduler["base_lrs"], scheduler["last_epoch"]) != (rates, stepped):
                 return "scheduler.pt is not the one of optimizer.pt"
+            if not all(torch.is_tensor(value) for kept in optimizer["state"].values() for value in kept.values()):
+                return "optimizer.pt is damaged"
         except Exception as error:  # whatever a damaged file makes of it
             return f"scheduler.pt or optimizer.pt is damaged ({reason(error)})"
     state = read_json(checkpoint / STATE)

@@ -161,6 +161,11 @@ def test_an_old_checkpoint_has_the_learning_rates_of_its_optimizer(damage, whole
     assert find_defect(checkpoint) is None and len(state["base_lrs"]) == 2
     torch.save(state | damage if damage else [], checkpoint / "scheduler.pt")
     assert find_defect(checkpoint).startswith("scheduler.pt ")
+    torch.save(state, checkpoint / "scheduler.pt")
+    optimizer = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    optimizer["state"][0]["exp_avg"] = 10**20
+    torch.save(optimizer, checkpoint / "optimizer.pt")
+    assert find_defect(checkpoint) == "optimizer.pt is damaged"
 
 
 class Hostile:
