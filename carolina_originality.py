@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     trace = verbs.add_parser("trace", help="show which passages of a text a dataset or a corpus holds, and of whom")
     trace.set_defaults(run=run_trace)
     add = trace.add_argument
-    add("folder", type=existing, help="a built dataset, or a corpus as build takes it")
+    add("folder", type=existing, help="a built dataset, or a local corpus")
     given = trace.add_mutually_exclusive_group(required=True)
     given.add_argument("--text", help="the text")
     given.add_argument("--file", type=existing, help="a file with the text")

@@ -54,10 +54,13 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
 
 def suggest_path(path: str | Path) -> str:
     """`; did you mean '…'?` where a path that is not there has neighbours of nearly its name, or nothing."""
-    found = Path(path).parents[-1] if Path(path).is_absolute() else Path()
+    found = Path(Path(path).anchor)
     for part in Path(path).parts[len(found.parts) :]:
         if not os.path.exists(found / part):
-            near = difflib.get_close_matches(part, os.listdir(found) if found.is_dir() else [], n=1)
+            try:
+                near = difflib.get_close_matches(part, os.listdir(found), n=1)
+            except OSError:  # no folder, or one that may not be listed
+                near = []
             if not near:
                 return ""
             part = near[0]
@@ -67,7 +70,9 @@ def suggest_path(path: str | Path) -> str:
 
 def existing(text: str) -> Path:
     """argparse type of a path that is there, which is said before anything is imported."""
-    if not os.path.exists(path(text)):
+    if not text:
+        raise InputError("an argument is empty, give a path")
+    if not os.path.exists(text):
         raise InputError(f"{text}: no such folder or file{suggest_path(text)}")
     return Path(text)
 
@@ -109,9 +114,9 @@ SHORTAGES = {  # what a machine, or a limit, has too little of; whatever was rea
 }
 
 
-NO_MEMORY = r"DefaultCPUAllocator|out of memory|failed to map segment|[Cc]annot allocate memory"  # as torch, the linker
-NO_MEMORY += (
-    r"|worker thread: Resource temporarily|ThreadPoolBuildError"  # and starting threads, in Arrow and Rust, say
+NO_MEMORY = (
+    r"DefaultCPUAllocator|out of memory|failed to map segment|[Cc]annot allocate memory"  # torch, the linker
+    r"|worker thread: Resource temporarily|ThreadPoolBuildError"  # threads of Arrow, and of libraries in Rust
 )
 
 
@@ -164,16 +169,18 @@ class _Lasting:
     def _try(self, action: Callable, *arguments):
         try:
             return action(*arguments)
-        except OSError:
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, self._stream.fileno())  # for what is left in its buffer, and for processes begun here
-            os.close(nothing)
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):  # else this text alone is lost, as on a disk that is full
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, self._stream.fileno())  # for what is left in its buffer, and for processes begun here
+                os.close(nothing)
 
 
 @contextlib.contextmanager
 def lasting_output() -> Iterator[None]:
     """A terminal that is closed, or a `tee` that Ctrl-C ends, stops nothing within: what is printed then is lost."""
-    with contextlib.redirect_stdout(_Lasting(sys.stdout)), contextlib.redirect_stderr(_Lasting(sys.stderr)):
+    out, err = (stream and _Lasting(stream) for stream in (sys.stdout, sys.stderr))  # None where it was closed at first
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
 
 

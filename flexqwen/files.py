@@ -21,7 +21,8 @@ def resolve_output(path: str | Path) -> Path:
 
     `InputError` for a mount point, in whose place nothing can be renamed: it would be found when all is done.
     """
-    path = Path(os.path.realpath(path)) if os.path.islink(path) and os.path.isdir(path) else Path(path)
+    path = Path(path)
+    path = Path(os.path.realpath(path)) if path.is_symlink() and path.is_dir() else path
     if os.path.ismount(path):
         raise InputError(f"{path} is a mount point, which cannot be replaced as a whole; name a folder in it")
     return path

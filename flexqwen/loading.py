@@ -53,7 +53,7 @@ def load(cls: type, path: str | Path, trust_remote_code: bool = False, **options
             raise InputError(
                 f"{path}: num_hidden_layers is {given['num_hidden_layers']}; at most {MOST_LAYERS:,} are loaded"
             )
-        with say_what_runs(path), only_errors():
+        with say_what_runs(path), nullcontext() if cls is AutoTokenizer else only_errors():
             return cls.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # damaged files and foreign code raise anything
         if isinstance(error, InputError) or is_shortage(error):

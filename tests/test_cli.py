@@ -1,8 +1,10 @@
 """What all commands say when they are called wrongly."""
 
+import errno
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -10,7 +12,7 @@ import carolina_originality
 import eval as evaluation
 import train
 from flexqwen import __main__ as verbs
-from flexqwen.cli import command, suggest_path
+from flexqwen.cli import command, lasting_output, suggest_path
 from tests.helpers.runs import ROOT
 
 STUDY = str(ROOT / "configs/study-cpu.yaml")
@@ -40,6 +42,7 @@ run(sys.argv[0], run_name="__main__")
         ),
         (train.main, ["--learningrate", "1"], "did you mean 'learning_rate'?"),
         (train.main, [], "usage: train.py <config.yaml>"),
+        (train.main, [""], "an argument is empty, give a path"),
         (carolina_originality.main, ["bild"], "did you mean 'build'?"),
         (evaluation.main, ["--model", ".", "--tasks", "minimal_pair"], "did you mean 'minimal_pairs'?"),
         (evaluation.main, ["--model", "x", "--modes", "casual"], "did you mean 'causal'?"),
@@ -106,5 +109,31 @@ def test_the_nearest_path_is_suggested(tmp_path, monkeypatch):
     for wrong in ("configs/quickstart.yml", "confgs/quickstart.yaml", "config/quikstart.yaml"):
         assert suggest_path(wrong) == "; did you mean 'configs/quickstart.yaml'?"
         assert suggest_path(tmp_path / wrong) == f"; did you mean '{tmp_path}/configs/quickstart.yaml'?"
-    for other in ("configs/quickstart.yaml", "configs", "nothing/like/it", "configs/other", "x" * 5000, "\0", ""):
+    for other in (
+        "configs/quickstart.yaml",
+        "configs",
+        "nothing/like/it",
+        "configs/other",
+        "x" * 5000,
+        "\0",
+        "",
+        "/",
+        "/nothing/like",
+    ):
         assert suggest_path(other) == ""
+    monkeypatch.setattr("os.listdir", Mock(side_effect=PermissionError))  # a folder that may not be listed
+    assert suggest_path("configs/quickstart.yml") == ""
+
+
+def test_what_cannot_be_printed_is_lost_and_stops_nothing(monkeypatch):
+    stream = Mock(fileno=lambda: 1)
+    stream.write.side_effect = OSError(errno.ENOSPC, "")
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setattr("sys.stderr", None)  # closed, as daemons have it
+    with lasting_output():
+        print("lost")
+        stream.write.side_effect = None
+        print("printed", file=sys.stderr)
+        print("printed")
+    stream.write.assert_called_with("\n")
+    assert [call.args[0] for call in stream.write.call_args_list][-2:] == ["printed", "\n"]

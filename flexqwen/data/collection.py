@@ -30,7 +30,7 @@ _KIND = re.compile(r"\.(parquet|jsonl|ndjson|txt)(\.gz|\.zst)?$")
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.%-]+))?(?:/([^/]+))?(?:/([^/]+))?/?")
 _TEXT_BYTES = 16 << 20  # of files of plain text that are read as one shard
 _BATCH_BYTES = 2 << 20  # of documents in a batch, about
-_ROWS = 16384  # of Parquet in a batch at most, however short they are
+_ROWS = 256  # of Parquet that are read at a time, however long they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,8 @@ class TextShard(Shard):
                     if empty := int(np.count_nonzero(part["tokens"].to_numpy() == 0)):
                         dropped["empty text"] += empty
                         part = part.filter(pc.greater(part["tokens"], 0))
-                    yield part
+                    if len(part):
+                        yield part
             except (ShardError, OSError, ValueError, pa.ArrowException) as error:
                 what = str(error) if isinstance(error, ShardError) else f"cannot be read ({error})"
                 remedy = "mend it, or leave it out with --skip_bad_shards"
@@ -95,9 +96,8 @@ def _read_parquet(name: str, path: Path, columns: dict[str, str]) -> Iterator[di
     rows = 0
     with pq.ParquetFile(path) as file:
         chosen = _choose_columns(file.schema_arrow.names, columns)
-        size = sum(file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups))
-        most = max(1, min(_ROWS, file.metadata.num_rows * _BATCH_BYTES // max(1, size)))
-        for batch in file.iter_batches(most, columns=sorted(set(chosen.values()))):
+        read = file.iter_batches(_ROWS, columns=sorted(set(chosen.values())))
+        for batch in map(pa.concat_batches, cut_batches(read, _BATCH_BYTES, lambda batch: batch.nbytes)):
             found = {field: _read_column(field, batch[column], rows) for field, column in chosen.items()}
             if "id" not in found or found["id"].null_count:
                 places = pa.array(np.arange(rows + 1, rows + len(batch) + 1)).cast(pa.string())

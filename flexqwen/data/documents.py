@@ -17,7 +17,7 @@ from flexqwen.files import atomic_write, digest, read_json, remove_path, write_j
 from flexqwen.parallel import Pool
 from flexqwen.subsampling import subsample
 
-FORMAT = 1  # of what is read of a shard: raise it where the same shard gives another file, and all are read again
+FORMAT = 1  # of what is read of a shard: raise it where another dataset would come of it, and all are read again
 
 _REPEATED = ("taxonomy", "typology", "language", "license", "source")
 BEYOND = "beyond --documents"  # why what a sample leaves out is dropped

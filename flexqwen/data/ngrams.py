@@ -8,7 +8,7 @@ and 7 % where words are lower-cased `\\w+`. Every position of a document counts 
 It works out of core: each batch of texts leaves a *run*, the (hash, document) records of its 7-grams in the order of
 the first bits of the hashes; then ranges of hashes, as large as the memory allows, are cut from all runs and merged.
 Their counts add up. Texts are read as the UTF-8 of an Arrow column, and all steps are numpy's, on arrays that stay in
-the processor's caches: no text, word or 7-gram becomes an object of Python.
+the processor's caches: no text of Parquet, no word and no 7-gram becomes an object of Python.
 """
 
 import functools
@@ -34,7 +34,7 @@ _PARTS = 4  # of a range, or more
 _FEW_RECORDS = 1 << 21  # larger parts sort more slowly: they leave the processor's caches
 _CHUNK = 1 << 18  # bytes hashed at a time: what is made of them stays in the processor's caches
 _END = "\x1e"  # of a text; white space, so that it ends a word too
-_LONG = 64  # bytes; longer words, which few languages have, are hashed one by one
+_LONG = 64  # bytes; longer words, which languages without spaces have, are hashed one by one
 _MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)  # of the first bytes of 8
 # The white space that is not ASCII, as `str.split` has it, in UTF-8; a 0 behind what has two bytes.
 _WIDE = np.array([int.from_bytes(c.encode().ljust(3, b"\0")) for c in map(chr, range(128, 0x3001)) if c.isspace()])
@@ -140,7 +140,7 @@ def _join_texts(texts: Iterable[str], normalized: bool) -> Iterator[tuple[np.nda
 
 
 def _join_column(texts: "pa.StringArray") -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The same of a column of Arrow, whose texts become no objects of Python."""
+    """The same of a column of Arrow, one array without nulls, whose texts become no objects of Python."""
     import pyarrow as pa  # here, not above: a machine that trains from a token store may lack it
     import pyarrow.compute as pc
 

@@ -84,8 +84,8 @@ class TrainingArguments(transformers.TrainingArguments):
 
 GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, TrainingArguments)
 LONGEST = 2**18  # characters of a config
-MOST_POSITIONS = 2**20  # of a row, which is in memory as often as there are rows in work
-LARGEST = 2**48  # of any number: far above any that is meant, and far below what overflows
+MOST_POSITIONS = 2**20  # of a row; each row in work takes its own memory
+LARGEST = 2**48  # of any whole number: far above any that is meant, and far below what overflows
 DEFAULTS = {option.name: option.default for group in GROUPS for option in dataclasses.fields(group)}
 
 
@@ -136,7 +136,7 @@ def parse(argv: list[str]) -> Arguments:
     found = Arguments(*groups, given=list(dict.fromkeys(action.dest for action in actions if action)))
     for name, value in as_dict(found).items():
         if isinstance(value, int) and abs(value) > LARGEST:
-            raise InputError(f"{name} is {value}; no number may be above {LARGEST:,}")
+            raise InputError(f"{name} is {value}; no whole number may be above {LARGEST:,}")
     return found
 
 

@@ -33,7 +33,7 @@ class Progress(ProgressCallback):
 class SaveOnSignal(TrainerCallback):
     """On the first Ctrl-C or SIGTERM, finishes the step, saves and stops; a second one stops at once.
 
-    So it does where its terminal is closed (SIGHUP).
+    A closed terminal (SIGHUP) counts as the first.
     """
 
     def __init__(self):

@@ -116,9 +116,10 @@ def find_defect(checkpoint: Path) -> str | None:
             names = ("scheduler.pt", "optimizer.pt")
             scheduler, optimizer = (torch.load(checkpoint / name, "cpu", weights_only=True) for name in names)
             rates, stepped = [group["initial_lr"] for group in optimizer["param_groups"]], step_of(checkpoint)
-            if (scheduler["base_lrs"], scheduler["last_epoch"]) != (rates, stepped):
+            if scheduler.get("base_lrs") and (scheduler["base_lrs"], scheduler["last_epoch"]) != (rates, stepped):
                 return "scheduler.pt is not the one of optimizer.pt"
-            if not all(torch.is_tensor(value) for kept in optimizer["state"].values() for value in kept.values()):
+            kept = [pair for state in optimizer["state"].values() for pair in state.items()]
+            if not all(torch.is_tensor(value) or name == "step" for name, value in kept):  # Adafactor's is a number
                 return "optimizer.pt is damaged"
         except Exception as error:  # whatever a damaged file makes of it
             return f"scheduler.pt or optimizer.pt is damaged ({reason(error)})"

@@ -34,7 +34,9 @@ CIRCUMSTANCES = re.compile(
 
 def run_folder(arguments: Arguments) -> Path:
     name = f"{arguments.objective.strategy}-{arguments.data.sequence_length}"
-    return files.resolve_output(Path(arguments.training.output_dir) / name)
+    folder = Path(arguments.training.output_dir) / name
+    files.resolve_output(folder)  # which refuses what could not be replaced
+    return folder
 
 
 def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
@@ -145,8 +147,9 @@ def start_run(folder: Path, description: dict, trainer, checkpoint: Path | None)
         return
     description = {**description, "parameters": parameters}
     if checkpoint is None:
-        remove_path(folder)
-        folder.mkdir(parents=True)
+        target = files.resolve_output(folder)
+        remove_path(target)
+        target.mkdir(parents=True)
         (folder / "metrics.jsonl").touch()
         save_code(folder.parent)
     else:

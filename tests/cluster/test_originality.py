@@ -97,6 +97,7 @@ def test_files_without_a_document(sample_documents, tmp_path):
     (folder / "e.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows[500:], {"text": None}]))
     (folder / "f.jsonl").touch()
     (folder / "g.jsonl").write_text("\n")
+    (folder / "h.jsonl").write_text('{"text": null}\n{"text": " "}\n')
     build(folder, tmp_path / "built", Parameters())
     truth = read_truth(tmp_path / "built")
     assert len(truth) == len(rows)

@@ -663,7 +663,7 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(hub, tmp_path, monkeypatch
     with pytest.raises(publishing.InputError, match=r"^org/other is no folder here, and the Hub cannot be reached$"):
         check(parse(["--model_name_or_path", "org/other", "--use_cpu", "true"]))
     assert loading.load(AutoConfig, "org/kept").model_type == "bert"  # from the cache
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
 
 
 def test_nothing_of_the_user_s_own_settings_of_the_hub_is_left():

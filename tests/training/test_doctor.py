@@ -176,7 +176,7 @@ def test_the_driver_is_named_though_torch_finds_no_gpu(tmp_path, monkeypatch):
         (["--gpu", "H10"], "did you mean 'H100'"),
         (["--hidden_size", "7x"], "hidden_size"),
         (["configs/nope.yaml"], "nope.yaml"),
-        (["configs/quickstart.yaml", "--max_steps", str(10**20)], "no number may be above"),
+        (["configs/quickstart.yaml", "--max_steps", str(10**20)], "no whole number may be above"),
         (
             ["configs/quickstart.yaml", "--per_device_train_batch_size", "1000000"],
             "a batch has 256,000,000 tokens, more",

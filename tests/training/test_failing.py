@@ -142,9 +142,9 @@ for arguments in json.loads(sys.argv[1]):
         ({"eval_strategy": "epoch"}, "eval_strategy is epoch"),
         ({"strategy": "alternating"}, "no masked row would be trained"),
         ({"save_only_model": True}, "save_only_model is set"),
-        ({"sequence_length": 10**20}, "sequence_length is 10+; no number may be above"),
+        ({"sequence_length": 10**20}, "sequence_length is 10+; no whole number may be above"),
         ({"sequence_length": 2**21}, "sequence_length is 2097152; it must be at most 1,048,576"),
-        ({"max_steps": -(10**20)}, "max_steps is -10+; no number may be above 281,474,976,710,656"),
+        ({"max_steps": -(10**20)}, "max_steps is -10+; no whole number may be above 281,474,976,710,656"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong, message, built, tokenizer_folder, place, capsys):

@@ -193,7 +193,8 @@ def test_pipelines_work_on_the_checkpoint_alone(finished, tmp_path):
     assert written.startswith("A cidade") and len(written) > len("A cidade")
 
 
-def test_training_goes_on_from_a_qwen3_checkpoint_with_its_adapted_tokenizer(built, tmp_path, capsys, caplog):
+def test_training_goes_on_from_a_qwen3_checkpoint(built, tmp_path, capsys, caplog, monkeypatch):
+    """With the tokenizer that was adapted from it."""
     vocabulary = [*QWEN3_ROLES.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
     plain = Tokenizer(models.BPE({token: number for number, token in enumerate(vocabulary)}, []))
     plain.pre_tokenizer, plain.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -208,7 +209,7 @@ def test_training_goes_on_from_a_qwen3_checkpoint_with_its_adapted_tokenizer(bui
     assert {role: getattr(tokenizer, f"{role}_token") for role in QWEN3_ROLES} == QWEN3_ROLES
     assert tokenizer("ab").input_ids == [1, vocabulary.index("a"), vocabulary.index("b")]
     options = tiny_options(built, tmp_path / "tokenizer", tmp_path / "runs", max_steps=3)
-    logging.getLogger("transformers").addHandler(caplog.handler)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     train.main([*options, "--model_name_or_path", str(tmp_path / "qwen3")])
     assert "of type" not in caplog.text  # transformers warns of a Qwen3 that becomes a FlexQwen
     best = tmp_path / "runs" / "hybrid-shift-64" / "best"
