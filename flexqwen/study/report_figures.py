@@ -25,7 +25,8 @@ def draw(results: Results) -> list[Path]:
         figures["sweep"] = draw_sweep(results)
     files = {results.study.results / f"{name}.png": figure for name, figure in figures.items()}
     for path, figure in files.items():
-        figure.tight_layout()
+        if not figure.get_layout_engine():
+            figure.tight_layout()
         save_figure(figure, path, results.source)
     return list(files)
 
@@ -150,7 +151,7 @@ def draw_sweep(results: Results) -> Figure:
         if any(results.swept(measure, mode, *here) for mode in row for here in itertools.product(values, lines))
     ]
     columns = min(4, len(panels))
-    figure = Figure(figsize=(5.5 * columns, 4 * -(-len(panels) // columns)))
+    figure = Figure(figsize=(5.5 * columns, 4 * -(-len(panels) // columns)), layout="constrained")  # for many panels
     axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat
     for axis, (measure, row) in itertools.zip_longest(axes, panels, fillvalue=(None, None)):
         if measure is None:
@@ -161,7 +162,7 @@ def draw_sweep(results: Results) -> Figure:
             label = to_words(f"{plan.lines} {format_value(line)}") if plan.lines else mode
             places, heights = [], []
             for place, value in enumerate(values):
-                places.append(place + 0.06 * (number - 1))
+                places.append(place + 0.06 * (number - ((len(lines) - 1) / 2 if plan.lines else 1)))
                 estimate = results.swept(measure, mode, value, line)
                 heights.append(estimate.value * measure.scale if estimate else math.nan)  # which breaks the line
                 if estimate:
