@@ -19,13 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="eval.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--model", help="a checkpoint: FlexQwen, or a causal or masked model of transformers")
-    add(
-        "--compare",
-        nargs="+",
-        type=existing,
-        metavar="FOLDER",
-        help="results (or checkpoints): paired differences from the first",
-    )
+    add("--compare", nargs="+", type=existing, metavar="FOLDER", help="results (or checkpoints): the first with others")
     which = f"comma-separated, or all: {', '.join(NAMES)}; all but bits_per_byte and memorisation are in Portuguese"
     add("--tasks", help=f"{which}; or files of your own (docs/evaluation.md)")
     add("--modes", help=f"comma-separated, of {', '.join(MODES)}; by default all that the model has")
@@ -48,26 +42,23 @@ def main(argv: list[str] | None = None) -> None:
     if (args.model is None) == (args.compare is None):
         raise InputError("pass either --model or --compare")
     if args.compare:
-        if len(args.compare) < 2:
-            raise InputError("--compare needs the folders of two results or more")
-        print_comparison(args.compare, args.output)
-    else:
-        print_evaluation(Options(**{name: value for name, value in vars(args).items() if name != "compare"}))
+        return print_comparison(args.compare, args.output)
+    del args.compare
+    return print_evaluation(Options(**vars(args)))
 
 
 def print_evaluation(options: Options) -> None:
     """Evaluates a checkpoint, prints its results and draws them."""
     from flexqwen.remote import check_place
 
-    check_place(options.model)
+    check_place(options.model)  # before what takes long to import
     from flexqwen.evaluation.figures import draw_evaluation
     from flexqwen.evaluation.results import RESULTS, format_results, split_breakdowns
     from flexqwen.evaluation.run_tasks import evaluate
-    from flexqwen.files import atomic_write
+    from flexqwen.files import write_text
 
     results = evaluate(options)
-    with atomic_write(options.folder / "results.md") as partial:
-        partial.write_text(format_results(results) + "\n", encoding="utf-8")
+    write_text(options.folder / "results.md", format_results(results) + "\n")
     main, breakdowns = split_breakdowns(results)
     print(format_results(main))
     drawn = draw_evaluation(results, options.folder)
@@ -77,23 +68,23 @@ def print_evaluation(options: Options) -> None:
 
 def print_comparison(places: list[Path], output: str | None) -> None:
     """Prints the paired differences of evaluations from the first, and writes them where `output` says."""
-    from flexqwen.evaluation.comparison import compare_folders, format_comparison, write_comparison
-    from flexqwen.evaluation.figures import draw_dots
-    from flexqwen.evaluation.results import split_breakdowns
-    from flexqwen.evaluation.run_tasks import find_results
+    from flexqwen.evaluation import comparison, figures, results, run_tasks
 
-    folders = [find_results(place) for place in places]
-    differences, left = compare_folders(folders)
+    if len(places) < 2:
+        raise InputError("--compare needs the folders of two results or more")
+    folders = [run_tasks.find_results(place) for place in places]
+    differences, left = comparison.compare_folders(folders)
     for name, folder in zip(ascii_uppercase, folders, strict=False):
         print(f"{name}: {folder}")
-    print(format_comparison(split_breakdowns(differences)[0]))
+    print(comparison.format_comparison(results.split_breakdowns(differences)[0]))
     if left:
         names = sorted({" ".join(map(str, key)) for key in left})
         print(f"not compared, as the two sides have no items of these in common: {', '.join(names)}")
     if output:
-        written = write_comparison(output, differences)
-        figure = written.with_suffix(".png")
-        draw_dots(differences, figure, "difference from A, 95 % intervals (paired)")
+        written = comparison.write_comparison(output, differences)
+        figures.draw_dots(
+            differences, figure := written.with_suffix(".png"), "paired difference from A, 95 % intervals"
+        )
         print(f"comparison: {written} ({len(differences)} figures)\nfigure:     {figure}")
 
 
