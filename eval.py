@@ -74,17 +74,15 @@ def print_comparison(places: list[Path], output: str | None) -> None:
         raise InputError("--compare needs the folders of two results or more")
     folders = [run_tasks.find_results(place) for place in places]
     differences, left = comparison.compare_folders(folders)
-    for name, folder in zip(ascii_uppercase, folders, strict=False):
-        print(f"{name}: {folder}")
+    print(*(f"{name}: {folder}" for name, folder in zip(ascii_uppercase, folders, strict=False)), sep="\n")
     print(comparison.format_comparison(results.split_breakdowns(differences)[0]))
     if left:
         names = sorted({" ".join(map(str, key)) for key in left})
         print(f"not compared, as the two sides have no items of these in common: {', '.join(names)}")
     if output:
         written = comparison.write_comparison(output, differences)
-        figures.draw_dots(
-            differences, figure := written.with_suffix(".png"), "paired difference from A, 95 % intervals"
-        )
+        figure = written.with_suffix(".png")
+        figures.draw_dots(differences, figure, "difference from A, 95 % intervals (paired)")
         print(f"comparison: {written} ({len(differences)} figures)\nfigure:     {figure}")
 
 
