@@ -99,7 +99,7 @@ class Task:
         return ["finetuned"] if self.fine_tune else [mode for mode in modes if mode in self.modes]
 
     def load_items(self, context: Context) -> list[Item]:
-        from flexqwen.subsampling import subsample
+        from flexqwen.subsampling import subsample  # not above: names of tasks are known before libraries are imported
 
         return subsample(self.load(context), context.limit if self.has_limit else None)
 
