@@ -190,7 +190,8 @@ class FlexQwenTrainer(transformers.Trainer):
     def _save(self, output_dir=None, state_dict=None) -> None:
         with saved_as(self.model, FlexQwenForCausalLM):
             super()._save(output_dir, state_dict)
-        if "masked" in self.objective.modes:
+        # The Trainer has every process come here, and only one may write.
+        if self.args.should_save and "masked" in self.objective.modes:
             checkpoints.write_embedding_modules(Path(output_dir or self.folder), self.model.config.hidden_size)
 
     def _save_checkpoint(self, model, trial) -> None:

@@ -41,9 +41,13 @@ def save_qwen3(folder: Path, tokenizer) -> None:
 
 def save_bert(folder: Path, tokenizer) -> None:
     """A BERT with a WordPiece tokenizer of its own, which drops spaces and knows segments."""
-    pieces = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
     texts = [*WORDS, *PEOPLE, *PLACES, *GOOD, *BAD, *TAGS, "da do . ? , em quem 0 1 2 3 4 5 6 7 8 9"]
-    pieces.train_from_iterator(texts * 3, vocab_size=300, min_frequency=1, show_progress=False)
+    words = sorted({word for text in texts for word in text.split()})
+    letters = sorted(set("".join(words)))
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *words]
+    # Trained, it would differ between processes: it breaks ties in the order of a hash.
+    vocabulary = {word: place for place, word in enumerate(dict.fromkeys(known))}
+    pieces = BertWordPieceTokenizer(vocabulary, lowercase=False, strip_accents=False)
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
     wordpiece = PreTrainedTokenizerFast(
         tokenizer_object=pieces._tokenizer,
@@ -53,6 +57,7 @@ def save_bert(folder: Path, tokenizer) -> None:
     )
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
     BertModel(BertConfig(vocab_size=len(wordpiece), max_position_embeddings=512, **shape)).save_pretrained(folder)
     wordpiece.save_pretrained(folder)
 

@@ -1,5 +1,6 @@
-"""A tiny FlexQwen, the Qwen3 of the same weights, and inputs for both."""
+"""A tiny FlexQwen, the Qwen3 of the same weights, inputs for both, and packed rows."""
 
+import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -61,3 +62,25 @@ def packed_positions(batch):
     columns = torch.arange(LENGTH)
     owner = (columns[:, None] >= starts).sum(-1) - 1
     return (columns - starts[owner]).expand(batch, -1), owner
+
+
+class Rows:
+    """Packed rows in memory, of documents of random length."""
+
+    def __init__(self, length: int, number: int = 64):
+        self.info = {
+            f"{name}_token_id": token
+            for name, token in zip(("pad", "bos", "eos", "mask"), (PAD, BOS, EOS, MASK), strict=True)
+        }
+        self.info |= {"vocab_size": VOCABULARY, "sequence_length": length}
+        rng = np.random.default_rng(length)
+        self.input_ids = rng.integers(4, VOCABULARY, (number, length)).astype(np.uint16)
+        self.input_ids[rng.random((number, length)) < 0.1] = BOS
+        self.input_ids[:, 0] = BOS
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class Tokenizer:
+    pad_token_id = PAD

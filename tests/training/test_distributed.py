@@ -9,11 +9,14 @@ import time
 import pytest
 import torch
 
-from flexqwen.training.arguments import TrainingArguments
+from flexqwen.training.arguments import Arguments, TrainingArguments
 from flexqwen.training.compat import main_process_first
+from flexqwen.training.objectives import ObjectiveArguments
+from flexqwen.training.schedule import Phase
+from flexqwen.training.trainer import FlexQwenTrainer
 from modeling_flexqwen import FlexQwenForCausalLM
 from tests.helpers.runs import forked_context, logged, options, run, same_weights, start
-from tests.helpers.tiny import make_ids
+from tests.helpers.tiny import Rows, Tokenizer, make_ids, make_model
 
 CURVE = ("loss", "loss_causal", "loss_masked", "grad_norm", "eval_loss", "masked_share", "learning_rate", "tokens_seen")
 
@@ -95,3 +98,14 @@ def test_others_wait_for_the_first_longer_than_the_timeout():
         return process
 
     assert start_two(make_process) == 0
+
+
+def test_only_the_first_process_writes_a_model(tmp_path, monkeypatch):
+    """The Trainer's save_model has every process call `_save`."""
+    monkeypatch.setattr(TrainingArguments, "should_save", False)
+    training = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", max_steps=1)
+    phases = [Phase(Rows(16), range(2), 8)]
+    arguments = Arguments(None, None, ObjectiveArguments(), training, [])
+    trainer = FlexQwenTrainer(arguments, tmp_path, make_model(), Tokenizer, phases, None)
+    trainer.save_model(str(tmp_path / "best"), _internal_call=True)
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,5 @@
 """A training step as a GPU would run it: nothing that the host waits for, and one graph a layer."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,29 +9,7 @@ from flexqwen.training.compat import compile_layers, fuse_norms
 from flexqwen.training.objectives import ObjectiveArguments, TrainingRows, collate
 from flexqwen.training.schedule import Phase
 from flexqwen.training.trainer import FlexQwenTrainer
-from tests.helpers.tiny import BOS, EOS, MASK, PAD, VOCABULARY, make_model
-
-
-class Rows:
-    """Packed rows in memory, of documents of random length."""
-
-    def __init__(self, length: int, number: int = 64):
-        self.info = {
-            f"{name}_token_id": token
-            for name, token in zip(("pad", "bos", "eos", "mask"), (PAD, BOS, EOS, MASK), strict=True)
-        }
-        self.info |= {"vocab_size": VOCABULARY, "sequence_length": length}
-        rng = np.random.default_rng(length)
-        self.input_ids = rng.integers(4, VOCABULARY, (number, length)).astype(np.uint16)
-        self.input_ids[rng.random((number, length)) < 0.1] = BOS
-        self.input_ids[:, 0] = BOS
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-
-class Tokenizer:
-    pad_token_id = PAD
+from tests.helpers.tiny import Rows, Tokenizer, make_model
 
 
 def to_meta(value):
