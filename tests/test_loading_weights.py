@@ -1,6 +1,8 @@
 """Checkpoints that are not to be trusted: their code is not run, their weights are looked at."""
 
+import contextlib
 import json
+import os
 import re
 import resource
 import shutil
@@ -301,3 +303,13 @@ def test_a_new_model_larger_than_the_machine_is_refused(tokenizer):
     for shape in ({"hidden_size": 10**6}, {"num_hidden_layers": 10**9}):
         with pytest.raises(InputError, match="the model cannot be made"):
             build_model(ModelArguments(**shape), ObjectiveArguments(), tokenizer)
+
+
+def test_a_new_model_leaves_room_for_its_gradients(tokenizer, monkeypatch):
+    shape = ModelArguments(hidden_size=32, intermediate_size=64, num_hidden_layers=1)
+    weights = build_model(shape, ObjectiveArguments(), tokenizer).num_parameters()
+    for bytes_each in (8, 7):
+        pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": bytes_each * weights}
+        monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+        with contextlib.nullcontext() if bytes_each == 8 else pytest.raises(InputError, match="gradients take 8 bytes"):
+            build_model(shape, ObjectiveArguments(), tokenizer)

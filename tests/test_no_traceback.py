@@ -4,6 +4,8 @@ Each command is given 3 mutations of its inputs, or as many as FLEXQWEN_MUTATION
 """
 
 import contextlib
+import gzip
+import json
 import os
 import random
 import re
@@ -12,25 +14,38 @@ import shutil
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from transformers import AutoTokenizer
 
 import carolina_originality
 import eval as evaluation
 import train
 from flexqwen import __main__ as flexqwen
-from flexqwen.data.sample.generate import write_sample
+from flexqwen.data.sample.generate import sample_documents, write_sample
 from flexqwen.data.tokenizer import QWEN3_ROLES
 from flexqwen.data.trace import Index
+from flexqwen.study import runner
+from flexqwen.training import doctor
 from tests.helpers.hub_server import WRITE, HubServer
 from tests.helpers.mutations import mutate
-from tests.helpers.runs import ROOT, connect, options
+from tests.helpers.runs import CONFIG, ROOT, connect, forked_context, options
 
 MUTATIONS = int(os.environ.get("FLEXQWEN_MUTATIONS", 3))
 RUN = "runs/hybrid-shift-64"
 SMALL = {"max_steps": 2, "save_steps": 1, "eval_steps": 2, "warmup_steps": 0, "logging_steps": 1}
 EVAL = ["--dataset", "dataset", "--documents", "3"]
 STUDY = "configs/study.yaml"
+TINY = {  # a study that is run
+    "variants": {"adamw": {}},
+    "grid": [{"variant": "adamw", "causal_fraction": "1/2"}],
+    "seeds": [0],
+    "measure": {"tasks": {"memorisation": {"limit": 4}}, "heldout": ["test"], "documents": 3, "modes": ["causal"]},
+    "compare": {},
+    "training": {**CONFIG, **SMALL, "dataset": "dataset", "tokenizer": "tokenizer", "token_stores": "tokens"},
+}
 
 
 def train_main(argv):
@@ -48,6 +63,14 @@ COMMANDS = {  # what is run, its arguments, the inputs that are damaged, and oth
         ["dataset", "dataset.trace"],
         [],
     ),
+    "trace generations": (
+        carolina_originality.main,
+        ["trace", "dataset", "--generations", "generations.jsonl", "--words", "2", "--workers", "1"],
+        ["generations.jsonl"],
+        ["dataset", "dataset.trace"],
+    ),
+    "sample again": (carolina_originality.main, ["sample", "sampled", "--documents", "100"], ["sampled"], []),
+    "build of texts": (carolina_originality.main, ["build", "--corpus", "texts", "--workers", "1"], ["texts"], []),
     "push": (carolina_originality.main, ["push", "dataset", "--repo", "org/carolina"], ["dataset"], []),
     "tokenizer": (flexqwen.main, ["tokenizer", "--dataset", "dataset", "--vocab_size", "400"], ["dataset"], []),
     "adapt": (flexqwen.main, ["tokenizer", "--adapt", "qwen3"], ["qwen3"], []),
@@ -74,12 +97,19 @@ COMMANDS = {  # what is run, its arguments, the inputs that are damaged, and oth
         ["measured", "others"],
         [],
     ),
+    "doctor": (flexqwen.main, ["doctor", "config.yaml", "--seconds", "0"], ["config.yaml"], []),
     "export": (flexqwen.main, ["export", "model", "exported"], ["model"], []),
     "publish": (
         flexqwen.main,
         ["publish", RUN, "--repo", "org/model", "--results", "measured"],
         [RUN, "measured"],
         ["tokenizer"],
+    ),
+    "study run": (
+        flexqwen.main,
+        ["study", "run", "tiny.yaml", "--workers", "1"],
+        ["results/tiny", "runs/tiny"],
+        ["tiny.yaml", "dataset", "tokenizer", "tokens"],
     ),
     "study report": (flexqwen.main, ["study", "report", STUDY], [STUDY, "results/study"], []),
     "study status": (flexqwen.main, ["study", "status", STUDY], [STUDY], []),
@@ -109,12 +139,20 @@ def whole(built, tokenizer_folder, tmp_path_factory):
     copy(tokenizer_folder, place / "tokenizer")
     Index(place / "dataset")
     write_sample(place / "corpus", 100)
+    write_sample(place / "sampled", 100)
+    (place / "texts").mkdir()
+    texts = [{"id": document.id, "text": document.text} for document in sample_documents(1500)]
+    pq.write_table(pa.Table.from_pylist(texts[:500]), place / "texts/first.parquet")
+    for name, part in (("texts/second.jsonl", texts[500:1000]), ("generations.jsonl", texts[:5])):
+        (place / name).write_text("".join(json.dumps(text) + "\n" for text in part))
+    (place / "texts/third.txt.gz").write_bytes(gzip.compress("\n".join(text["text"] for text in texts[1000:]).encode()))
     study = sorted((ROOT / "results").glob("*/cells"))[0].parent
     copy(ROOT / "configs" / f"{study.name}.yaml", place / STUDY)
     for file in (study / "items.json", *sorted(study.glob("cells/*"))[3:9:3]):
         copy(file, place / "results/study" / file.relative_to(study))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
+        patch.setattr(runner.multiprocessing, "get_context", lambda method: forked_context())
         train_main([])
         shutil.copy(f"{RUN}/config.yaml", ".")
         shutil.copytree(f"{RUN}/best", "model")
@@ -125,6 +163,8 @@ def whole(built, tokenizer_folder, tmp_path_factory):
         tokenizer.save_pretrained("qwen3")
         shutil.rmtree(f"{RUN}/step_000002")
         os.remove(f"{RUN}/finished.json")
+        Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
+        flexqwen.main(COMMANDS["study run"][1])
     return place
 
 
@@ -151,6 +191,8 @@ def call(main, arguments, capsys) -> tuple[int, str]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_damaged_input_ends_in_one_line(name, whole, hub, tmp_path, monkeypatch, capsys):
     connect(hub.url, str(tmp_path / "cache"), WRITE, monkeypatch)
+    monkeypatch.setattr(runner.multiprocessing, "get_context", lambda method: forked_context())
+    monkeypatch.setattr(doctor, "count_saved", lambda *_: 0.0)  # which compiles a layer, for many seconds
     main, arguments, damaged, read = COMMANDS[name]
     for number in range(MUTATIONS):
         source = random.Random(f"{name} {number}")

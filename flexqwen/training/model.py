@@ -80,8 +80,11 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer)
         config = FlexQwenConfig(**shape)
         with torch.device("meta"):  # which takes no memory
             weights = FlexQwenForCausalLM(config).num_parameters()
-        if 4 * weights > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
-            raise ValueError(f"it has {weights:,} weights of 4 bytes, and this machine {memory >> 30} GiB")
+        # Each weight has a gradient, which any training keeps.
+        if 8 * weights > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+            raise ValueError(
+                f"{weights:,} weights and gradients take 8 bytes each, and this machine has {memory >> 30} GiB"
+            )
         return FlexQwenForCausalLM(config)
 
 
