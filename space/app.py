@@ -11,6 +11,7 @@ import html
 import json
 import os
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -77,14 +78,14 @@ def load(model: str, dataset: Path | None, place: Path | None):
 
 
 def write(checkpoint, texts, prompt, prefix, tokens, temperature, seed):
-    """Yields the answer of the tab that writes, a token longer each time."""
+    """Yields the answer of the tab that writes, longer each time."""
     from answers import find_copies, show_written
 
-    prompt = prompt.strip()
-    yield show_written(prompt, "", texts)
-    written = ""
+    prompt, written, due = prompt.strip(), "", 0
     for written in checkpoint.write(prompt, bool(prefix), int(tokens), temperature, int(seed)):
-        yield show_written(prompt, written, texts)
+        if time.monotonic() > due:  # a page that draws each token makes the next ones wait
+            yield show_written(prompt, written, texts)
+            due = time.monotonic() + 0.1
     yield show_written(prompt, written, texts, find_copies(checkpoint.index, written))
 
 
