@@ -75,7 +75,7 @@ def count_now(name: str, before: str | None) -> dict:
     args.training.gradient_accumulation_steps = 1
     rows, length = args.training.per_device_train_batch_size, args.data.sequence_length
     phase = Phase(doctor.RandomRows(length, VOCABULARIES[name]), range(1), rows)
-    config = doctor.make_config(args, VOCABULARIES[name])
+    config = doctor.find_config(args, VOCABULARIES[name])
     step = doctor.count_step(config, args, phase)
     saved = config.num_hidden_layers * step.tokens * doctor.count_saved(config, args.training.bf16)
     found = {"tokens": step.tokens, "eager": step.bytes, "compiled": step.bytes - saved}

@@ -28,9 +28,10 @@ from flexqwen.files import versions
 from flexqwen.remote import reason
 from flexqwen.tables import plain_table
 from flexqwen.training.arguments import Arguments, parse
-from flexqwen.training.compat import compile_layers, fuse_norms, refusals_named
+from flexqwen.training.compat import compile_layers, fuse_norms
 from flexqwen.training.flops import GPUS, Count, find_gpu, model_flops
 from flexqwen.training.metrics import attended_length
+from flexqwen.training.model import make_config
 from flexqwen.training.objectives import TrainingRows, collate
 from flexqwen.training.optimizer import MuonWithAdamW
 from flexqwen.training.schedule import Phase, parse_phases, plan_phases
@@ -88,17 +89,12 @@ class Step:
     peak: int
 
 
-def make_config(args: Arguments, vocab_size: int) -> FlexQwenConfig:
+def find_config(args: Arguments, vocab_size: int) -> FlexQwenConfig:
     """The model's config: that of `model_name_or_path`, or of the shape that is given."""
     if checkpoint := args.model.model_name_or_path:
         return loading.load(FlexQwenConfig, checkpoint, attn_implementation=args.model.attn_implementation, **SPECIAL)
-    shape = dataclasses.asdict(args.model) | {"vocab_size": vocab_size, **SPECIAL}
-    shape["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
-    shape |= {"max_position_embeddings": args.data.sequence_length, "use_cache": False}
-    shape["masked_prediction"] = args.objective.masked_prediction
-    del shape["model_name_or_path"]
-    with refusals_named("the model"):
-        return FlexQwenConfig(**shape)
+    more = SPECIAL | {"use_cache": False, "masked_prediction": args.objective.masked_prediction}
+    return make_config(args.model, args.data.sequence_length, vocab_size=vocab_size, **more)[0]
 
 
 def make_optimizer(model, muon: bool) -> torch.optim.Optimizer:
@@ -184,7 +180,7 @@ def count_saved(config: FlexQwenConfig, bf16: bool) -> float:
 
 def estimate(args: Arguments, vocab_size: int, gpu: str, price: float | None) -> list[list[str]]:
     """Rows of a table: what the training that `args` describe takes on a GPU, from counted FLOPs and bytes."""
-    training, config = args.training, make_config(args, vocab_size)
+    training, config = args.training, find_config(args, vocab_size)
     if training.max_steps <= 0:
         raise InputError("an estimate needs max_steps in the config")
     settings = parse_phases(args.data.phases, args.data.sequence_length)
@@ -313,7 +309,7 @@ def main(argv: list[str] | None = None) -> None:
         print("\n" + plain_table([[what, ""], *estimate(args, options.vocab_size, options.gpu, options.price)]))
     if not torch.cuda.is_available():
         args.training.per_device_train_batch_size = min(8, args.training.train_batch_size)
-    config = make_config(args, options.vocab_size)
+    config = find_config(args, options.vocab_size)
     print(f"\ntiming each attention implementation for {options.seconds:g} s, and compiled ones more ...", flush=True)
     timed = time_attention(config, args, options.seconds) if options.seconds else []
     if timed:

@@ -67,11 +67,21 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer)
         # In float32: AdamW's small steps would round away in bfloat16. With our code, which may be published.
         ids |= {"attn_implementation": model.attn_implementation, "dtype": torch.float32, "auto_map": dict(AUTO_MAP)}
         return loading.load_model(FlexQwenForCausalLM, checkpoint, **ids)
+    config, weights = make_config(model, tokenizer.model_max_length, vocab_size=len(tokenizer), **ids)
+    # Each weight has a gradient, which any training keeps.
+    if 8 * weights > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        what = f"{weights:,} weights and gradients take 8 bytes each, and this machine has {memory >> 30} GiB"
+        raise InputError(f"the model cannot be made: {what}")
+    with refusals_named("the model"):
+        return FlexQwenForCausalLM(config)
+
+
+def make_config(model: ModelArguments, sequence_length: int, **more) -> tuple[FlexQwenConfig, int]:
+    """The config of a new model, from which one can be made, and its number of weights."""
     if model.num_key_value_heads < 1 or model.num_attention_heads % model.num_key_value_heads:
         heads, groups = model.num_attention_heads, model.num_key_value_heads
         raise InputError(f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({groups})")
-    shape = dataclasses.asdict(model) | ids | {"vocab_size": len(tokenizer)}
-    shape["max_position_embeddings"] = tokenizer.model_max_length
+    shape = dataclasses.asdict(model) | {"max_position_embeddings": sequence_length} | more
     shape["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.pop("rope_theta")}
     del shape["model_name_or_path"]
     with refusals_named("the model"):
@@ -79,13 +89,7 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer)
             raise ValueError(f"num_hidden_layers is {model.num_hidden_layers:,}")
         config = FlexQwenConfig(**shape)
         with torch.device("meta"):  # which takes no memory
-            weights = FlexQwenForCausalLM(config).num_parameters()
-        # Each weight has a gradient, which any training keeps.
-        if 8 * weights > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
-            raise ValueError(
-                f"{weights:,} weights and gradients take 8 bytes each, and this machine has {memory >> 30} GiB"
-            )
-        return FlexQwenForCausalLM(config)
+            return config, FlexQwenForCausalLM(config).num_parameters()
 
 
 def save_code(folder: Path) -> None:

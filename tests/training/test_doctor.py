@@ -48,7 +48,7 @@ def make(*words, **changes):
     args = parse([*(f"--{name}={value}" for name, value in {**SHAPE, **changes}.items()), *words])
     phase = Phase(doctor.RandomRows(args.data.sequence_length, 1024), range(1), args.training.train_batch_size)
     rows = TrainingRows([phase], args.objective, 0)
-    return args, doctor.make_config(args, 1024), phase, collate([rows[item] for item in range(phase.rows_per_step)])
+    return args, doctor.find_config(args, 1024), phase, collate([rows[item] for item in range(phase.rows_per_step)])
 
 
 def test_bytes_are_those_that_operations_read_and_write():
@@ -175,6 +175,8 @@ def test_the_driver_is_named_though_torch_finds_no_gpu(tmp_path, monkeypatch):
     [
         (["--gpu", "H10"], "did you mean 'H100'"),
         (["--hidden_size", "7x"], "hidden_size"),
+        (["--intermediate_size", "-2"], "the model cannot be made"),
+        (["--num_attention_heads", "3", "--num_key_value_heads", "2"], "must be a multiple"),
         (["configs/nope.yaml"], "nope.yaml"),
         (["configs/quickstart.yaml", "--max_steps", str(10**20)], "no whole number may be above"),
         (
