@@ -67,8 +67,10 @@ test-slow: $(VENV)/installed
 test-compat: $(COMPAT_VENV)/installed
 	@. $(COMPAT_VENV)/bin/activate && python -m pytest $(COMPAT_TESTS)
 
-space: $(SPACE_VENV)/installed
+# Asked first: installing takes minutes.
+space:
 	@test -e $(OUTPUT)/hybrid-shift-256/best/model.safetensors || { echo "error: no model yet; run make demo" >&2; exit 2; }
+	@$(MAKE) --no-print-directory $(SPACE_VENV)/installed
 	@. $(SPACE_VENV)/bin/activate && python space/app.py --model $(OUTPUT)/hybrid-shift-256/best
 
 test-space: $(SPACE_VENV)/installed

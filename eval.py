@@ -62,7 +62,7 @@ def print_evaluation(options: Options) -> None:
     main, breakdowns = split_breakdowns(results)
     print(format_results(main))
     drawn = draw_evaluation(results, options.folder)
-    more = f" ({len(breakdowns)} figures of parts of tasks: results.md)" * bool(breakdowns)
+    more = f" ({len(breakdowns)} more values, of parts of tasks: results.md)" * bool(breakdowns)
     print(f"results: {options.folder / RESULTS}{more}\nfigures: {', '.join(map(str, drawn))}")
 
 
@@ -77,8 +77,8 @@ def print_comparison(places: list[Path], output: str | None) -> None:
     print(*(f"{name}: {folder}" for name, folder in zip(ascii_uppercase, folders, strict=False)), sep="\n")
     print(comparison.format_comparison(results.split_breakdowns(differences)[0]))
     if left:
-        names = sorted({" ".join(map(str, key)) for key in left})
-        print(f"not compared, as the two sides have no items of these in common: {', '.join(names)}")
+        names = sorted({f"{task} ({mode})" for task, _, mode, *_ in left})
+        print(f"not compared where the sides have no items in common: {', '.join(names)}")
     if output:
         written = comparison.write_comparison(output, differences)
         figure = written.with_suffix(".png")

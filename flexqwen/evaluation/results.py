@@ -123,7 +123,8 @@ def format_results(results: list[Result]) -> str:
     """The results as a Markdown table, breakdowns last; the baseline stands beside each figure."""
     rows = []
     for row in itertools.chain(*split_breakdowns(results)):
-        value = f"{row.value:.3f} [{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
+        low, high = (f"{bound:.3f}" if row.n > 1 else "–" for bound in row.interval)  # of one item nothing is known
+        value = f"{row.value:.3f} [{low}, {high}]"
         baseline = f"{row.baseline:.3f} {row.baseline_name}"
         rows.append([row.task, row.subset, row.mode, row.metric, value, baseline, row.n])
     return markdown_table(["task", "items", "mode", "metric", "value [95 %]", "baseline", "n"], rows, text_columns=4)

@@ -9,7 +9,10 @@ import platform
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -19,6 +22,7 @@ from torch._inductor import compile_fx, metrics
 from torch._inductor import config as inductor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
+from transformers import AutoTokenizer
 
 import modeling_flexqwen
 from configuration_flexqwen import FlexQwenConfig
@@ -37,6 +41,7 @@ from flexqwen.training.optimizer import MuonWithAdamW
 from flexqwen.training.schedule import Phase, parse_phases, plan_phases
 from modeling_flexqwen import FlexQwenForCausalLM
 
+VOCABULARY = 8192
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 3}
 MATRIX_SHARE = 0.8  # of a GPU's peak, that large matrix products reach (790 of 989 TFLOP/s on an H100)
 MOST_TOKENS = 2**23  # of a batch; 100 times what a GPU holds of the smallest model
@@ -170,6 +175,7 @@ def count_saved(config: FlexQwenConfig, bf16: bool) -> float:
             run(eager, length)
         metrics.reset()
         counting = mock.patch.object(compile_fx, "inductor_metrics_log", log)
+        warnings.filterwarnings("ignore", ".*force_disable_caches")  # that is meant
         with counting, inductor.patch(force_disable_caches=True), contextlib.suppress(Exception):
             run(compiled, length)
         if not metrics.num_bytes_accessed:  # the compiler is switched off, or there is none for C++
@@ -204,7 +210,7 @@ def estimate(args: Arguments, vocab_size: int, gpu: str, price: float | None) ->
     last, most = steps[-1], max(step.peak for step in steps)
     moved = last.bytes / last.tokens
     table = [
-        ["parameters", f"{parameters:,}"],
+        ["parameters", f"{parameters:,}, with a vocabulary of {config.vocab_size:,}"],
         ["tokens of the run", f"{tokens:,}"],
         ["FLOPs of the run", f"{flops:.3g}"],
         ["FLOPs a token, last phase", f"{last.flops / last.tokens:,.0f}"],
@@ -212,7 +218,7 @@ def estimate(args: Arguments, vocab_size: int, gpu: str, price: float | None) ->
         ["peak memory", f"{most / 2**30:.1f} GiB of {memory} GB" + " (TOO MUCH)" * (most > memory * 1e9)],
         ["tokens/s", f"{tokens / slow:,.0f} to {tokens / fast:,.0f}"],
         ["MFU", f"{flops / slow / peak:.0%} to {flops / fast / peak:.0%}"],
-        ["hours", f"{fast / 3600:.2f} to {slow / 3600:.2f}"],
+        ["hours", f"{fast / 3600:.2f} to {slow / 3600:.2f}" if slow >= 360 else "under 0.1"],
     ]
     if price is not None:
         table.append(["cost", f"{price * fast / 3600:.2f} to {price * slow / 3600:.2f}, at {price:g} an hour"])
@@ -277,7 +283,7 @@ def time_attention(config: FlexQwenConfig, args: Arguments, seconds: float) -> l
                     runs += 1
             speed = runs * batch["input_ids"].numel() / (time.monotonic() - start)
         except Exception as error:
-            table.append([*row, f"does not run: {reason(error)[:60]}", "", ""])
+            table.append([*row, f"does not run: {textwrap.shorten(reason(error), 70, placeholder=' …')}", "", ""])
             continue
         expected = first if row == ["sdpa"] else expected
         if expected is None:
@@ -295,7 +301,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m flexqwen doctor", usage=usage, description=__doc__)
     parser.add_argument("--gpu", choices=GPUS, default=find_gpu() or "H100", help="the GPU that is estimated")
     parser.add_argument("--price", type=float, help="of an hour, in whatever currency")
-    parser.add_argument("--vocab_size", type=int, default=8192, help="of the tokenizer, which need not be there yet")
+    parser.add_argument(
+        "--vocab_size",
+        type=int,
+        help=f"by default that of the config's tokenizer, or {VOCABULARY} where it is not there yet",
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each attention implementation is timed")
     words = sys.argv[1:] if argv is None else argv
     config_file, words = (words[0], words[1:]) if words and not words[0].startswith("-") else (None, words)
@@ -304,15 +314,19 @@ def main(argv: list[str] | None = None) -> None:
     training = [*further, "--use_cpu", str(not torch.cuda.is_available()), "--torch_compile", "false"]
     shape = [f"--{name}={value}" for name, value in TRIED.items()]
     args = parse([*([config_file] if config_file else shape), *training])
+    tokenizer = Path(args.data.tokenizer or ".") / "tokenizer.json"
+    vocab_size = options.vocab_size or VOCABULARY
+    if options.vocab_size is None and tokenizer.is_file():
+        vocab_size = len(loading.load(AutoTokenizer, tokenizer.parent))
     if config_file:
         what = f"estimate of {config_file} on one {options.gpu}, which never ran there"
-        print("\n" + plain_table([[what, ""], *estimate(args, options.vocab_size, options.gpu, options.price)]))
+        print("\n" + plain_table([[what, ""], *estimate(args, vocab_size, options.gpu, options.price)]))
     if not torch.cuda.is_available():
         args.training.per_device_train_batch_size = min(8, args.training.train_batch_size)
-    config = find_config(args, options.vocab_size)
-    print(f"\ntiming each attention implementation for {options.seconds:g} s, and compiled ones more ...", flush=True)
-    timed = time_attention(config, args, options.seconds) if options.seconds else []
-    if timed:
+    config = find_config(args, vocab_size)
+    if options.seconds:
+        print(f"\ntiming each attention implementation for {options.seconds:g} s, compiled ones more ...", flush=True)
+        timed = time_attention(config, args, options.seconds)
         shown = [[*row[:3], f"{row[3]:,.0f}" if row[3] else ""] for row in timed]
         print("\n" + plain_table([["attention", "sdpa", "loss, gradient off by", "tokens/s"], *shown]))
         if not (agreeing := [row for row in timed if row[1] == "agrees"]):

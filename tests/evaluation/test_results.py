@@ -47,3 +47,7 @@ def test_what_is_not_finite_is_neither_written_nor_read(wrong, tmp_path):
 def test_every_line_of_the_table_has_n_interval_and_baseline():
     line = format_results([result([1.0] * 1500 + [0.0] * 500)]).splitlines()[-1]
     assert "0.750 [0.7" in line and "0.500 chance" in line and "2,000" in line
+
+
+def test_a_single_item_has_no_interval_in_the_table():
+    assert "| 1.014 [–, –] |" in format_results([result([1.014], metric="bits_per_byte")])

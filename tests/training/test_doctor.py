@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoTokenizer
 
 from flexqwen import __main__ as flexqwen
 from flexqwen.training import doctor
@@ -108,25 +109,12 @@ def test_more_rows_and_batches_move_more_bytes():
 
 def test_a_config_gets_an_estimate(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "count_saved", lambda *_: 0.0)
-    flexqwen.main(
-        [
-            "doctor",
-            "configs/quickstart.yaml",
-            "--seconds",
-            "0",
-            "--price",
-            "90",
-            "--gpu",
-            "A100",
-            "--vocab_size",
-            "4096",
-        ]
-    )
+    words = ["--seconds", "0", "--price", "90", "--gpu", "A100", "--vocab_size", "4096"]
+    flexqwen.main(["doctor", "configs/quickstart.yaml", *words])
     printed = capsys.readouterr().out
     assert torch.__version__ in printed and "one A100, which never ran there" in printed
-    assert re.search(r"parameters +2,5\d\d,\d\d\d\n", printed) and re.search(
-        r"cost +0\.\d\d to 0\.\d\d, at 90", printed
-    )
+    assert re.search(r"parameters +2,5\d\d,\d\d\d, with a vocabulary of 4,096\n", printed)
+    assert re.search(r"hours +under 0\.1\ncost +0\.\d\d to 0\.\d\d, at 90", printed)
 
 
 def test_the_estimate_in_the_docs_is_what_the_doctor_says(monkeypatch):
@@ -189,3 +177,9 @@ def test_wrong_words_end_in_one_line(words, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         flexqwen.main(["doctor", *words])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_vocabulary_is_that_of_the_tokenizer_which_the_config_names(tokenizer_folder, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "count_saved", lambda *_: 0.0)
+    flexqwen.main(["doctor", "configs/quickstart.yaml", "--seconds", "0", "--tokenizer", str(tokenizer_folder)])
+    assert f"vocabulary of {len(AutoTokenizer.from_pretrained(tokenizer_folder)):,}\n" in capsys.readouterr().out
