@@ -153,7 +153,9 @@ def keep(page, name):
     if folder := os.environ.get("SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.wait_for_timeout(500)
-        page.screenshot(path=f"{folder}/space-{name}.png")
+        place = page.locator(".answer:visible").first.bounding_box()
+        size = {**page.viewport_size, **({} if name == "phone" else {"height": place["y"] + place["height"] + 16})}
+        page.screenshot(path=f"{folder}/space-{name}.png", full_page=True, clip={"x": 0, "y": 0, **size})
 
 
 def test_both_modes(page, address, scorer):
