@@ -70,7 +70,7 @@ def encode(tokenizer, questions: list[Question]) -> tuple[list[finetuning.Row], 
         asked = finetuning.separate_pairs(tokenizer, [question.question])[0]
         if len(tokenizer(asked, verbose=False)["input_ids"]) > third:
             what = f"question {question.id} takes more than a third of an input of {tokenizer.model_max_length} tokens"
-            raise InputError(f"{what}; raise max_length, or use a model that takes longer inputs")
+            raise InputError(f"{what}; leave faquad out of --tasks, or take a model of longer inputs")
         encoded = tokenizer(asked, question.context, truncation="only_second", **overlapping)
         for window, offsets in enumerate(encoded["offset_mapping"]):
             places: Places = []
