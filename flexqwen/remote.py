@@ -111,8 +111,7 @@ def check_place(name: str | Path) -> None:
     except HFValidationError:
         why = f"have it ({NAMES})"
     if why:
-        remedy = suggest_path(name) or "; train.py makes such folders" * ("have" in why)
-        raise InputError(f"{name} is no folder here, and the Hub cannot {why}{remedy}")
+        raise InputError(f"{name} is no folder here, and the Hub cannot {why}{suggest_path(name)}")
 
 
 def fetch_snapshot(name: str, kind: str, patterns: list[str], token: str | None = None) -> str:

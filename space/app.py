@@ -11,7 +11,6 @@ import html
 import json
 import os
 import sys
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -78,14 +77,14 @@ def load(model: str, dataset: Path | None, place: Path | None):
 
 
 def write(checkpoint, texts, prompt, prefix, tokens, temperature, seed):
-    """Yields the answer of the tab that writes, longer each time."""
+    """Yields the answer of the tab that writes, a token longer each time."""
     from answers import find_copies, show_written
 
-    prompt, written, due = prompt.strip(), "", 0
+    prompt = prompt.strip()
+    yield show_written(prompt, "", texts)
+    written = ""
     for written in checkpoint.write(prompt, bool(prefix), int(tokens), temperature, int(seed)):
-        if time.monotonic() > due:  # a page that draws each token makes the next ones wait
-            yield show_written(prompt, written, texts)
-            due = time.monotonic() + 0.1
+        yield show_written(prompt, written, texts)
     yield show_written(prompt, written, texts, find_copies(checkpoint.index, written))
 
 

@@ -57,6 +57,12 @@ def compare_folders(folders: Sequence[Path]) -> tuple[list[Result], list[tuple]]
     return sorted(differences, key=lambda row: order.index(row.key)), left
 
 
+def name_keys(keys: list[tuple], most: int = 6) -> str:
+    """In a line, what results are of: task, items and mode, without those that differ in the metric alone."""
+    names = sorted({f"{task} {subset}, {mode}" for task, _, mode, _, subset in keys})
+    return "; ".join(names[:most] + [f"{len(names) - most} more"] * (len(names) > most))
+
+
 def format_comparison(differences: list[Result]) -> str:
     """The differences as a Markdown table."""
     rows = []

@@ -123,7 +123,8 @@ def format_results(results: list[Result]) -> str:
     """The results as a Markdown table, breakdowns last; the baseline stands beside each figure."""
     rows = []
     for row in itertools.chain(*split_breakdowns(results)):
-        low, high = (f"{bound:.3f}" if row.n > 1 else "–" for bound in row.interval)  # of one item nothing is known
+        is_known = row.n > 1 or row.interval[0] < row.interval[1]  # a single item has nothing to draw from
+        low, high = (f"{bound:.3f}" if is_known else "–" for bound in row.interval)
         value = f"{row.value:.3f} [{low}, {high}]"
         baseline = f"{row.baseline:.3f} {row.baseline_name}"
         rows.append([row.task, row.subset, row.mode, row.metric, value, baseline, row.n])

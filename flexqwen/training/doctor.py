@@ -44,6 +44,7 @@ from modeling_flexqwen import FlexQwenForCausalLM
 VOCABULARY = 8192
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 3}
 MATRIX_SHARE = 0.8  # of a GPU's peak, that large matrix products reach (790 of 989 TFLOP/s on an H100)
+MOST_LENGTH = 2**17  # of a row
 MOST_TOKENS = 2**23  # of a batch; 100 times what a GPU holds of the smallest model
 TRIED = {"hidden_size": 384, "intermediate_size": 1280, "num_hidden_layers": 4, "num_attention_heads": 6}
 TRIED |= {"num_key_value_heads": 6, "sequence_length": 256, "per_device_train_batch_size": 8}  # without a config
@@ -53,6 +54,8 @@ class RandomRows:
     """Packed rows of random documents of log-normal length, median 150 tokens; stands in for `PackedRows`."""
 
     def __init__(self, length: int, vocab_size: int, number: int = 512):
+        if length > MOST_LENGTH:
+            raise InputError(f"a row has {length:,} tokens, more than is estimated; lower sequence_length")
         self.info = {**SPECIAL, "vocab_size": vocab_size, "sequence_length": length}
         rng = np.random.default_rng(length)
         self.input_ids = rng.integers(len(SPECIAL), max(vocab_size, 8), (number, length)).astype(np.uint32)
@@ -175,8 +178,8 @@ def count_saved(config: FlexQwenConfig, bf16: bool) -> float:
             run(eager, length)
         metrics.reset()
         counting = mock.patch.object(compile_fx, "inductor_metrics_log", log)
-        warnings.filterwarnings("ignore", ".*force_disable_caches")  # that is meant
-        with counting, inductor.patch(force_disable_caches=True), contextlib.suppress(Exception):
+        fresh, quiet = inductor.patch(force_disable_caches=True), warnings.catch_warnings(action="ignore")
+        with counting, fresh, quiet, contextlib.suppress(Exception):
             run(compiled, length)
         if not metrics.num_bytes_accessed:  # the compiler is switched off, or there is none for C++
             return 0.0
@@ -314,19 +317,18 @@ def main(argv: list[str] | None = None) -> None:
     training = [*further, "--use_cpu", str(not torch.cuda.is_available()), "--torch_compile", "false"]
     shape = [f"--{name}={value}" for name, value in TRIED.items()]
     args = parse([*([config_file] if config_file else shape), *training])
-    tokenizer = Path(args.data.tokenizer or ".") / "tokenizer.json"
-    vocab_size = options.vocab_size or VOCABULARY
-    if options.vocab_size is None and tokenizer.is_file():
-        vocab_size = len(loading.load(AutoTokenizer, tokenizer.parent))
+    vocab_size, tokenizer = options.vocab_size, args.data.tokenizer
+    if vocab_size is None:
+        is_there = tokenizer and (Path(tokenizer) / "tokenizer.json").is_file()
+        vocab_size = len(loading.load(AutoTokenizer, tokenizer)) if is_there else VOCABULARY
     if config_file:
         what = f"estimate of {config_file} on one {options.gpu}, which never ran there"
         print("\n" + plain_table([[what, ""], *estimate(args, vocab_size, options.gpu, options.price)]))
     if not torch.cuda.is_available():
         args.training.per_device_train_batch_size = min(8, args.training.train_batch_size)
-    config = find_config(args, vocab_size)
     if options.seconds:
         print(f"\ntiming each attention implementation for {options.seconds:g} s, compiled ones more ...", flush=True)
-        timed = time_attention(config, args, options.seconds)
+        timed = time_attention(find_config(args, vocab_size), args, options.seconds)
         shown = [[*row[:3], f"{row[3]:,.0f}" if row[3] else ""] for row in timed]
         print("\n" + plain_table([["attention", "sdpa", "loss, gradient off by", "tokens/s"], *shown]))
         if not (agreeing := [row for row in timed if row[1] == "agrees"]):

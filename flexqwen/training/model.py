@@ -68,9 +68,9 @@ def build_model(model: ModelArguments, objective: ObjectiveArguments, tokenizer)
         ids |= {"attn_implementation": model.attn_implementation, "dtype": torch.float32, "auto_map": dict(AUTO_MAP)}
         return loading.load_model(FlexQwenForCausalLM, checkpoint, **ids)
     config, weights = make_config(model, tokenizer.model_max_length, vocab_size=len(tokenizer), **ids)
-    # Each weight has a gradient, which any training keeps.
-    if 8 * weights > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
-        what = f"{weights:,} weights and gradients take 8 bytes each, and this machine has {memory >> 30} GiB"
+    needed = weights * (4 if torch.cuda.is_available() else 8)  # on a CPU each weight's gradient is kept, too
+    if needed > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        what = f"training {weights:,} weights takes {needed >> 30} GiB or more, and this machine has {memory >> 30}"
         raise InputError(f"the model cannot be made: {what}")
     with refusals_named("the model"):
         return FlexQwenForCausalLM(config)

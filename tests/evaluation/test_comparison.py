@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flexqwen.evaluation.comparison import compare, format_comparison
+from flexqwen.evaluation.comparison import compare, format_comparison, name_keys
 from tests.helpers.results import result
 
 
@@ -54,3 +54,9 @@ def test_comparison_says_when_there_is_no_difference_and_what_cannot_be_compared
     ((third,), _) = compare([result([0.0] * 40)], [result([1.0] * 40)], "C")
     assert third.details["verdict"] == "C is higher" and "C 1.000" in format_comparison([third])
     assert {key[1:5:3] for key in left} == {(1, "only A"), (2, "v"), (3, "v"), (1, "all")}
+
+
+def test_what_is_not_compared_is_named_in_a_line():
+    keys = [("pairs", 2, "causal", metric, f"part {n}") for n in range(8) for metric in ("accuracy", "margin")]
+    assert name_keys(keys, 2) == "pairs part 0, causal; pairs part 1, causal; 6 more"
+    assert name_keys(keys[:2]) == "pairs part 0, causal"

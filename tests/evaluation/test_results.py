@@ -49,5 +49,6 @@ def test_every_line_of_the_table_has_n_interval_and_baseline():
     assert "0.750 [0.7" in line and "0.500 chance" in line and "2,000" in line
 
 
-def test_a_single_item_has_no_interval_in_the_table():
+def test_a_single_text_has_no_interval_in_the_table_and_a_single_answer_has_wilsons():
     assert "| 1.014 [–, –] |" in format_results([result([1.014], metric="bits_per_byte")])
+    assert "| 1.000 [0.207, 1.000] |" in format_results([result([1.0])])

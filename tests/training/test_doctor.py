@@ -163,6 +163,7 @@ def test_the_driver_is_named_though_torch_finds_no_gpu(tmp_path, monkeypatch):
     [
         (["--gpu", "H10"], "did you mean 'H100'"),
         (["--hidden_size", "7x"], "hidden_size"),
+        (["--sequence_length", "1000000"], "a row has 1,000,000 tokens"),
         (["--intermediate_size", "-2"], "the model cannot be made"),
         (["--num_attention_heads", "3", "--num_key_value_heads", "2"], "must be a multiple"),
         (["configs/nope.yaml"], "nope.yaml"),
