@@ -105,6 +105,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return found
 
 
+LEAST_ADDRESSES = 1 << 29  # bytes; with fewer, the linker or OpenBLAS ends the process in words of its own
 SHORTAGES = {  # what a machine, or a limit, has too little of; whatever was read or written is not to blame
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there",
@@ -199,6 +200,9 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> None:
         try:
+            if 0 <= (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) < LEAST_ADDRESSES:
+                what = f"only {limit >> 20} MiB of memory may be addressed, too little to load the libraries"
+                raise InputError(f"{what}; raise that limit (ulimit -v)")
             main(argv)
         except InputError as error:
             fail(error)

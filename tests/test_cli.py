@@ -137,3 +137,10 @@ def test_what_cannot_be_printed_is_lost_and_stops_nothing(monkeypatch):
         print("printed")
     stream.write.assert_called_with("\n")
     assert [call.args[0] for call in stream.write.call_args_list][-2:] == ["printed", "\n"]
+
+
+def test_too_few_addresses_are_said_before_a_library_needs_them():
+    command = f"ulimit -v 450000; {sys.executable} carolina_originality.py inspect nope"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("error: only 439 MiB of memory may be addressed")
+    assert done.stderr.count("\n") == 1
