@@ -156,7 +156,7 @@ def test_settings_that_cannot_be_are_refused(wrong, message, built, tokenizer_fo
 
 def test_workers_of_batches_that_cannot_work_are_one_line(built, tokenizer_folder, place, capsys, monkeypatch):
     arguments = options(built, tokenizer_folder, place / "workers-failing", dataloader_num_workers=2)
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (100, 100))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (100 if kind == resource.RLIMIT_NOFILE else -1, -1))
     with pytest.raises(SystemExit):
         train.main(arguments)
     expected = "error: 100 files may be open, and 128 are needed; raise that (ulimit -n), or set dataloader_num_workers"
