@@ -82,7 +82,7 @@ class Recorder:
     def __init__(self, cell: dict, tokenizer, length: int):
         texts = [text for _, text in read_texts(cell["dataset"], "heldout", "test", cell["documents"])]
         self.text = heldout.tokenize_texts(texts, tokenizer, length)
-        self.task, self.context = load_task("minimal_pairs"), Context(limit=cell["limit"])
+        self.task, self.context = load_task("minimal_pairs"), Context(limit=cell["limit"] or None)
         self.pairs = self.task.load_items(self.context) if cell["limit"] else []
         self.budget, self.marks, self.tokenizer = cell["minutes"] * 60, cell["marks"], tokenizer
         self.clock, self.curve = Clock(), []
@@ -389,8 +389,9 @@ def run_for(seconds: float, run, recorder: Recorder):
 def train_ours(cell: dict, recorder: Recorder, options: list[str], learning_rate: float) -> dict:
     """train.py's own `main`, with a Trainer that keeps our curve."""
     import train
+    from flexqwen.training import trainer
 
-    made, trainer_class = [], train.FlexQwenTrainer
+    made, trainer_class = [], trainer.FlexQwenTrainer
 
     def run(max_steps: int, recorder: Recorder | None):
         def make(*args):
@@ -399,7 +400,7 @@ def train_ours(cell: dict, recorder: Recorder, options: list[str], learning_rate
             made[-1].add_callback(made[-1].marks)
             return made[-1]
 
-        train.FlexQwenTrainer = make
+        trainer.FlexQwenTrainer = make
         given = {name: cell[name] for name in ("dataset", "dataset_config", "tokenizer", "seed")}
         given |= {"token_stores": f"{cell['documents_folder']}/tokens", "output_dir": f"{cell['scratch']}/{len(made)}"}
         given |= {"max_steps": max_steps, "learning_rate": learning_rate, "eval_documents": 1, "use_cpu": True}

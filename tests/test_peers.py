@@ -8,12 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from flexqwen.evaluation import heldout
 from flexqwen.evaluation.likelihood import Scorer
+from flexqwen.training import trainer
+from tests.helpers.runs import CONFIG
 from tests.helpers.tiny import BOS, EOS, VOCABULARY, make_model
 
 spec = importlib.util.spec_from_file_location("peers", Path(__file__).parents[1] / "benchmarks" / "peers.py")
@@ -156,3 +159,20 @@ def test_a_finished_run_is_not_run_again(monkeypatch, tmp_path):
     args.recipe = "--muon false"
     peers.run(args, "ours", 0, 1.0, 5, {"folder": "x"})
     assert len(started) == 2
+
+
+@pytest.mark.parametrize("side", ["ours", "stock"])
+def test_a_side_that_needs_no_checkout_runs(side, built, tokenizer_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "FlexQwenTrainer", trainer.FlexQwenTrainer)  # what it sets is undone
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**CONFIG, "output_dir": str(tmp_path)}))
+    sizes = {"documents": 4, "limit": 0, "marks": 2, "minutes": 0.02, "rate": 1.0, "seed": 0}
+    places = {"dataset": str(built), "dataset_config": "gold", "tokenizer": str(tokenizer_folder)}
+    places |= {"config": str(tmp_path / "tiny.yaml"), "scratch": str(tmp_path / "scratch")}
+    documents = peers.write_documents(SimpleNamespace(**places, runs=tmp_path))
+    recipe = "--muon true --causal_fraction 0.75" if side == "ours" else ""
+    cell = {"side": side, "recipe": recipe, "bf16": False, "documents_folder": documents["folder"]}
+    found = peers.train_one({**cell, **places, **sizes})
+    first, last = found["curve"][0], found["curve"][-1]
+    assert last["tokens"] > first["tokens"] == 0
+    for mode in heldout.MODES if side == "ours" else ["causal"]:
+        assert last[f"bits_per_byte_{mode}"] < first[f"bits_per_byte_{mode}"]
