@@ -154,8 +154,9 @@ def measure(side: str, preset: str, steps: int, compile: bool) -> dict:
         found["data_wait"] = trainer.metrics._waited / seconds
         share = float(trainer.metrics.sums[:, 1].sum()) / (steps * batch_size * length)
         attended = attended_length(phases[0])
+    found["flops_per_token"] = model_flops(model.config, 1, share, attended) / real
     if peak := peak_flops():
-        found["mfu"] = model_flops(model.config, tokens, tokens * share, attended) / seconds / peak
+        found["mfu"] = found["flops_per_token"] * found["tokens_per_second"] / peak
     return found
 
 
@@ -203,7 +204,8 @@ def main() -> None:
         print(json.dumps(measure(args.one, args.preset, args.steps, args.torch_compile)))
         return
     print(
-        "| | tokens/s | ratio | peak memory (MiB) | ratio | waits for data | MFU |\n|---|---:|---:|---:|---:|---:|---:|"
+        "| | tokens/s | ratio | MFLOP/token | ratio | peak memory (MiB) | ratio | waits for data | MFU |\n"
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     )
     sides = {}
     for side in SIDES:
@@ -219,7 +221,8 @@ def main() -> None:
         wait, mfu = (f"{row[name]:.1%}" if name in row else "" for name in ("data_wait", "mfu"))
         memory = f"{row['peak_bytes'] / 2**20:,.0f} | {row['memory_ratio']:.2f}"
         speed = f"{row['tokens_per_second']:,.0f} | {row['speed_ratio']:.2f}"
-        print(f"| {side} | {speed} | {memory} | {wait} | {mfu} |", flush=True)
+        work = f"{row['flops_per_token'] / 1e6:,.1f} | {stock['flops_per_token'] / row['flops_per_token']:.2f}"
+        print(f"| {side} | {speed} | {work} | {memory} | {wait} | {mfu} |", flush=True)
     if args.output:
         from flexqwen.files import write_json
 

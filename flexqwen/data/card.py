@@ -163,7 +163,7 @@ def draw_taxonomies(index: pa.Table, measure: str = "originality"):
     codes, names = encode_column(index, "taxonomy")
     present = sorted(np.unique(codes), key=names.__getitem__)
     figure = _new_figure(figsize=(7, 1 + len(present)), layout="constrained")
-    axes = figure.subplots(len(present), 1, sharex=True, squeeze=False)[:, 0]
+    axes = figure.subplots(len(present), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axis, code in zip(axes, present, strict=True):
         part = long & (codes == code)
         weight = np.full(part.sum(), 100 / max(1, part.sum()))
