@@ -1,4 +1,4 @@
-# make demo                    the whole way, from a sample corpus to an evaluated model
+# make demo                    the whole way, from a sample corpus to an evaluated model; replaces what is in runs/quickstart
 # make demo CORPUS=<folder>    the same from Corpus Carolina, or files of .parquet, .jsonl or .txt in any language (DOCUMENTS=<n> at most)
 # make test                    style and tests (CAROLINA_CORPUS=<folder>: also on a real copy of the corpus)
 # make test-slow               tests that it leaves out: all shards of the real copy, more of what torch compiles
@@ -6,10 +6,10 @@
 # make space                   serves the page of space/ for the model of make demo
 # make test-space              the tests of that page, in headless Chromium, and of notebooks/
 # make test-clients            the tests with programs of others that load the models (tests/clients)
-# make test-cluster            jobs/originality.py with datatrove, on processes and on a Ray cluster (tests/cluster)
 # make test-vllm               the same with vLLM on a CPU, which has a transformers of its own
+# make test-cluster            jobs/originality.py with datatrove, on processes and on a Ray cluster (tests/cluster)
 # make test-transformers4      a plain Qwen3 export in transformers 4
-# Each makes the virtual environment .venv first, if it is not there.
+# Each makes its virtual environment first, if it is not there: .venv, .venv-space, …
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -77,28 +77,18 @@ test-space: $(SPACE_VENV)/installed
 	@command -v chromium > /dev/null || { echo "error: chromium is missing; on Debian: apt-get install chromium" >&2; exit 2; }
 	@. $(SPACE_VENV)/bin/activate && python -m pytest tests/space
 
-$(SPACE_VENV)/installed: requirements.txt space/requirements.txt tests/space/requirements.txt
-	$(PYTHON) -m venv $(SPACE_VENV)
-	. $(SPACE_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt -r space/requirements.txt -r tests/space/requirements.txt
-	@touch $@
-
 test-clients: $(CLIENTS_VENV)/installed
 	@. $(CLIENTS_VENV)/bin/activate && python -m pytest tests/clients
-
-$(CLIENTS_VENV)/installed: requirements.txt tests/clients/requirements.txt
-	$(PYTHON) -m venv $(CLIENTS_VENV)
-	. $(CLIENTS_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt -r tests/clients/requirements.txt
-	@touch $@
 
 test-cluster: $(CLUSTER_VENV)/installed
 	@. $(CLUSTER_VENV)/bin/activate && python -m pytest tests/cluster
 
-$(CLUSTER_VENV)/installed: requirements.txt tests/cluster/requirements.txt
-	$(PYTHON) -m venv $(CLUSTER_VENV)
-	. $(CLUSTER_VENV)/bin/activate && python -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt -r tests/cluster/requirements.txt
+$(SPACE_VENV)/installed: space/requirements.txt tests/space/requirements.txt
+$(CLIENTS_VENV)/installed: tests/clients/requirements.txt
+$(CLUSTER_VENV)/installed: tests/cluster/requirements.txt
+$(SPACE_VENV)/installed $(CLIENTS_VENV)/installed $(CLUSTER_VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(@D)
+	. $(@D)/bin/activate && python -m pip install --quiet --disable-pip-version-check $(^:%=-r %)
 	@touch $@
 
 test-vllm: $(VLLM_VENV)/installed

@@ -72,14 +72,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="carolina_originality.py", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
 
-    sample = verbs.add_parser("sample", help="write a small generated corpus in Corpus Carolina's format")
+    def add_verb(name: str, text: str) -> ArgumentParser:
+        return verbs.add_parser(name, help=text, description=text)
+
+    sample = add_verb("sample", "write a small generated corpus in Corpus Carolina's format")
     sample.add_argument("folder", type=path)
     sample.add_argument("--documents", type=int, default=3000)
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--overwrite", action="store_true", help="replace another sample corpus")
     sample.set_defaults(run=run_sample)
 
-    made = verbs.add_parser("build", help="build the dataset from a corpus")
+    made = add_verb("build", "build the dataset from a corpus")
     made.set_defaults(run=run_build)
     add = made.add_argument
     what = "Corpus Carolina's folder; files of Parquet, .jsonl or .txt (.gz, .zst), or a folder of them; or "
@@ -96,13 +99,13 @@ def main(argv: list[str] | None = None) -> None:
     add("--skip_bad_shards", action="store_true", help="leave bad shards out and list them in the manifest")
     add("--overwrite", action="store_true", help="replace a dataset of other inputs; of the same, write the card anew")
 
-    inspect = verbs.add_parser("inspect", help="show a corpus or a built dataset")
+    inspect = add_verb("inspect", "show a corpus or a built dataset")
     inspect.add_argument("folder", type=existing)
     inspect.add_argument("--id", help="show where the copied passages of this document are, and who else holds them")
     inspect.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     inspect.set_defaults(run=run_inspect)
 
-    trace = verbs.add_parser("trace", help="show which passages of a text a dataset or a corpus holds, and of whom")
+    trace = add_verb("trace", "show which passages of a text a dataset or a corpus holds, and of whom")
     trace.set_defaults(run=run_trace)
     add = trace.add_argument
     add("folder", type=existing, help="a built dataset, or a local corpus")
@@ -116,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--json", action="store_true", help="a JSON object for each text, with all documents of each passage")
     add("--workers", type=int, default=os.cpu_count(), help="processes that make the index")
 
-    push = verbs.add_parser("push", help="publish a built dataset on the Hugging Face Hub")
+    push = add_verb("push", "publish a built dataset on the Hugging Face Hub")
     push.add_argument("folder", type=path, nargs="?", default=Path(NAME))
     push.add_argument("--repo", required=True, help="<user or organisation>/carolina_originality")
     push.add_argument("--tag", help="version; made from the build's inputs by default")

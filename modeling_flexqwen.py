@@ -194,7 +194,7 @@ def labelled_loss(hidden_states, head, labels, shift, num_items_in_batch=None, r
 
 @dataclass
 class FlexQwenCausalLMOutput(CausalLMOutputWithPast):
-    """`CausalLMOutputWithPast`, and of a training step with labels also what each row lost.
+    """`CausalLMOutputWithPast`, and, where there are labels, what each row lost.
 
     Args:
         row_losses: float32 `(batch,)`, the unweighted summed loss of each row in nats, without gradient.
@@ -332,11 +332,11 @@ class FlexQwenModel(Qwen3Model):
             check_ids("input_ids", input_ids, self.config.vocab_size)
         batch_size, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
         is_causal = self.attention_is_causal(is_causal, prefix_length)
-        if isinstance(is_causal, torch.Tensor) and (is_causal.shape != (batch_size,) or is_causal.dtype != torch.bool):
-            raise ValueError(
-                f"is_causal must be a bool or a bool tensor of shape ({batch_size},), "
-                f"got {is_causal.dtype} of shape {tuple(is_causal.shape)}"
-            )
+        is_tensor = isinstance(is_causal, torch.Tensor)
+        fits = is_tensor and is_causal.shape == (batch_size,) and is_causal.dtype == torch.bool
+        if not (fits or isinstance(is_causal, bool)):
+            found = f"{is_causal.dtype} of shape {tuple(is_causal.shape)}" if is_tensor else repr(is_causal)
+            raise ValueError(f"is_causal must be a bool or a bool tensor of shape ({batch_size},), got {found}")
         is_prepared = isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.dim() == 4)
         # A compiled graph cannot look whether positions restart; who asks it for a cache or a prefix has not packed.
         cannot_be_packed = torch.compiler.is_compiling() and (use_cache or prefix_length is not None)
@@ -571,7 +571,7 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
 
 
 class FlexQwenForMaskedLM(FlexQwenForCausalLM):
-    """Fills masks. Bidirectional by default; `logits[:, t]` predicts the token at t, whatever `masked_prediction` is.
+    """Fills masks. Bidirectional by default: `logits[:, t]` are of the token at t, whatever `masked_prediction` is.
 
     With `"next_token"` prediction, position 0 has no output before it; its logits are those at 0 itself, and mean
     nothing. That is where BOS stands, which is never masked. A label there is left out.

@@ -82,7 +82,7 @@ class Recorder:
     def __init__(self, cell: dict, tokenizer, length: int):
         texts = [text for _, text in read_texts(cell["dataset"], "heldout", "test", cell["documents"])]
         self.text = heldout.tokenize_texts(texts, tokenizer, length)
-        self.task, self.context = load_task("minimal_pairs"), Context(limit=cell["limit"] or None)
+        self.task, self.context = load_task("minimal_pairs"), Context(limit=cell["limit"] or None, mask_groups=7)
         self.pairs = self.task.load_items(self.context) if cell["limit"] else []
         self.budget, self.marks, self.tokenizer = cell["minutes"] * 60, cell["marks"], tokenizer
         self.clock, self.curve = Clock(), []
@@ -516,7 +516,7 @@ def run_all(args, documents: dict) -> dict[str, list[dict]]:
     """The runs of every side, one of each seed, at the best rate of the sweep or at the side's own."""
     with ThreadPoolExecutor(args.workers) as pool:
 
-        def together(cells: list[tuple]) -> list[dict]:
+        def together(args, cells: list[tuple]) -> list[dict]:
             return list(pool.map(lambda cell: run(args, *cell, documents), cells))
 
         def loss(trial: dict) -> float:
@@ -524,11 +524,14 @@ def run_all(args, documents: dict) -> dict[str, list[dict]]:
             return np.mean([end[metric] for metric in METRICS[:2] if metric in end])
 
         rates = RATES if args.sweep_minutes else RATES[:1]
-        minutes = args.sweep_minutes or args.minutes
-        trials = together([(side, 0, rate, minutes) for side in args.sides for rate in rates])
+        minutes, how = args.sweep_minutes or args.minutes, args
+        if args.sweep_minutes:  # only the loss at its end counts
+            how = argparse.Namespace(**vars(args) | {"limit": 0, "marks": 1})
+        trials = together(how, [(side, 0, rate, minutes) for side in args.sides for rate in rates])
         tried = [trials[first : first + len(rates)] for first in range(0, len(trials), len(rates))]
         best = {side: min(of_side, key=loss)["cell"]["rate"] for side, of_side in zip(args.sides, tried, strict=True)}
-        done = together([(side, seed, best[side], args.minutes) for seed in range(args.seeds) for side in args.sides])
+        cells = [(side, seed, best[side], args.minutes) for seed in range(args.seeds) for side in args.sides]
+        done = together(args, cells)
     return {side: done[number :: len(args.sides)] for number, side in enumerate(args.sides)}
 
 

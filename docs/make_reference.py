@@ -49,7 +49,7 @@ def default_of(action: argparse.Action) -> str:
     value = action.default
     if action.required:
         return "required"
-    if value is None or value == []:
+    if value in (None, "", []):
         return ""
     if value == CORES:
         return "all cores"

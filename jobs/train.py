@@ -14,6 +14,7 @@
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def run(*words: str | Path) -> list[str]:  # what the doctor, if it is run, call
 if torch.cuda.is_available():
     run("-m", "pytest", code / "tests/training/test_gpu.py", "-m", "gpu", "-k", "not flex", "-p", "no:cacheprovider")
 given = yaml.safe_load(Path(config).read_text())
-given |= {name.removeprefix("--"): value for name, value in zip(options[::2], options[1::2], strict=False)}
+given |= {name.replace("-", "_"): value for name, value in re.findall(r"--([\w-]+)[= ]([^\s-]\S*)", " ".join(options))}
 before = f"{given.get('strategy', 'hybrid-shift')}-{given.get('sequence_length', 512)}/config.yaml"
 if HfApi().file_exists(args.repo, before):  # a run that is resumed goes on as it began
     earlier = yaml.safe_load(Path(hf_hub_download(args.repo, before)).read_text())

@@ -83,7 +83,7 @@ def write(checkpoint, texts, prompt, prefix, tokens, temperature, seed):
     prompt = prompt.strip()
     yield show_written(prompt, "", texts)
     written = ""
-    for written in checkpoint.write(prompt, bool(prefix), int(tokens), temperature, int(seed)):
+    for written in checkpoint.write(prompt, bool(prefix), int(tokens), temperature, int(seed or 0)):
         yield show_written(prompt, written, texts)
     yield show_written(prompt, written, texts, find_copies(checkpoint.index, written))
 
@@ -153,7 +153,8 @@ def field(name: str, value, texts: dict) -> gr.components.Component:
         low, high, step = RANGES[name]
         return gr.Slider(low, high, value, step=step, label=texts[name])
     if name == "seed":
-        return gr.Number(value, label=texts[name], precision=0, minimum=0)
+        low, high, _ = RANGES[name]
+        return gr.Number(value, label=texts[name], precision=0, minimum=low, maximum=high)
     return gr.Textbox(value, label=texts[name], max_lines=6)  # Enter asks, Shift+Enter breaks the line
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flexqwen.cli import InputError, suggest_path
-from flexqwen.data.texts import check_whole, count_texts, read_texts
+from flexqwen.data.texts import check_whole, count_texts, read_texts, summarize
 from flexqwen.files import atomic_write, digest, file_digest, read_json, write_json
 from flexqwen.remote import explain_failure
 
@@ -52,6 +52,7 @@ def encode_documents(tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True  # "<mask>" typed by an author must not become the mask token
     backend.no_truncation()
+    backend.no_padding()  # which a tokenizer that padded once is saved with
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     texts = iter(texts)
     while batch := list(islice(texts, ENCODE_BATCH)):
@@ -157,6 +158,7 @@ def make_token_store(
         partial.mkdir()
         dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
         info = key | _write_rows(partial, dataset, config, tokenizer, length, dtype, unique_tokens, seed)
+        info["data"] = summarize(dataset, config)
         _write_validation(partial, dataset, tokenizer, dtype)
         write_json(partial / "info.json", info | {"files": digest_files(partial, info)})
     what = "{rows:,} rows of {sequence_length}, {tokens:,} tokens, {padding:.2%} padding".format(**info)

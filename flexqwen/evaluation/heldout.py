@@ -64,7 +64,7 @@ def score(model, text: HeldOut, mode: str, batch_tokens: int | None = None, prog
         # The losses are made where the labels are; no other logits are wanted.
         options = {"is_causal": not masked, "use_cache": False, "logits_to_keep": 1}
         row_losses = model(input_ids=ids, attention_mask=mask, labels=labels, **options).row_losses
-        np.add.at(nats, batch.owners, row_losses.double().cpu().numpy())
+        np.add.at(nats, batch.owners, row_losses.cpu().double().numpy())
     model.train(training)
     return nats
 

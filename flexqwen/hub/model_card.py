@@ -9,10 +9,10 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from flexqwen.evaluation.results import RESULTS, Result, format_results
 from flexqwen.files import read_json
 from flexqwen.training.metrics import read_log
-from flexqwen.training.objectives import ObjectiveArguments
+from flexqwen.training.objectives import trained_modes
 
 TEMPLATE = Path(__file__).with_suffix(".md")  # Jinja, as huggingface_hub's own
-CORPUS = "carolina-c4ai/corpus-carolina"
+CAROLINA = "carolina-c4ai/corpus-carolina"  # the corpus where a manifest names none
 BENCHMARKS = {"multiblimp_por": ("jumelet/multiblimp", "por")}  # task -> dataset of the Hub, and its task there
 TAGS = {"masked": "masked-language-modeling", "causal": "causal-lm"}
 ROOT = "root_run"  # in the card's metadata
@@ -25,11 +25,11 @@ class Run:
     def __init__(self, folder: Path):
         self.name, self.description = folder.name, read_json(folder / "run.json")
         self.settings = self.description["settings"]
-        self.modes = ObjectiveArguments(strategy=self.settings["strategy"]).modes
+        self.modes = trained_modes(self.settings)
         # One of the Hub; a folder may look like such a name.
         self.dataset = self.settings["dataset"] if self.description.get("dataset_is_of_the_hub") else None
-        data = self.description.get("data") or {}
-        self.is_generated, self.corpus = bool(data.get("generated")), data.get("corpus")  # None is Carolina
+        data = self.description.get("data") or {"corpus": None}  # which is not known
+        self.is_generated, self.corpus = bool(data.get("generated")), data.get("corpus", CAROLINA)
         self.finished, self.has_curves = read_json(folder / "finished.json"), (folder / "loss.png").is_file()
         self.last: dict[str, float] = {}  # logged value of every quantity
         for entry in read_log(folder):
@@ -56,7 +56,8 @@ def write(folder: Path, repo_id: str, root: str) -> dict[str, Path]:
     names = {"repo": repo_id, "runs": runs, "example": example, "format_results": format_results}
     names["is_root"] = example.name == root  # not where somebody deleted that run's folder
     names["is_generated"] = any(run.is_generated for run in runs)
-    names["is_portuguese"], names["corpora"] = is_portuguese(runs), sorted({run.corpus for run in runs} - {None})
+    names["is_portuguese"] = is_portuguese(runs)
+    names["corpora"] = sorted({run.corpus for run in runs} - {None, CAROLINA})
     ModelCard.from_template(data, template_str=template, **names).save(folder / "README.md")
     found = {"README.md": folder / "README.md"}
     for task, entries in result_entries(runs).items():
@@ -70,13 +71,13 @@ def write(folder: Path, repo_id: str, root: str) -> dict[str, Path]:
 
 def is_portuguese(runs: list[Run]) -> bool:
     """Whether the language is known: that of Corpus Carolina."""
-    return all(run.corpus is None for run in runs)
+    return all(run.corpus == CAROLINA for run in runs)
 
 
 def metadata(runs: list[Run], example: Run, repo_id: str, root: str) -> ModelCardData:
     """What stands at the head of the card."""
     datasets = [run.dataset for run in runs if run.dataset]
-    datasets += [CORPUS] if any(not (run.is_generated or run.corpus) for run in runs) else []
+    datasets += [CAROLINA] if any(run.corpus == CAROLINA and not run.is_generated for run in runs) else []
     modes = {mode for run in runs for mode in run.modes}
     tags = ["qwen3", *(tag for mode, tag in TAGS.items() if mode in modes), "data-efficient-pretraining"]
     tags += ["hybrid-objective"] if any(len(run.modes) > 1 for run in runs) else []

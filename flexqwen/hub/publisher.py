@@ -40,7 +40,7 @@ from flexqwen.loading import check_shapes
 from flexqwen.remote import reason
 from flexqwen.training.arguments import Arguments
 from flexqwen.training.checkpoints import MODEL, find_defect, list_checkpoints
-from flexqwen.training.objectives import ObjectiveArguments
+from flexqwen.training.objectives import trained_modes
 
 CODE = [Path(module.__file__) for module in (configuration_flexqwen, modeling_flexqwen)]
 OF_OTHER_RUNS = ("run.json", "metrics.jsonl", LAST, "loss.png", f"eval-*/{RESULTS}")  # what the card says
@@ -68,6 +68,7 @@ class Publisher(TrainerCallback):
         self._failure: Exception | None = None  # the last of several in a row
         self._thread, self._wanted = threading.Thread(), threading.Event()
         self._replaced: set[str] | None = None  # files of another run, to be deleted; None before that is looked at
+        self._ended: set[str] = set()  # the mark that the run there had come to an end, when this one goes on from it
         self._published: dict[str, dict] = {}  # part -> what its files were
         disable_progress_bars()  # of uploads: they would break up the training's
 
@@ -93,6 +94,7 @@ class Publisher(TrainerCallback):
             self.repository.create()
             overwrite = changes and self.if_changed == "overwrite"
             self._replaced = {f"{self.run.name}/{file}" for file in there} if overwrite else set()
+            self._ended = {f"{self.run.name}/{LAST}"} if changes else set()
         for part, files, now in self._missing():
             with stage(self.run) as staged:
                 self._upload(part, files, now, staged)
@@ -164,9 +166,9 @@ class Publisher(TrainerCallback):
         for folder in run.glob(BEST):
             yield BEST, list_folder(folder, f"{name}/{BEST}")
         if (run / LAST).is_file():
-            strategy = read_json(run / "run.json")["settings"]["strategy"]
+            modes = trained_modes(read_json(run / "run.json")["settings"])
             for twin, (trained, _) in TWINS.items():
-                if trained in ObjectiveArguments(strategy=strategy).modes:
+                if trained in modes:
                     yield twin, list_folder(run / BEST, f"{name}/{twin}")
             yield LAST, card | {f"{name}/{LAST}": run / LAST}
 
@@ -192,14 +194,22 @@ class Publisher(TrainerCallback):
         self.root = name if self.as_root or not before else before
         if with_card:
             there = self.repository.list_files()  # each time: other runs may have come, or an answer been lost
-            deleted = self._replaced & there
+            deleted = (self._replaced | self._ended) & there
+            deleted |= {file for file in there if file.startswith(".eval_results/")}  # those that hold are made anew
             if self.root != name:  # the tokenizer at the root is its own run's
                 found = {file: found[file] for file in found if file not in there.intersection(TOKENIZER)}
             elif self._replaced:
                 deleted |= self._list_models()
             others = {file.split("/")[0] for file in there if file.endswith("/run.json")} - {name}
-            if others:  # the card tells of them too
-                self.repository.fetch([f"{run}/{file}" for run in others for file in OF_OTHER_RUNS], staged)
+            own = fnmatch.filter(there - self._replaced - found.keys(), f"{name}/eval-*/{RESULTS}")
+            if others or own:  # the card tells of them too
+                wanted = [f"{run}/{file}" for run in others for file in OF_OTHER_RUNS]
+                self.repository.fetch(wanted + own, staged)
+            for folder in {os.path.dirname(file) for file in own}:
+                weights = self.run / folder.removeprefix(f"{name}/eval-") / "model.safetensors"
+                if weights.is_file() and not is_of(staged / folder, {file_digest(weights)}):  # of an earlier one
+                    shutil.rmtree(staged / folder)
+                    deleted |= {file for file in there if file.startswith(f"{folder}/")}
             if (self.run / LAST).is_file():  # the card may know
                 stage_file(self.run / LAST, staged / name / LAST, as_link=False)
             found |= model_card.write(staged, self.repository.repo_id, self.root)
@@ -213,7 +223,7 @@ class Publisher(TrainerCallback):
         if self.repository.revision in (None, "main"):
             self._update_tags(part, staged / name / part)
         self._published[part] = now
-        self._replaced = set()  # only the first commit of all, which has the card, deletes
+        self._replaced = self._ended = set()  # only the first commit of all, which has the card, deletes
 
     def _update_tags(self, part: str, folder: Path) -> None:
         """Tags a checkpoint that is new or has other content, and makes `step_…` those of the run at the root."""
@@ -318,12 +328,22 @@ def find_results(run: Path, more: list[Path]) -> list[Path]:
     candidates = [*sorted(file.parent for file in run.glob(f"eval-*/{RESULTS}")), *more]
     weights = {file_digest(file) for file in run.glob("*/model.safetensors")} if candidates else set()
     for folder in candidates:
-        header = read_json(folder / RESULTS)
-        if isinstance(header, dict) and header["made_by"]["model"].get("model.safetensors") in weights:
+        if is_of(folder, weights):
             found.append(folder)
         elif folder in more:
             raise InputError(f"{folder} holds no results of a checkpoint in {run}; make them with eval.py --model …")
+    places: dict[str, Path] = {}
+    for folder in found:
+        name = f"eval-{folder.name.removeprefix('eval-')}"
+        if not places.setdefault(name, folder).samefile(folder):
+            raise InputError(f"{places[name]} and {folder} would both be published as {name}; rename one of them")
     return found
+
+
+def is_of(results: Path, weights: set[str]) -> bool:
+    """Whether a folder of results is of a model with one of these digests."""
+    header = read_json(results / RESULTS)
+    return isinstance(header, dict) and header["made_by"]["model"].get("model.safetensors") in weights
 
 
 @command
@@ -342,6 +362,8 @@ def main(argv: list[str] | None = None) -> None:
         add(f"--{name}", **flag, help=f"{text}, which has other settings")
     args = parser.parse_args(argv)
     repository = Repository(args.repo, private=args.private or None, revision=args.revision)
+    if args.space and args.revision:
+        raise InputError("the page of a --space loads the main branch; leave --revision or --space out")
     if not args.run and not args.space:
         raise InputError("nothing to publish; name a run's folder, made by train.py, or a --space")
     if args.run:

@@ -165,8 +165,7 @@ class Study:
     def modes(self, point: Point) -> tuple[str, ...]:
         """The modes that its cells are measured in."""
         strategy = self.options(point).get("strategy", ObjectiveArguments.strategy)
-        trained = ObjectiveArguments(strategy).modes
-        trained = {1: ("causal",), 0: ("masked",)}.get(self.value(point, "causal_fraction"), trained)
+        trained = ObjectiveArguments(strategy, float(self.value(point, "causal_fraction"))).modes
         return tuple(self.measurement.modes or ((*trained, "fused") if len(trained) == 2 else trained))
 
     def value(self, point: Point, name: str) -> Any:

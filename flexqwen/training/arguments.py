@@ -233,6 +233,11 @@ def check(arguments: Arguments) -> None:
     for name in ("eval_strategy", "save_strategy"):
         if getattr(training, name) == "epoch":
             raise InputError(f"{name} is epoch; a run is one pass over its steps, so use steps")
+    if training.auto_find_batch_size:
+        remedy = "leave it out, lower per_device_train_batch_size and raise gradient_accumulation_steps by as much"
+        raise InputError(f"auto_find_batch_size is set, and it would begin again over saved checkpoints; {remedy}")
+    if training.label_smoothing_factor:
+        raise InputError("label_smoothing_factor is set; the model makes its own loss, without it, so leave it out")
     if training.save_only_model:
         raise InputError("save_only_model is set, and no run could resume from such checkpoints; leave it out")
     parse_phases(data.phases, data.sequence_length)

@@ -63,14 +63,16 @@ class SaveOnSignal(TrainerCallback):
         print("\nstopping after this step, with a checkpoint; once more stops at once", flush=True)
 
     def on_step_end(self, args, state, control, **kwargs):
+        stops = self.received
         if args.world_size > 1:  # processes must stop at the same step; to ask them at each would cost time
             if state.global_step % 5:
                 return
-            received = torch.tensor(int(self.received), device=args.device)
+            received = torch.tensor(int(stops), device=args.device)
             torch.distributed.all_reduce(received)
-            if received and not self.received:
+            stops = bool(received)  # as all of them know it, even if a signal came meanwhile
+            if stops and not self.received:
                 self.received, self.since = True, time.monotonic()
-        if self.received and state.global_step < state.max_steps:
+        if stops and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 
 

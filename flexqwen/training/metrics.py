@@ -28,7 +28,7 @@ def read_log(run: Path) -> list[dict]:
 def attended_length(phase: Phase) -> float:
     """How long a token's document is on average, in tokens: to so many it attends. Estimated on up to 512 rows."""
     info = phase.rows.info
-    rows = np.asarray(phase.rows.input_ids[:: max(1, len(phase.rows) // 512)])
+    rows = np.asarray(phase.rows.input_ids[:: -(-len(phase.rows) // 512)])
     # The positions of a document of n tokens sum up to n (n - 1) / 2, and n for each of its tokens is n squared.
     return 2 * float(position_ids(rows, info["bos_token_id"], info["pad_token_id"]).mean()) + 1
 
@@ -49,9 +49,14 @@ class TrainingMetrics:
 
     def add_rows(self, is_causal, row_losses, row_labels, row_tokens) -> None:
         """Adds a batch: for each row its mode (bool), summed loss (nats), labels and tokens, `(batch,)` each."""
-        dtype = torch.float32 if row_tokens.device.type == "mps" else torch.float64
+        dtype = self.dtype_on(row_tokens.device)
         rows = torch.stack([row_losses.to(dtype), row_labels.to(dtype), row_tokens.to(dtype)], dim=-1)
         self.sums = self.sums + torch.stack([is_causal, ~is_causal]).to(dtype) @ rows
+
+    @staticmethod
+    def dtype_on(device: torch.device) -> torch.dtype:
+        """Of the sums: Apple's GPUs have no float64."""
+        return torch.float32 if device.type == "mps" else torch.float64
 
     @contextlib.contextmanager
     def left_out(self, is_waiting: bool = False):
@@ -75,7 +80,7 @@ class TrainingMetrics:
             return
         self.step = saved["step"]
         if args.process_index == 0:
-            self.sums = torch.tensor(saved["sums"], dtype=torch.float64, device=args.device)
+            self.sums = torch.tensor(saved["sums"], dtype=self.dtype_on(args.device), device=args.device)
             self.loss = saved["loss"] * args.world_size
 
     def compute(self, step: int, accelerator, config) -> dict[str, float]:

@@ -79,14 +79,21 @@ class ObjectiveArguments:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """The modes that the strategy trains."""
-        return {"baseline-causal": ("causal",), "baseline-masked": ("masked",)}.get(self.strategy, ("causal", "masked"))
+        """The modes that are trained."""
+        fixed = {"baseline-causal": 1, "baseline-masked": 0, "alternating": 0.5}
+        share = fixed.get(self.strategy, self.causal_fraction)
+        return {1: ("causal",), 0: ("masked",)}.get(share, ("causal", "masked"))
 
     def mask_probability(self, progress: float, rng: np.random.Generator) -> float:
         """Share of a row's tokens that is masked when `progress` (0 to 1) of the training is done."""
         if self.mask_schedule == "uniform":
             return rng.random()
         return self.mask_probability_start + (self.mask_probability_end - self.mask_probability_start) * progress
+
+
+def trained_modes(settings: dict) -> tuple[str, ...]:
+    """The modes that a run with these settings trains."""
+    return ObjectiveArguments(settings["strategy"], settings["causal_fraction"]).modes
 
 
 def mask_spans(input_ids, probability, rng, objective: ObjectiveArguments, special_ids, mask_token_id, vocab_size):

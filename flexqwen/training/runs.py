@@ -49,10 +49,11 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
     digests = {"tokenizer": file_digest(tokenizer)}
     if data.token_store:
         wanted = {"dataset_config": data.dataset_config, "tokenizer_digest": digests["tokenizer"]}
+        wanted |= {"unique_tokens": data.unique_tokens, "seed": training.seed if data.unique_tokens else None}
         store = open_token_store(data.token_store, sequence_length=data.sequence_length, **wanted)
-        digests["dataset"] = store.info["dataset_digest"]
+        digests["dataset"], summary = store.info["dataset_digest"], store.info.get("data")
     else:
-        digests["dataset"] = dataset_digest(dataset)
+        digests["dataset"], summary = dataset_digest(dataset), summarize(dataset, data.dataset_config)
     if checkpoint := args.model.model_name_or_path:
         weights = sorted(Path(checkpoint).glob("*.safetensors"))
         digests["model"] = digest([file_digest(file) for file in weights] or checkpoint)
@@ -66,7 +67,7 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
         "digests": digests,
         "versions": versions("torch", "transformers", "accelerate", "tokenizers", "numpy"),
         "command": redact(["train.py", *argv]),
-        "data": summarize(dataset, data.dataset_config),
+        "data": summary,
         "dataset_is_of_the_hub": dataset != data.dataset,  # the name alone does not tell it from a folder
         "hardware": hardware,
     }
@@ -131,6 +132,9 @@ def find_state(folder: Path, description: dict, training: TrainingArguments) -> 
         remedy = "--resume_changed to resume from its last checkpoint with the new ones, or another --output_dir"
         what = f"{folder} holds a run with other settings ({'; '.join(changes)})"
         raise InputError(f"{what}; pass --overwrite to replace it, {remedy}")
+    if optimizer := [change for change in changes if change.startswith(("muon:", "optim:"))]:
+        what = f"{folder} holds the state of another optimizer ({'; '.join(optimizer)})"
+        raise InputError(f"{what}, from which no run resumes; pass --overwrite to begin anew, or another --output_dir")
     if not can_resume:
         defects = [f"{checkpoint.name}: {find_defect(checkpoint)}" for checkpoint in checkpoints]
         remedy = "bring back what is missing, or pass --overwrite to begin anew"
@@ -196,7 +200,9 @@ def clean_up(folder: Path, last: Path) -> None:
 
 def write_description(folder: Path, description: dict) -> None:
     write_json(folder / "run.json", description)
-    given = {name: description["settings"][name] for name in description["given"] if not name.endswith("_token")}
+    once = ("overwrite", "resume_changed")  # who makes the run again from this file does not ask for that
+    names = [name for name in description["given"] if not name.endswith("_token") and name not in once]
+    given = {name: description["settings"][name] for name in names}
     write_text(folder / "config.yaml", yaml.safe_dump(given, sort_keys=False))
 
 

@@ -279,5 +279,8 @@ class FlexQwenTrainer(transformers.Trainer):
             is_short = getattr(error, "errno", None) in SHORTAGES
             if checkpoint is None or begun or is_short or isinstance(error, InputError):
                 raise
+            if (checkpoint / checkpoints.FILES).is_file():  # against which it was checked
+                what = f"{checkpoint} does not fit these settings ({reason(error)})"
+                raise InputError(f"{what}; pass --overwrite to begin anew, or another --output_dir") from error
             raise InputError(f"{checkpoint} is damaged ({reason(error)}); {RESUME_BEFORE}") from error
         return True

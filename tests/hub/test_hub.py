@@ -788,18 +788,6 @@ def test_a_branch_that_is_not_there_yet_is_looked_at_as_main(hub, client, resume
         restore_tokenizer(Repository("org/someone", revision="new"), tokenizer_folder)
 
 
-def test_no_token_is_written_anywhere(hub, resumed, place):
-    """Runs last: it looks at what the tests above left in `place`, logs of runs among it, and on their common Hub."""
-    secrets = [token.encode() for token in (WRITE, READ, "hf_wrongToken")]
-    written = {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    for (_, name), repo in hub.repos.items():
-        for commit, files in repo.commits.items():
-            written |= {f"{name}@{commit}/{path}": file.content for path, file in files.items()}
-    assert len(written) > 200
-    assert not [path for path, content in written.items() if any(secret in content for secret in secrets)]
-    assert b'"hub_token": "<HUB_TOKEN>"' in written[str(place / "one" / RUN / "run.json")]
-
-
 def test_a_training_that_does_not_begin_publishes_nothing(hub, client, whole, tokenizer_folder):
     publisher = publishing.Publisher(Repository("org/not-begun"), whole, tokenizer_folder, "overwrite")
     publisher.prepare()
@@ -821,3 +809,15 @@ def test_publish_names_what_changed_while_it_was_looked_at(hub, client, whole, t
         publishing.main([str(whole), "--repo", "org/changing"])
     assert stopped.value.code == 2 and "not on the Hub yet: best" in capsys.readouterr().err
     assert f"{RUN}/step_000012/model.safetensors" in hub.repos["model", "org/changing"].files
+
+
+def test_no_token_is_written_anywhere(hub, resumed, place):
+    """Runs last: it looks at what the tests above left in `place`, logs of runs among it, and on their common Hub."""
+    secrets = [token.encode() for token in (WRITE, READ, "hf_wrongToken")]
+    written = {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    for (_, name), repo in hub.repos.items():
+        for commit, files in repo.commits.items():
+            written |= {f"{name}@{commit}/{path}": file.content for path, file in files.items()}
+    assert len(written) > 200
+    assert not [path for path, content in written.items() if any(secret in content for secret in secrets)]
+    assert b'"hub_token": "<HUB_TOKEN>"' in written[str(place / "one" / RUN / "run.json")]
