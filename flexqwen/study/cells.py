@@ -16,7 +16,7 @@ import numpy as np
 from flexqwen.cli import InputError
 from flexqwen.evaluation.statistics import joint_interval, joint_p_value
 from flexqwen.files import digest
-from flexqwen.study.grid import Cell, Comparison, Planned, Point, Study, replace_values
+from flexqwen.study.grid import Cell, Comparison, Planned, Point, Study, Sweep, replace_values
 from flexqwen.study.runner import ITEMS, read_cell, read_result
 
 ENOUGH = 20  # effective items that a bootstrap needs to be trusted
@@ -155,6 +155,7 @@ class Results:
         """
         firsts = self.at(**{comparison.axis: pair[0]}, **({} if by is None else {comparison.by: by}))
         pairs = [(first, replace_values(first, **{comparison.axis: pair[1]})) for first in firsts]
+        pairs = [sides for sides in pairs if sides[0] != sides[1]]  # a point of another part, which lacks the axis
         return self.average(measure, [sides for sides in pairs if self.is_measured(measure, sides, mode)], mode)
 
     def is_measured(self, measure: Measure, points: Sequence[Point], mode: str) -> bool:
@@ -207,8 +208,13 @@ class Results:
         rows = [row for row in rows if self.seeds(*row)] or rows[:1]
         return dict(zip(values, map(list, zip(*rows, strict=True)), strict=True))
 
+    @property
+    def sweep(self) -> Sweep | None:
+        """The study's, if some of its cells are finished."""
+        return self.study.sweep if self.study.sweep and self.at(**self.study.sweep.where) else None
+
     def sweep_axes(self) -> tuple[list, list]:
-        """Of the study's sweep, the values on its horizontal axis, falling if shares, and the values of its lines."""
+        """Of the sweep, the values on its horizontal axis, falling if shares, and the values of its lines."""
         plan, value = self.study.sweep, self.study.value
         points = self.at(**plan.where)
         over = list(dict.fromkeys(value(point, plan.over) for point in points))

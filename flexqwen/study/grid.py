@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from flexqwen.cli import InputError
+from flexqwen.evaluation import MODES
 from flexqwen.evaluation.tasks import NAMES, Context
 from flexqwen.files import digest
 from flexqwen.training.arguments import DEFAULTS, read_yaml
@@ -34,6 +35,8 @@ from flexqwen.training.objectives import ObjectiveArguments
 
 KEYS = {"training", "variants", "grid", "seeds", "measure", "compare", "sweep", "planned", "plan"}
 NEEDED = ("max_steps", "dataset", "tokenizer", "token_stores")  # of training
+SUBSETS = {"memorisation": ["continuations", "documents"]}  # of items, where there are no figures of all
+UNFIT = {"assin2", "assin2_embeddings", "faquad", "harem", "ud_probe"}  # tasks that a report could not show
 NAMELESS = ("dataset_config", "variant", "strategy")  # axes whose values tell in a file's name which axis they are of
 PLACES = ("dataset", "tokenizer", "token_stores", "logging_steps", "save_steps", "save_total_limit", "use_cpu")
 
@@ -251,7 +254,15 @@ def _read(path: Path, config: dict) -> Study:
         raise InputError("it has no cells; give seeds as a list, and variants or a grid")
     study = Study(path, points, [int(seed) for seed in config["seeds"]], config["training"], measurement)
     study.stages = [list(_expand(stage, variants)) for stage in grid if isinstance(stage, list)]
-    study.sweep = Sweep(**config["sweep"]) if "sweep" in config else None
+    study.sweep = Sweep(**config["sweep"]) if config.get("sweep") else None
+    known = {*study.axes, *DEFAULTS, "repetitions"}
+    named = [entry.get(part) for entry in config.get("compare", {}).values() for part in ("axis", "by")]
+    if sweep := study.sweep:
+        named += [sweep.over, sweep.lines, *sweep.where]
+    if unknown := set(named) - known - {None}:
+        raise InputError(f"{unknown.pop()!r} is no axis of the grid and no option of train.py")
+    if sweep and not study.select(**sweep.where):
+        raise InputError(f"sweep: no part of the grid has {sweep.where}")
     for name, entry in config.get("compare", {}).items():
         values, base = study.values(entry["axis"]), entry.get("base")
         pairs = entry.get("pairs") or [(value, base) for value in values if value != base]
@@ -261,9 +272,18 @@ def _read(path: Path, config: dict) -> Study:
     for name, entry in config.get("planned", {}).items():
         study.planned.append(Planned(name, **{**entry, "pair": tuple(entry["pair"])}))
         study.sides(study.planned[-1]), study.planned[-1].bounds
+        subsets = {"bits_per_byte": measurement.heldout}
+        subsets |= {task: SUBSETS.get(task, ["all"]) for task in measurement.tasks}
+        task, _, subset = entry["measure"].partition("/")
+        if subset not in subsets.get(task, ()) or entry["mode"] not in (*MODES, "finetuned"):
+            raise InputError(f"planned {name}: {entry['measure']} in mode {entry['mode']} is not measured")
     study.plan = Path(config["plan"]) if "plan" in config else None
     if unknown := set(measurement.tasks) - set(NAMES):
         raise InputError(f"unknown task {unknown.pop()!r}; there are: {', '.join(NAMES)}")
+    if unfit := UNFIT & set(measurement.tasks):
+        raise InputError(f"task {unfit.pop()!r} has no accuracy over all its items, which a report needs")
+    if unknown := set(measurement.modes or ()) - {*MODES}:
+        raise InputError(f"measure: unknown mode {unknown.pop()!r}; there are: {', '.join(MODES)}")
     for task in measurement.tasks:
         measurement.context(task, "", "")
     Context(documents=measurement.documents)

@@ -18,7 +18,7 @@ PALETTE = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a
 
 
 def draw(results: Results) -> list[Path]:
-    plan = results.study.sweep
+    plan = results.sweep
     figures = {"loss": draw_curves(results) if plan and plan.lines else draw_loss(results)}
     figures |= {comparison.name: draw_comparison(results, comparison) for comparison in results.study.comparisons}
     if plan:
@@ -95,10 +95,9 @@ def draw_curves(results: Results) -> Figure:
     for (row, mode), (column, value) in itertools.product(enumerate(MODES[:2]), enumerate(values)):
         axis = axes[row, column]
         for number, line in enumerate(lines):
-            points = set(results.place(value, line))
-            trained = {point for point in points if mode in results.study.modes(point)}
-            curves = [content["curve"] for cell, content in results.cells.items() if cell.point in trained]
-            if curves:
+            points = results.place(value, line)
+            for point in [point for point in points if mode in results.study.modes(point)]:
+                curves = [content["curve"] for cell, content in results.cells.items() if cell.point == point]
                 tokens = [entry["tokens"] / 1e6 for entry in curves[0]]
                 label = to_words(f"{results.study.sweep.lines} {format_value(line)}")
                 draw_band(axis, tokens, curves, mode, 0.15, color=PALETTE[number % len(PALETTE)], label=label)
@@ -133,7 +132,7 @@ def draw_comparison(results: Results, comparison: Comparison) -> Figure:
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(lines)), [name for name, _, _ in reversed(lines)], fontsize=9)
     axes[0].set_ylim(-0.4, len(lines) - 0.6)
-    what = "first minus second, 95 % intervals; filled: the interval leaves out 0"
+    what = "first minus second, 95 % intervals; filled: of several seeds, and the interval leaves out 0"
     figure.suptitle(f"{to_words(comparison.name)}: {what}")
     return figure
 

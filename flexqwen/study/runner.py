@@ -43,6 +43,7 @@ from flexqwen.training import arguments
 from flexqwen.training.checkpoints import find_defect, list_checkpoints
 from flexqwen.training.flops import model_flops
 from flexqwen.training.metrics import read_log
+from flexqwen.training.runs import run_folder
 
 ROOT = Path(__file__).parents[2]
 ITEMS, OVERLAP, REGISTERED = "items.json", "overlap.json", "registered.json"
@@ -180,7 +181,7 @@ def make_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
     code = find_commit()
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         runpy.run_path(str(ROOT / "train.py"))["main"]([str(write_config(study, cell))])
-    run = next(path.parent for path in study.run_folder(cell).glob("*/finished.json"))
+    run = run_folder(arguments.parse([str(write_config(study, cell))]))
     last, described = list_checkpoints(run)[-1], read_json(run / "run.json")
     if problem := find_defect(last):
         remedy = f"remove {run / 'finished.json'}, and the same command makes it again from the one before it"

@@ -10,7 +10,7 @@ from flexqwen.study.cells import Estimate, Measure, Results
 
 
 def rank_values(results: Results, measure: Measure, mode: str, line: Any) -> list[Any]:
-    """Values of the sweep's axis on one line: the best, then those that are not clearly worse, in their order."""
+    """Values of the sweep's axis on one line: the best, then those that are not clearly worse over several seeds."""
     found = {value: results.swept(measure, mode, value, line) for value in results.sweep_axes()[0]}
     found = {value: estimate.value for value, estimate in found.items() if estimate}
     if not found:
@@ -18,7 +18,7 @@ def rank_values(results: Results, measure: Measure, mode: str, line: Any) -> lis
     best = (min if measure.lower_is_better else max)(found, key=found.get)
     sides = {value: (results.place(value, line)[0], results.place(best, line)[0]) for value in found if value != best}
     gaps = {value: results.average(measure, [pair], mode) for value, pair in sides.items()}
-    return [best, *(value for value, gap in gaps.items() if gap and not gap.is_clear)]
+    return [best, *(value for value, gap in gaps.items() if gap and gap.seeds > 1 and not gap.is_clear)]
 
 
 @dataclass(frozen=True)

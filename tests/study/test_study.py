@@ -30,6 +30,10 @@ GOLD, MATCHED = ((("dataset_config", name),) for name in ("gold", "matched"))
 CELLS = ["adamw.causal_fraction-1-4.0", "adamw.causal_fraction-1.0", "muon.causal_fraction-1-4.0"]
 
 
+PLANNED = {"measure": "bits_per_byte/test", "mode": "causal", "axis": "variant", "pair": ["muon", "adamw"]}
+PLANNED |= {"where": {"causal_fraction": "1/4"}, "expected": "below 0"}
+
+
 def write_config(folder: Path, **changes) -> Path:
     """A study of three cells over two options, one of them a bundle."""
     content = {
@@ -228,7 +232,12 @@ def test_a_failed_cell_stops_no_other_and_is_named(ran, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     training = yaml.safe_load((ran / "tiny.yaml").read_text())["training"] | {"token_stores": str(ran / "tokens")}
     write_config(
-        tmp_path, training=training, grid=[{"num_key_value_heads": [3, 1]}], compare={}, measure={"heldout": []}
+        tmp_path,
+        training=training,
+        grid=[{"num_key_value_heads": [3, 1]}],
+        compare={},
+        sweep=None,
+        measure={"heldout": []},
     )
     with pytest.raises(InputError, match=r"num_key_value_heads-3\.0 failed"):
         runner.run(grid.read("tiny.yaml"))
@@ -274,6 +283,9 @@ def test_findings_stand_in_the_report_and_their_numbers_in_its_tables(copied):
         findings.write_text(f"One line.\n{line}\n")
         with pytest.raises(InputError, match=r"findings\.md, line 2: no table of the report has"):
             report.write(copied)
+    findings.write_text("|  |\n|---|\n| 77.7 |\n")
+    with pytest.raises(InputError, match=r"no table of the report has 77\.7"):  # a finding is no proof of itself
+        report.write(copied)
 
 
 def test_cells_with_other_tokens_or_items_are_not_compared(copied):
@@ -342,6 +354,16 @@ def test_a_planted_difference_is_found_and_none_where_there_is_none():
     none = planted(3, 0.0, 0.0).compare(PAIRS, comparison, ("gold", "matched"), "causal")
     assert (none.value, none.low, none.high) == (0, 0, 0) and not none.is_clear
     assert planted(3, 0.1, 0.0).compare(PAIRS, comparison, ("gold", "matched"), "masked") is None
+
+
+def test_a_part_without_the_axis_counts_in_no_difference():
+    results, lone = planted(3, 0.1, 0.0), (("causal_fraction", 0.5),)
+    comparison = Comparison("originality", "dataset_config", [("gold", "matched")])
+    found = results.compare(PAIRS, comparison, ("gold", "matched"), "causal")
+    results.study.training["dataset_config"] = "gold"
+    results.study.points[lone] = {}
+    results.cells |= {Cell(lone, seed): results.cells[Cell(GOLD, seed)] for seed in range(3)}
+    assert results.compare(PAIRS, comparison, ("gold", "matched"), "causal") == found
 
 
 def test_seeds_that_disagree_widen_the_interval_by_students_t():
@@ -503,6 +525,17 @@ def test_words_are_merged_into_their_sentences():
         ({"grid": [{"variant": "muon"}, {"variant": "muon", "options": {"adam_beta2": 0.9}}]}, "set different options"),
         ({"grid": [{"variant": ["a:b", "a b"]}], "variants": {"a:b": {}, "a b": {}}}, "the file a-b.0.json"),
         ({"compare": {"x": {"axis": "variant", "pairs": [["muon", "lamb"]]}}}, "the grid has no variant 'lamb'"),
+        ({"compare": {"x": {"axis": "variannt", "base": "adamw"}}}, "'variannt' is no axis of the grid"),
+        ({"compare": {"x": {"axis": "variant", "base": "adamw", "by": "share"}}}, "'share' is no axis of the grid"),
+        ({"sweep": {"over": "causal_share"}}, "'causal_share' is no axis of the grid"),
+        ({"sweep": {"over": "causal_fraction", "where": {"variant": "lamb"}}}, "no part of the grid has"),
+        (
+            {"planned": {"x": {**PLANNED, "measure": "bits_per_byte/tset"}}},
+            "planned x: bits_per_byte/tset in mode causal",
+        ),
+        ({"planned": {"x": {**PLANNED, "mode": "casual"}}}, "in mode casual is not measured"),
+        ({"measure": {"modes": ["casual"]}}, "unknown mode 'casual'"),
+        ({"measure": {"tasks": ["harem"]}}, "task 'harem' has no accuracy over all its items"),
         ({"measure": {"tasks": ["blimp"]}}, "unknown task 'blimp'"),
         ({"measure": {"tasks": {"wsc_pt": {"epochs": 1}}}}, "unexpected keyword argument 'epochs'"),
         ({"measure": {"documents": "many"}}, "not supported between"),
@@ -517,7 +550,7 @@ def test_words_are_merged_into_their_sentences():
 )
 def test_a_config_that_cannot_be_is_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        grid.read(str(write_config(tmp_path, **{"compare": {}, **changes})))
+        grid.read(str(write_config(tmp_path, **{"compare": {}, "sweep": None, **changes})))
 
 
 def test_the_config_holds_the_grid_that_the_questions_need():
