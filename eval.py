@@ -77,7 +77,8 @@ def print_comparison(places: list[Path], output: str | None) -> None:
     print(*(f"{name}: {folder}" for name, folder in zip(ascii_uppercase, folders, strict=False)), sep="\n")
     print(comparison.format_comparison(results.split_breakdowns(differences)[0]))
     if left:
-        print(f"not compared, as one side lacks it or has other items or another version: {comparison.name_keys(left)}")
+        why = "one side lacks it, or measured it otherwise, or has no number for each item"
+        print(f"not compared, as {why}: {comparison.name_keys(left)}")
     if output:
         written = comparison.write_comparison(output, differences)
         figure = written.with_suffix(".png")

@@ -41,7 +41,7 @@ TASKS = {  # metric and level of chance, as the harness's README has them
 
 def write_assin2(folder: Path) -> None:
     """ASSIN 2 where the harness looks for a dataset of that name before it asks the Hub."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     read = assin2.read()
     for split in ("train", "test"):
         pairs, levels = read["rte"][split], read["sts"][split]
@@ -58,12 +58,13 @@ def write_assin2(folder: Path) -> None:
 def run_task(name: str, command: list[str], folder: Path) -> dict:
     """What the harness says of a task: `value`, `stderr` and `n_shot`; or `error`, its last line."""
     output = folder / f"{name}.json"
+    output.unlink(missing_ok=True)  # the harness overwrites nothing
     words = [*command, "--tasks", name, "--output_path", str(output)]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     if done.returncode or not output.is_file():
         return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
     found, metric = json.loads(output.read_text(encoding="utf-8")), TASKS[name][0]
-    figures = {key.split(",")[0]: value for key, value in found["results"][name].items()}
+    figures = {key.removesuffix(",all"): value for key, value in found["results"][name].items()}  # others: one exam
     shots = found.get("config_general", {}).get("n-shot") or found.get("n-shot", {})
     return {"value": figures[metric], "stderr": figures.get(f"{metric}_stderr"), "n_shot": shots.get(name)}
 
@@ -92,7 +93,9 @@ def main() -> None:
     for name, figures in found.items():
         told = [f"not run: {figures['error']}", "", ""]
         if "error" not in figures:
-            told = [f"{100 * figures['value']:.1f}", f"{100 * (figures['stderr'] or 0):.1f}", figures["n_shot"]]
+            error = figures["stderr"]
+            spread = f"{100 * error:.1f}" if isinstance(error, float) else "–"  # "N/A" of a single item
+            told = [f"{100 * figures['value']:.1f}", spread, figures["n_shot"]]
         rows.append([name, TASKS[name][0], *told, TASKS[name][1]])
     print(markdown_table(["task", "metric", "value", "±", "examples", "chance"], rows, text_columns=3))
     if args.output:

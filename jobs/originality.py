@@ -41,7 +41,8 @@ from flexqwen.data.ngrams import (
 from flexqwen.files import atomic_write, read_json, write_json
 from flexqwen.parallel import Pool
 
-FORMAT = 2  # of what a stage leaves for the next
+FORMAT = 3  # of what a stage leaves for the next
+MOST_RANGES = 1 << 16  # no more can be told apart by the first bits of a hash
 _RECORD_BYTES = 80  # of memory, for each 7-gram of a range or of a run
 _TEXT_BYTES = 6  # for each 7-gram, about
 
@@ -63,7 +64,8 @@ class HashGrams(Stage):
         tables = [schema.empty_table()]
         with atomic_write(self.folder / f"grams/{rank:05}") as partial:
             partial.mkdir()
-            grams = self.hash_documents(self.shards[rank::world_size], tables)
+            first, end = (len(self.shards) * part // world_size for part in (rank, rank + 1))
+            grams = self.hash_documents(self.shards[first:end], tables)
             for number, run in enumerate(cut_batches(grams, self.records, lambda batch: len(batch[0]))):
                 write_run(partial / str(number), *map(np.concatenate, zip(*run, strict=True)))
                 hashes = np.load(partial / f"{number}.hashes.npy", mmap_mode="r")
@@ -172,8 +174,11 @@ def main(argv: list[str] | None = None) -> None:
     tasks = min(args.tasks or 1000, len(shards))
     text = sum(shard.size * (1 if shard.name.endswith((".jsonl", ".txt")) else 4) for shard in shards)
     records = int(args.memory * (1 << 30)) // _RECORD_BYTES
-    ranges = max(1, -(-text // (_TEXT_BYTES * records)))
-    identities = [[shard.name, shard.size, shard.path.stat().st_mtime_ns, columns] for shard in shards]
+    ranges = min(MOST_RANGES, max(1, -(-text // (_TEXT_BYTES * records))))
+    identities = []
+    for shard in shards:  # several files of plain text may be one
+        times = [path.stat().st_mtime_ns for _, path in getattr(shard, "files", [("", shard.path)])]
+        identities.append([shard.name, shard.size, times, columns])
     inputs = [FORMAT, tasks, ranges, records, corpus.source, identities]
     output = args.output.absolute()
     if (found := read_json(output / "inputs.json")) not in (None, inputs):

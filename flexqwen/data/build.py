@@ -64,12 +64,14 @@ def build(
     """Builds the dataset folder `output` and returns its manifest; reuses a finished one that has the same inputs.
 
     `places` and `columns` are as `open_collection` has them; `memory` is the GiB that scoring may take in all of its
-    processes, the `workers`. `overwrite` replaces an `output` of other inputs; of the same, it writes only the card.
+    processes, the `workers`. `overwrite` replaces an `output` of other inputs, or without bad shards; of the
+    same, it writes only the card.
     """
     output = resolve_output(output)
     if not output.name:
         raise InputError(f"--output {output}: give the name of a folder to make")
-    limits = (("documents", parameters.documents, "1"), ("workers", workers, "1"), ("memory", memory, "0.25 (GiB)"))
+    limits = (("documents", parameters.documents, "1"), ("seed", parameters.seed, "0"), ("workers", workers, "1"))
+    limits += (("memory", memory, "0.25 (GiB)"),)
     for name, value, least in limits:
         if value is not None and value < float(least.split()[0]):
             raise InputError(f"--{name} {value}: give {least} or more")
@@ -86,13 +88,16 @@ def build(
         with lock_work_folder(output) as work:
             found = read_json(output / "manifest.json")
             found = found if isinstance(found, dict) and found.get("dataset") == NAME else None
-            if not is_made(output, found, {"inputs": inputs}, overwrite):
+            bad = len(found["shards"]["bad"]) if found else 0
+            if not is_made(output, found, {"inputs": None if bad and overwrite else inputs}, overwrite):
                 with Pool(workers) as pool:
                     make_dataset(corpus, work, inputs, parameters, pool, int(memory * (1 << 30)))
                 replace_path(work / inputs / "dataset", output)
                 print(f"{output}: built")
             elif overwrite:
                 card.write_card(output)
+            elif bad:
+                print(f"without {bad} bad shards; when they are mended, --overwrite reads them again")
             remove_path(work)
     except OSError as error:  # a full disk, above all
         described = describe_os_error(locate_error(error, output))

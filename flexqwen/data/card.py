@@ -101,7 +101,7 @@ def _fill_card(folder: Path, manifest: dict[str, Any], index: pa.Table, pairs: d
         downloads[config] += sum(path.stat().st_size for path in (folder / "data" / config).glob(f"{part}-*"))
         sizes[config] += split["bytes"]
     corpus = manifest.get("corpus", "")
-    texts = TEXTS["other" if corpus else "generated" if manifest["generated"] else "real"]
+    texts = TEXTS["other" if "corpus" in manifest else "generated" if manifest["generated"] else "real"]
     texts = texts | {name: text.replace("{corpus}", corpus) for name, text in texts.items() if isinstance(text, str)}
 
     def table(header: Sequence[str], rows: Iterable[Sequence], text_columns: int | Collection[int] = 1) -> str:

@@ -6,6 +6,7 @@ A row of Parquet or a line of JSON is a document; so is a file of plain text. Fi
 import glob
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -63,8 +64,7 @@ class TextShard(Shard):
                         yield part
             except (ShardError, OSError, ValueError, pa.ArrowException) as error:
                 what = str(error) if isinstance(error, ShardError) else f"cannot be read ({error})"
-                remedy = "mend it, or leave it out with --skip_bad_shards"
-                raise ShardError(f"{path}: {' '.join(what.split())[:300]}; {remedy}") from error
+                raise ShardError(f"{path}: {' '.join(what.split())[:300]}; mend it") from error
 
 
 def _make_batch(name: str, columns: dict[str, pa.Array]) -> pa.RecordBatch:
@@ -124,7 +124,7 @@ def _read_json(name: str, path: Path, columns: dict[str, str]) -> Iterator[dict[
 
 
 def _parse_lines(name: str, path: Path, columns: dict[str, str]) -> Iterator[dict[str, str]]:
-    place = 0
+    place, others = 0, [column for field, column in columns.items() if field != "text"]  # which a line may lack
     with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as file:
         while line := file.readline(MAX_DOCUMENT_BYTES + 1):
             place += 1
@@ -138,8 +138,8 @@ def _parse_lines(name: str, path: Path, columns: dict[str, str]) -> Iterator[dic
                     raise ShardError(f"{place}: is no JSON of UTF-8 text ({error})") from error
                 if not isinstance(row, dict):
                     raise ShardError(f"{place}: is {type(row).__name__}, where an object with a text is wanted")
-                chosen = _choose_columns(list(row), columns, f"{place}: ")
-                values = {field: row[column] for field, column in chosen.items()}
+                chosen = _choose_columns([*row, *others], columns, f"{place}: ")
+                values = {field: row.get(column) for field, column in chosen.items()}
                 for field, value in values.items():
                     if value is not None and not isinstance(value, (str, int) if field == "id" else str):
                         raise ShardError(f"{place}: the {field} is of type {type(value).__name__}, not text")
@@ -167,9 +167,9 @@ def open_collection(places: Sequence[str], columns: dict[str, str], verify: bool
             if len(places) > 1:  # datasets name their files alike
                 files = {f"{_HUB.fullmatch(place)[1]}/{name}": path for name, path in files.items()}
         else:
-            files, source = _list_files(Path(place)), Path(place).name
+            files, source = _list_files(Path(place)), Path(os.path.abspath(place)).name
         sources.append(source)
-        if twice := sorted(found.keys() & files):
+        if twice := sorted(name for name in found.keys() & files if _KIND.search(name)):
             raise InputError(f"{place}: {twice[0]} is the name of another file too; give the folder that holds both")
         found |= files
     texts = sorted(name for name in found if _KIND.search(name))

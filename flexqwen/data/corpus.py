@@ -229,7 +229,7 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
 
 
 def _bad(shard: Shard, what: str, remedy: str = "download the shard again") -> ShardError:
-    return ShardError(f"{shard.path}: {what}; {remedy}, or leave it out with --skip_bad_shards")
+    return ShardError(f"{shard.path}: {what}; {remedy}")
 
 
 _TEI, _HEADER, _TEXT, _BODY, _P = (NAMESPACE + name for name in ("TEI", "teiHeader", "text", "body", "p"))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flexqwen.cli import InputError
-from flexqwen.data.corpus import COLUMNS, MIN_TOKENS, Shard
+from flexqwen.data.corpus import COLUMNS, MIN_TOKENS, Shard, ShardError
 from flexqwen.files import atomic_write, digest, read_json, remove_path, write_json
 from flexqwen.parallel import Pool
 from flexqwen.subsampling import subsample
@@ -91,7 +91,10 @@ def store_shard(shard: Shard, file: Path, need_originality: bool, skip_bad: bool
         kept = _write_documents(file, shard.read_batches(dropped, need_originality))
     except InputError as error:
         if not skip_bad:
-            raise
+            if not isinstance(error, ShardError):
+                raise
+            what = f"all of {shard.name}" if len(getattr(shard, "files", ())) > 1 else "it"
+            raise ShardError(f"{error}, or leave {what} out with --skip_bad_shards") from error
         _write_documents(file, iter(()))
         # No report: a bad shard is read again by the next build, it may have been mended.
         return {"read": 0, "dropped": {}, "bad": str(error).removeprefix(f"{shard.path}: ").rsplit("; ", 1)[0]}

@@ -86,8 +86,9 @@ def match(
     """Pairs original documents with less original ones of their length (and of their typology, where it is given).
 
     In each class of lengths the most original document is matched with the least original, the second with the second
-    last, and so on while the gap is at least `MIN_GAP`: as many pairs as can be had. Inside a class partners are then
-    dealt by length. Returns document numbers `(pairs, 2)`: original, control; most original first.
+    last, and so on while the gap is at least `MIN_GAP`. Inside a class partners are then dealt by length, so each
+    original may get any of the controls: no more pairs allow that. Returns document numbers `(pairs, 2)`: original,
+    control; most original first.
     """
     if not len(documents):
         return np.empty((0, 2), np.int64)
@@ -162,8 +163,9 @@ def decontaminate(splits: Splits, contaminated: ndarray, tokens: ndarray, seed: 
         if rows.shape[1] < wanted[name]:
             what = f"pairs of one length, {MIN_GAP} points or more apart" if partner else "documents"
             reasons.append(f"no more {what}")
-        if dropped := rows.shape[1] - clean.shape[1]:
+        if (dropped := rows.shape[1] - clean.shape[1]) and clean.shape[1] < wanted[name]:
             reasons.append(f"{dropped:,} left out for what they share with held-out documents")
+        reasons = reasons or [f"{min(clean.shape[1], wanted[name]) - cut.shape[1]:,} left out for even lengths"]
         why = f" ({'; '.join(reasons)})" if cut.shape[1] < wanted[name] else ""
         for key, part in zip((name, partner), cut, strict=False):
             training[key], notes[f"{key}/train"] = part, f"{cut.shape[1]:,} of {wanted[name]:,}{why}"

@@ -7,8 +7,7 @@ from string import ascii_uppercase
 import numpy as np
 
 from flexqwen.cli import InputError
-from flexqwen.evaluation.results import Result, is_share, mean_result, read_results
-from flexqwen.evaluation.statistics import mean_interval
+from flexqwen.evaluation.results import Result, mean_result, read_results
 from flexqwen.files import write_json
 from flexqwen.tables import markdown_table
 
@@ -34,8 +33,7 @@ def compare(first: list[Result], second: list[Result], name: str = "B") -> tuple
         clusters = None if a.clusters is None else np.asarray(a.clusters)[mine].tolist()
         fields = {name: getattr(a, name) for name in ("task", "version", "mode", "metric", "subset")}
         fields |= {"baseline": 0.0, "baseline_name": "equal"}
-        row = mean_result(y - x, [a.item_ids[place] for place in mine], weights, clusters, **fields)
-        row.interval = mean_interval(y - x, weights, clusters, (-1, 1) if is_share(a.metric) else None)
+        row = mean_result(y - x, [a.item_ids[place] for place in mine], weights, clusters, least=-1, **fields)
         means, (low, high) = [float(np.average(side, weights=weights)) for side in (x, y)], row.interval
         verdict = f"not distinguishable, n = {row.n:,}" if low <= 0 <= high else f"{name if low > 0 else 'A'} is higher"
         row.details = {"a": means[0], "b": means[1], "verdict": verdict, "name": name}
@@ -45,21 +43,29 @@ def compare(first: list[Result], second: list[Result], name: str = "B") -> tuple
 
 def compare_folders(folders: Sequence[Path]) -> tuple[list[Result], list[tuple]]:
     """The differences of the results in folders from those in the first, A, in its order; the others are B, C, ..."""
-    (_, first), *others = (read_results(folder) for folder in folders)
+    (header, first), *others = (read_results(folder) for folder in folders)
     differences, left = [], []
-    for name, folder, (_, results) in zip(ascii_uppercase[1:], folders[1:], others, strict=False):
-        found, missing = compare(first, results, name)
+    for name, folder, (other, results) in zip(ascii_uppercase[1:], folders[1:], others, strict=False):
+        alike = [row for row in results if how_measured(header, row) == how_measured(other, row)]
+        found, missing = compare(first, alike, name)
         if not found:
             what = f"{folders[0]} and {folder} have no figure in common"
-            raise InputError(f"{what}; evaluate both on the same tasks and modes")
+            raise InputError(f"{what}; evaluate both on the same tasks, in the same modes and way")
         differences, left = differences + found, left + missing
     order = [result.key for result in first]
     return sorted(differences, key=lambda row: order.index(row.key)), left
 
 
+def how_measured(header: dict, result: Result) -> list:
+    """The settings that must be alike where two models are to be compared."""
+    how = header["made_by"].get("measured", {}).get(f"{result.task}/{result.mode}", {})
+    of_training = ("seeds", "num_train_epochs", "limit") if result.mode == "finetuned" else ()
+    return [how.get(name) for name in ("within_word", "mask_groups", *of_training)]
+
+
 def name_keys(keys: list[tuple], most: int = 6) -> str:
-    """In a line, what results are of: task, items and mode, without those that differ in the metric alone."""
-    names = sorted({f"{task} {subset}, {mode}" for task, _, mode, _, subset in keys})
+    """In a line, what results are of: metric, task, items and mode."""
+    names = list(dict.fromkeys(f"{metric} of {task} {subset}, {mode}" for task, _, mode, metric, subset in keys))
     return "; ".join(names[:most] + [f"{len(names) - most} more"] * (len(names) > most))
 
 

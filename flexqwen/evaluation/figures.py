@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 from flexqwen.drawing import COLORS, save_figure, to_words
 from flexqwen.evaluation.results import Result
 
+NEUTRAL = {"gap_bits_per_byte", "copied_7grams"}  # metrics of which more is neither better nor worse
+
 
 def draw_evaluation(results: list[Result], folder: Path) -> list[Path]:
     """Draws held-out text, every task of several subsets, and all tasks together; returns the files."""
@@ -55,7 +57,9 @@ def draw_dots(rows: list[Result], path: Path, xlabel: str | None = None) -> None
     axes.set_yticks(range(len(labels)), labels)
     axes.set_title(f"{to_words(tasks[0]) if len(tasks) == 1 else 'tasks'}, 95 % intervals")
     metric = to_words(metrics[0]) if len(metrics) == 1 else "value"
-    axes.set_xlabel(xlabel or f"{metric} ({'lower' if metrics == ['bits_per_byte'] else 'higher'} is better)")
+    if not NEUTRAL & {*metrics}:
+        metric += f" ({'lower' if metrics == ['bits_per_byte'] else 'higher'} is better)"
+    axes.set_xlabel(xlabel or metric)
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     save_figure(figure, path)

@@ -37,8 +37,8 @@ class ScoredLM(LM):
         pairs = (request.args for request in requests)
         asked = tuple(Request(context + continuation, len(context)) for context, continuation in pairs)
         progress = None if disable_tqdm else "lm_eval"
-        nats = self.scorer.score(asked, self.mode, self.within_word, progress)
-        _, greedy = self.scorer.run(asked, self.mode == "masked", self.within_word, progress)
+        nats, masked = self.scorer.score(asked, self.mode, self.within_word, progress), self.mode == "masked"
+        _, greedy = self.scorer.run(asked, masked, masked and self.within_word, progress, None)  # which is kept
         return list(zip(nats.tolist(), greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:

@@ -38,6 +38,7 @@ from flexqwen.files import digest, read_json, write_json
 BATCH_TOKENS = {"cpu": 512, "cuda": 32_768}  # by device; on a CPU what a batch makes should stay in the caches
 LOGITS = 2**26  # of a batch, at most, where it has more than one row: 256 MiB in float32
 BLOCK_TOKENS = 2**18  # of requests that are scored, and kept, together
+UNBOUNDED = 1024  # tokens at a time, for models that have no last position
 LONG = 60  # seconds from which on it is said how long scoring takes
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -122,13 +123,16 @@ class Scorer:
         self.run = functools.lru_cache(maxsize=2)(self.run)  # fused asks again for what causal and masked were
         self.folder: Path | None = None
         self.modes = MODES if kind == "flexqwen" else (kind,)
+        if kind == "flexqwen" and tokenizer.mask_token_id is None:
+            self.modes = ("causal",)
         self.backend = tokenizer.backend_tokenizer
         self.backend.encode_special_tokens = True  # "<mask>" typed by an author is text
         self.backend.no_truncation()
         self.backend.no_padding()
-        self.length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+        positions = getattr(model.config, "max_position_embeddings", None) or UNBOUNDED
+        self.length = min(tokenizer.model_max_length, positions)
         if "masked" in self.modes and tokenizer.mask_token_id is None:
-            raise InputError("the tokenizer has no mask token, which masked scoring needs; pass --modes causal")
+            raise InputError("the tokenizer has no mask token, which masked scoring needs")
         encoding = self.backend.encode("a")
         inside = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
         self.prefix, self.suffix = encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
@@ -145,7 +149,7 @@ class Scorer:
         if mode not in self.modes:
             raise InputError(f"this model is not scored in mode {mode!r}; it has: {', '.join(self.modes)}")
         requests = tuple(Request(request) if isinstance(request, str) else request for request in requests)
-        how = {"causal": [(False, False, progress)], "masked": [(True, within_word, progress, mask_groups)]}
+        how = {"causal": [(False, False, progress, None)], "masked": [(True, within_word, progress, mask_groups)]}
         how["fused"] = how["causal"] + how["masked"]
         return sum(self.run(requests, *options)[0] for options in how[mode])
 

@@ -48,12 +48,12 @@ class Result:
 
 
 def mean_result(
-    items: Sequence[float], item_ids: Sequence[str], weights=None, clusters: Clusters | None = None, **fields
+    items: Sequence[float], item_ids: Sequence[str], weights=None, clusters: Clusters | None = None, least=0, **fields
 ) -> Result:
-    """The `Result` of a metric that is the mean of its items, with its interval."""
+    """The `Result` of a metric that is the mean of its items, with its interval. No share is below `least`."""
     return Result(
         value=float(np.average(items, weights=weights)),
-        interval=mean_interval(items, weights, clusters, (0, 1) if is_share(fields["metric"]) else None),
+        interval=mean_interval(items, weights, clusters, (least, 1) if is_share(fields["metric"]) else None),
         n=len(items),
         items=list(map(float, items)),
         item_ids=list(item_ids),

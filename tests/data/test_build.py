@@ -226,6 +226,7 @@ def test_a_second_build_at_once_is_refused(sample_corpus, tmp_path, capsys):
         (("inspect", ""), "is empty, give a path"),
         (("build", "--corpus", ".", "--documents", "0"), "give 1 or more"),
         (("build", "--corpus", ".", "--workers", "0"), "give 1 or more"),
+        (("build", "--corpus", ".", "--seed", "-1"), "give 0 or more"),
         (("build", "--corpus", ".", "--memory", "0"), "give 0.25"),
         (("build", "--corpus", ".", "--measure", "guess"), "invalid choice"),
         (("build", "--corpus", ".", "--sed", "1"), "--sed"),

@@ -94,8 +94,13 @@ def test_bad_files_are_one_line(tmp_path, capsys, name, content, message):
     (tmp_path / "in" / name).write_bytes(content)
     words = ("build", "--corpus", tmp_path / "in", "--output", tmp_path / "out", "--workers", 1)
     error = call(capsys, *words, expected=2)
-    assert message in error and str(tmp_path / "in" / name) in error and "--skip_bad_shards" in error
+    assert message in error and str(tmp_path / "in" / name) in error
+    assert ", or leave it out with --skip_bad_shards" in error
     assert not (tmp_path / "out").exists()
+    for number in range(2):
+        (tmp_path / f"in/z{number}.txt").write_text("um dois")
+    what = "all of a.txt to z1.txt" if name == "a.txt" else "it"  # files of plain text are read together
+    assert f", or leave {what} out with --skip_bad_shards" in call(capsys, *words, expected=2)
 
 
 def test_columns_of_parquet_are_what_their_rows_are(tmp_path):
@@ -133,6 +138,25 @@ def test_bad_columns_of_parquet(tmp_path, column, message):
     (shard,) = open_collection([tmp_path], {}).shards
     with pytest.raises(ShardError, match=re.escape(f"{tmp_path}/a.parquet: {message}")):
         list(shard.read_batches(Counter()))
+
+
+def test_a_line_may_lack_a_key_of_another_name_too(tmp_path):
+    write_lines(tmp_path / "a.jsonl", [{"body": "um", "licence": "a"}, {"body": "dois"}, {"licence": "b"}])
+    (shard,) = open_collection([tmp_path], {"text": "body", "license": "licence"}).shards
+    with pytest.raises(ShardError, match=r"a\.jsonl: 3: has no column 'body'"):
+        list(shard.read_batches(Counter()))
+    write_lines(tmp_path / "a.jsonl", [{"body": "um", "licence": "a"}, {"body": "dois"}])
+    rows = [row for batch in shard.read_batches(Counter()) for row in batch.to_pylist()]
+    assert [(row["text"], row["license"]) for row in rows] == [("um", "a"), ("dois", "")]
+
+
+def test_folders_may_hold_other_files_of_one_name_and_this_folder_has_a_name(tmp_path, monkeypatch):
+    for name in ("x", "y"):
+        write_lines(tmp_path / name / f"{name}.jsonl", [{"text": name}])
+        (tmp_path / name / "README.md").write_text("what it is")
+    assert len(open_collection([tmp_path / "x", tmp_path / "y"], {}).shards) == 2
+    monkeypatch.chdir(tmp_path / "x")
+    assert [open_collection([place], {}).source for place in (".", "../y", "..")] == ["x", "y", tmp_path.name]
 
 
 def test_a_link_to_nothing_is_not_left_out(tmp_path, capsys):

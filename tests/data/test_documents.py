@@ -3,8 +3,12 @@
 import re
 import shutil
 
+import numpy as np
+import pyarrow as pa
+
 from flexqwen.data import corpus as corpus_module
 from flexqwen.data.corpus import read_shard
+from flexqwen.data.scores import store_grams
 from flexqwen.data.texts import read_manifest
 from tests.helpers.datasets import DOCUMENTS, call, files, read_split, visible
 
@@ -22,6 +26,31 @@ def test_a_bad_shard_stops_the_build_or_is_left_out(corpus, tmp_path, capsys):
     assert list(found["shards"]["bad"]) == ["university_domains/UNIa.xml.gz"]
     assert found["shards"]["bad"]["university_domains/UNIa.xml.gz"].startswith("is a damaged gzip file after")
     assert "university_domains" not in read_split(tmp_path / "out", "index")["taxonomy"].to_pylist()
+
+
+def test_a_shard_that_was_left_out_and_is_mended_comes_in(corpus, built, tmp_path, capsys):
+    path = corpus / "corpus/university_domains/UNIa.xml.gz"
+    good = path.read_bytes()
+    path.write_bytes(good[:500] + b"\0" + good[501:])  # as long as it was, so that the inputs are the same
+    words = ("build", "--corpus", corpus, "--output", tmp_path / "out", "--workers", 1, "--skip_bad_shards")
+    call(capsys, *words)
+    path.write_bytes(good)
+    assert "without 1 bad shards; when they are mended, --overwrite reads them again" in call(capsys, *words)
+    call(capsys, *words, "--overwrite")
+    assert read_manifest(tmp_path / "out")["shards"]["bad"] == {}
+    texts = [(folder / "data/gold/train-00000-of-00001.parquet").read_bytes() for folder in (built, tmp_path / "out")]
+    assert texts[0] == texts[1]
+
+
+def test_runs_of_a_shard_that_was_bad_are_made_anew(tmp_path):
+    file, runs = tmp_path / "0.arrow", tmp_path / "runs"
+    runs.mkdir()
+    for texts in ([], ["um dois três quatro cinco seis sete oito"]):
+        columns = [pa.array(texts, pa.string()) if name == "text" else pa.nulls(len(texts)) for name in ("id", "text")]
+        batch = pa.record_batch(columns, names=["id", "text"])
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as out:
+            out.write_batch(batch)
+        assert store_grams(file, np.arange(len(texts)), runs / "000000").tolist() == [2] * len(texts)
 
 
 def test_what_a_failed_build_has_read_is_not_read_again(corpus, built, tmp_path, capsys, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from flexqwen.cli import InputError
 from flexqwen.data.packing import (
@@ -161,6 +162,17 @@ def test_a_dataset_that_lacks_documents_of_its_manifest_is_not_packed(built, tok
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"gold/train in .* documents of its manifest; copy it again"):
         make_token_store(str(copy), dataset_digest(copy), "gold", tokenizer, str(tokenizer_folder), 128, str(tmp_path))
+
+
+def test_a_tokenizer_that_has_padded_gives_the_same_documents(tokenizer, tmp_path):
+    texts = ["a", "a b c d e f"]
+    whole = list(encode_documents(tokenizer, texts))
+    tokenizer.save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    saved(texts, padding=True)
+    saved.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer.padding
+    assert list(encode_documents(AutoTokenizer.from_pretrained(tmp_path), texts)) == whole
 
 
 def test_a_missing_store_or_split_is_named(built, tokenizer, tokenizer_folder, tmp_path):

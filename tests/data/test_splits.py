@@ -54,8 +54,7 @@ def test_match_pairs_as_many_as_can_be(documents, random):
     assert (np.diff(originality[one]) <= 0).all()
     most = 0
     for length in set(splits.length_class(tokens).tolist() if len(tokens) else []):
-        # Greedy from both ends is best on a line: the k most original against the k least original, the worst of the
-        # one with the worst of the other.
+        # The k most original against the k least original, each against any: as partners are dealt by length.
         scores = sorted(originality[splits.length_class(tokens) == length])
         most += max(
             k
@@ -129,6 +128,7 @@ def test_distance_of_lengths_is_the_known_one():
     found = splits.check(chosen, tokens, originality, typology)
     (name,) = (name for name in found if name.startswith("gold_typology: Kolmogorov"))
     assert found[name]["value"] > 0
+    assert "()" not in " ".join(chosen.notes.values())
     assert found[name]["value"] == pytest.approx(ks_2samp(one, other).statistic, abs=1e-6)
 
 

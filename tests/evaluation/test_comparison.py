@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from flexqwen.evaluation.comparison import compare, format_comparison, name_keys
+from flexqwen.evaluation.comparison import compare, compare_folders, format_comparison, name_keys
+from flexqwen.evaluation.results import write_results
 from tests.helpers.results import result
 
 
@@ -58,5 +59,19 @@ def test_comparison_says_when_there_is_no_difference_and_what_cannot_be_compared
 
 def test_what_is_not_compared_is_named_in_a_line():
     keys = [("pairs", 2, "causal", metric, f"part {n}") for n in range(8) for metric in ("accuracy", "margin")]
-    assert name_keys(keys, 2) == "pairs part 0, causal; pairs part 1, causal; 6 more"
-    assert name_keys(keys[:2]) == "pairs part 0, causal"
+    assert name_keys(keys, 2) == "accuracy of pairs part 0, causal; margin of pairs part 0, causal; 14 more"
+    assert name_keys(keys[:1]) == "accuracy of pairs part 0, causal"
+
+
+@pytest.mark.parametrize(
+    ("mode", "setting", "is_compared"),
+    [("masked", "mask_groups", False), ("masked", "limit", True), ("finetuned", "limit", False)],
+)
+def test_what_was_measured_otherwise_is_not_compared(mode, setting, is_compared, tmp_path):
+    for name, value in (("a", 7), ("b", None)):
+        measured = {f"t/{mode}": {setting: value}, "t/causal": {}}
+        header = {"model": name, "made_by": {"measured": measured}}
+        write_results(tmp_path / name, header, [result([0.0, 1.0], mode=mode), result([0.0, 1.0])])
+    differences, left = compare_folders([tmp_path / "a", tmp_path / "b"])
+    assert [row.mode for row in differences] == ([mode, "causal"] if is_compared else ["causal"])
+    assert [key[2] for key in left] == ([] if is_compared else [mode])

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, BloomConfig, BloomForCausalLM
 
 from flexqwen.cli import InputError
 from flexqwen.evaluation import likelihood
@@ -271,6 +271,23 @@ def test_loads_every_kind_from_a_folder(models, name, tmp_path):
     assert scorer.kind == kind
     mode = scorer.modes[-1]
     np.testing.assert_allclose(scorer.score(TEXTS, mode), Scorer(model, tokenizer, kind).score(TEXTS, mode), atol=1e-4)
+
+
+def test_a_model_without_a_last_position_is_scored(tokenizer):
+    config = BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=1, n_head=2)
+    model = BloomForCausalLM(config).eval()
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(TEXTS[0], add_special_tokens=False).input_ids]])
+    expected = model(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None]).sum().item()
+    assert Scorer(model, tokenizer, "causal").score(TEXTS[:1], "causal")[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_flexqwen_whose_tokenizer_has_no_mask_is_scored_causally(tokenizer):
+    without = copy.deepcopy(tokenizer)
+    without.mask_token = None
+    model = make_model(vocab_size=len(tokenizer), max_position_embeddings=48)
+    scorer = Scorer(model, without, "flexqwen")
+    assert scorer.modes == ("causal",)
+    assert np.array_equal(scorer.score(TEXTS, "causal"), Scorer(model, tokenizer, "flexqwen").score(TEXTS, "causal"))
 
 
 @pytest.mark.parametrize("mode", ["causal", "masked", "fused"])

@@ -18,11 +18,11 @@ def write(path, rows):
 
 
 def test_pairs_have_names_and_groups_if_they_are_given(tmp_path):
-    file = write(tmp_path / "pairs.jsonl", [*PAIRS[:2], {**PAIRS[2], "id": "x", "group": "verbs"}])
+    file = write(tmp_path / "pairs.jsonl", [*PAIRS[:2], {**PAIRS[2], "id": "x", "group": 0}])
     task = load_task(file)
     items = task.load_items(Context())
     assert task.name == "pairs.jsonl" and [item.id for item in items] == ["1", "2", "x"]
-    assert [item.groups for item in items] == [("all",), ("all",), ("all", "verbs")]
+    assert [item.groups for item in items] == [("all",), ("all",), ("all", "0")]
     assert [request.text for request in items[0].questions[0]] == ["Eu vi 0.", "Eu viu 0."]
     assert len(task.load_items(Context(limit=2))) == 2
     version = task.version

@@ -3,6 +3,7 @@
 import itertools
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -367,6 +368,8 @@ def test_rows_past_the_last_position_are_said_once(monkeypatch):
         ({"position_ids": packed_positions(2)[0], "use_cache": True}, "use_cache=False"),
         ({"is_causal": torch.tensor([True])}, r"shape \(2,\), got torch.bool of shape \(1,\)"),
         ({"is_causal": torch.tensor([1, 0])}, "bool tensor"),
+        ({"is_causal": 0}, "bool tensor of shape .*, got 0"),  # a mode that another program has as a number
+        ({"is_causal": np.bool_(False)}, "must be a bool"),
         ({"prefix_length": torch.tensor([3, LENGTH + 1])}, r"\[3, 13\] must lie between 0 and the row's 12"),
         ({"prefix_length": torch.tensor([3, -1])}, "must lie between"),
         ({"prefix_length": torch.tensor(3)}, r"shape \(2,\), got torch.int64 of shape \(\)"),

@@ -87,6 +87,15 @@ def test_bad_options_are_named(tmp_path):
         parse([str(tmp_path / "nowhere.yaml")])
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("auto_find_batch_size", "true"), ("label_smoothing_factor", "0.1"), ("save_only_model", "true")],
+)
+def test_options_that_cannot_be_kept_are_refused(option, value):
+    with pytest.raises(InputError, match=f"{option} is set"):
+        check(parse([f"--{option}", value, "--use_cpu", "true"]))
+
+
 def test_options_with_dashes_are_the_same_options(tmp_path):
     """The config.yaml of a run makes it again, whichever way its options were written."""
     command = ["--max-steps", "9", "--learning-rate=1e-3", "--no-tie-word-embeddings", "--output-dir", str(tmp_path)]

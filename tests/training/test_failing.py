@@ -12,6 +12,7 @@ import torch
 
 import train
 from flexqwen.data.packing import PackedRows
+from flexqwen.files import read_json
 from flexqwen.training import trainer
 from tests.helpers.runs import ROOT, logged, options, run, same_weights, start, wait_for_step
 
@@ -203,14 +204,18 @@ def test_a_machine_with_the_token_store_alone_trains_the_same_run_where_it_is_na
     (store,) = (tmp_path / "tokens").glob("gold-64-*")
     named = [*arguments, "--token_store", str(store.rename(tmp_path / "tokens" / "mine"))]
     others = [*named, "--dataset_config", "matched", "--output_dir", str(tmp_path / "m")]
-    words = [sys.executable, "-c", BARE, json.dumps([arguments, named, others])]
+    fewer = [*named, "--unique_tokens", "500", "--output_dir", str(tmp_path / "u")]
+    words = [sys.executable, "-c", BARE, json.dumps([arguments, named, others, fewer])]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    without, trained, other, _ = done.stderr.split("end\n")
+    without, trained, other, sample, _ = done.stderr.split("end\n")
     assert "no dataset in no_such_dataset" in without and without.count("\n") == 1
     assert "error: " not in trained
     assert same_weights(tmp_path / "runs" / "hybrid-shift-64" / "step_000012", whole / "step_000012")
     assert "has dataset_config gold, and this run needs matched" in other
+    assert "has unique_tokens None, and this run needs 500" in sample
+    of_store, of_dataset = (read_json(root / "run.json") for root in (tmp_path / "runs" / "hybrid-shift-64", whole))
+    assert of_store["data"] == of_dataset["data"]  # which the store knows, as the dataset is not there
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(whole, built, tokenizer_folder, place):

@@ -252,6 +252,9 @@ def test_changed_settings_are_refused_unless_told(built, tokenizer_folder, place
     changed = options(built, tokenizer_folder, root, learning_rate=0.02)
     assert run(changed, output) == 2
     assert "learning_rate: 0.01 -> 0.02" in output.read_text() and "--resume_changed" in output.read_text()
+    another = options(built, tokenizer_folder, root, muon=True)
+    assert run([*another, "--resume_changed"], output) == 2
+    assert "the state of another optimizer (muon: False -> True)" in output.read_text()
     assert run([*changed, "--resume_changed"], output) == 0
     assert "resuming from step_" in output.read_text()
     assert json.loads((folder / "run.json").read_text())["settings"]["learning_rate"] == 0.02

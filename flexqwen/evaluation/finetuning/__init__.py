@@ -24,8 +24,8 @@ from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.data import passages
-from flexqwen.evaluation.results import Result
-from flexqwen.evaluation.statistics import over_seeds
+from flexqwen.evaluation.results import Result, is_share
+from flexqwen.evaluation.statistics import FEW, mean_interval, over_seeds
 from flexqwen.evaluation.tasks import Context, Task
 from flexqwen.subsampling import subsample
 
@@ -235,5 +235,9 @@ def seeds_result(
         return compute(gold[drawn], predicted[seed, drawn])
 
     values, interval = over_seeds(measure, len(predicted), len(gold), drawn_together)
+    few = len(set(drawn_together if drawn_together is not None else range(len(gold)))) < FEW
+    if few and is_share(metric):  # a bootstrap of few right answers would say [1, 1]
+        low, high = mean_interval(fields["items"], None, fields.get("clusters") or drawn_together, (0, 1))
+        interval = [min(interval[0], low), max(interval[1], high)]
     fields = {"n": len(gold), **fields, "details": {**fields["details"], "per_seed": values}}
     return Result(task.name, task.version, "finetuned", metric, float(np.mean(values)), interval, **fields)

@@ -1,6 +1,7 @@
 """How well a model predicts text: nats per predicted token and bits per byte, causally and masked."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -30,7 +31,8 @@ def load_ud(context: Context) -> list[Item]:
 def predict_texts(task: Task, scorer: Scorer, items: list[Item], mode: str, context: Context) -> list[Result]:
     """Nats per predicted token and bits per byte of texts, beside the unigram model of the same tokenizer.
 
-    A model that is no FlexQwen is scored as `likelihood` does: whole texts, one masked copy a token. Beside it, and
+    A model that is no FlexQwen is scored as `likelihood` does: windows overlap, and each token has a masked copy. That
+    sees more of a text, so these figures are of another version, not compared with a FlexQwen's. Beside them, and
     where there is no dataset to count on, stands a model to which all bytes are alike.
     """
     texts = [item.text for item in items]
@@ -39,6 +41,7 @@ def predict_texts(task: Task, scorer: Scorer, items: list[Item], mode: str, cont
         nats = score(scorer.model, text, mode, scorer.batch_tokens, progress=True)
         tokens, sizes = text.tokens, text.bytes
     else:
+        task = replace(task, version=100 + task.version)
         nats = -scorer.score(texts, mode, progress=task.name)
         tokens = np.array([len(ids.ids) for ids in scorer.backend.encode_batch(texts, add_special_tokens=False)])
         sizes = np.array([len(text.encode()) for text in texts])

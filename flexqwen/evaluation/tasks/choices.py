@@ -62,7 +62,8 @@ def make_item(row: dict, number: int) -> Item:
     """
     if not isinstance(row, dict):
         raise TypeError("this is no JSON object")
-    id, groups = str(row.get("id", number)), ("all", str(row["group"])) if row.get("group") else ("all",)
+    id, group = str(row.get("id", number)), row.get("group")
+    groups = ("all",) if group in (None, "") else ("all", str(group))
     if "context" not in row:
         good, bad = row["good"], row["bad"]
         if not (isinstance(good, str) and isinstance(bad, str) and good and bad):

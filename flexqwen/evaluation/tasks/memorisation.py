@@ -143,4 +143,4 @@ def find_copied(texts: list[str], trained: TrainingTexts) -> np.ndarray:
     return np.bincount(copied, minlength=len(texts)) / np.maximum(total, 1)
 
 
-MEMORISATION = Task("memorisation", 2, load, measure, modes=("causal", "masked"))
+MEMORISATION = Task("memorisation", 2, load, measure, modes=("causal", "masked"), settings=("split",))
