@@ -49,8 +49,7 @@ given |= {name.replace("-", "_"): value for name, value in re.findall(r"--([\w-]
 before = f"{given.get('strategy', 'hybrid-shift')}-{given.get('sequence_length', 512)}/config.yaml"
 if HfApi().file_exists(args.repo, before):  # a run that is resumed goes on as it began
     earlier = yaml.safe_load(Path(hf_hub_download(args.repo, before)).read_text())
-    kept = [name for name in ("attn_implementation", "torch_compile") if name in earlier]
-    fastest = [word for name in kept for word in (f"--{name}", str(earlier[name]).lower())]
+    fastest = [f"--{k}={v}".lower() for k, v in earlier.items() if k in ("attn_implementation", "torch_compile")]
 else:
     fastest = run("-m", "flexqwen", "doctor", config, "--vocab_size", args.vocab_size, "--seconds", "2", *options)
 dataset, checkpoint = snapshot_download(args.dataset, repo_type="dataset"), given.get("model_name_or_path")
