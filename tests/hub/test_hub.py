@@ -22,6 +22,7 @@ from transformers import AutoConfig
 import carolina_originality
 import eval as evaluation
 from flexqwen import loading, remote
+from flexqwen.evaluation.results import write_results
 from flexqwen.files import file_digest, read_json, remove_path
 from flexqwen.hub import model_card
 from flexqwen.hub import publisher as publishing
@@ -32,6 +33,7 @@ from flexqwen.remote import fetch_snapshot
 from flexqwen.training.arguments import check, parse
 from flexqwen.training.checkpoints import last_checkpoint
 from tests.helpers.hub_server import READ, WRITE, HubServer
+from tests.helpers.results import result
 from tests.helpers.runs import connect, logged, options, run, same_weights, start, wait_for_step
 from tests.helpers.tiny import CLASSES
 
@@ -263,12 +265,12 @@ def test_the_card_tells_what_the_records_of_all_runs_say(hub, resumed, whole, cl
     text = files["README.md"].decode()
     results = read_json(run_folder / "eval-best" / "results.json")["results"]
     card = ModelCard(text)
-    values = {round(result["value"], 4) for result in results}
+    values = {round(row["value"], 4) for row in results}
     assert {found.metric_value for found in card.data.eval_results} == values
-    for result in results:
-        assert f"{result['value']:.3f} [{result['interval'][0]:.3f}, {result['interval'][1]:.3f}]" in text
+    for row in results:
+        assert f"{row['value']:.3f} [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]" in text
     entries = parse_eval_result_entries(yaml.safe_load(files[".eval_results/bits_per_byte.yaml"]))
-    bits = {round(result["value"], 4) for result in results if result["metric"] == "bits_per_byte"}
+    bits = {round(row["value"], 4) for row in results if row["metric"] == "bits_per_byte"}
     assert {entry.value for entry in entries} == bits and {entry.dataset_id for entry in entries} == {DATASET}
     last = [line for line in logged(run_folder) if "eval_loss_causal" in line][-1]
     assert text.count("finished at step 12") == 2 and "in training, step" not in text
@@ -321,6 +323,11 @@ def test_the_card_shows_what_the_strategy_trains(whole, tmp_path, strategy, task
     model_card.write(tmp_path, MODEL, folder.name)
     text = (tmp_path / "README.md").read_text().partition("## Citation")[0]
     assert "trained on `notícias`" in text and not ModelCard(text).data.language and "ortuguese" not in text
+    description["data"] = None  # an older token store does not say
+    (folder / "run.json").write_text(json.dumps(description))
+    model_card.write(tmp_path, MODEL, folder.name)
+    text = (tmp_path / "README.md").read_text().partition("## Citation")[0]
+    assert "\nA FlexQwen: a Qwen3" in text and not ModelCard(text).data.language and "ortuguese" not in text
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_said_and_nothing_is_begun(
@@ -513,6 +520,57 @@ def test_a_run_there_with_other_settings_is_refused_or_replaced(whole, tokenizer
     assert "model.safetensors" not in after  # the root is no model before the new run has a best
     assert tags.keys() == {f"{run}step_0000{step}" for run in ("", f"{RUN}-") for step in ("06", "09", "12")}
     assert after[f"{RUN}/run.json"] == (folder / "run.json").read_bytes()
+
+
+def test_a_run_that_goes_on_longer_is_no_finished_one(whole, tokenizer_folder, place, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / RUN)
+    description = read_json(whole / "run.json")
+    description["settings"]["max_steps"] = 24
+    (folder / "run.json").write_text(json.dumps(description))
+    (folder / "finished.json").unlink()
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        connect(hub.url, str(place / "home"), WRITE, patch)
+        publishing.main([str(whole), "--repo", MODEL])
+        assert f"{RUN}/finished.json" in hub.repos["model", MODEL].files
+        publishing.Publisher(Repository(MODEL), folder, tokenizer_folder, "resume_changed").publish()
+        assert f"{RUN}/finished.json" not in hub.repos["model", MODEL].files
+        again = publishing.Publisher(Repository(MODEL), folder, tokenizer_folder, "resume_changed")
+        again.prepare()
+        assert not again.restore(description, "resume") and not (folder / "finished.json").exists()
+        publishing.main([str(whole), "--repo", MODEL, "--resume_changed"])
+        assert f"{RUN}/finished.json" in hub.repos["model", MODEL].files
+
+
+def test_the_card_keeps_the_figures_of_the_weights_that_are_there(whole, place, tmp_path, capsys):
+    folder = shutil.copytree(whole, tmp_path / RUN)
+    value = {"one/best": 0.111, "two/best": 0.222, "more": 0.333}
+    for name, accuracy in value.items():
+        row = result([accuracy] * 2, task="multiblimp_por")
+        weights = {"model.safetensors": file_digest(folder / "best" / "model.safetensors")}
+        made_by = {"model": weights, "dataset_digest": "z", "measured": {}}
+        write_results(tmp_path / name, {"model": "x/best", "made_by": made_by}, [row])
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        connect(hub.url, str(place / "home"), WRITE, patch)
+        with pytest.raises(SystemExit):
+            publishing.main([str(folder), "--repo", MODEL, "--results", *(str(tmp_path / name) for name in value)])
+        assert "would both be published as eval-best; rename one of them" in capsys.readouterr().err
+        results = [str(tmp_path / name) for name in ("one/best", "more")]
+        publishing.main([str(folder), "--repo", MODEL, "--results", *results])
+        publishing.main([str(folder), "--repo", MODEL])
+        files = hub.repos["model", MODEL].files
+        assert all(text in files["README.md"].decode() for text in ("0.111", "0.333"))
+        shutil.copy(folder / "step_000003" / "model.safetensors", folder / "best")
+        publishing.main([str(folder), "--repo", MODEL])
+        files = hub.repos["model", MODEL].files
+        assert "0.111" not in files["README.md"].decode() and "0.333" in files["README.md"].decode()
+        assert f"{RUN}/eval-best/results.json" not in files and f"{RUN}/eval-more/results.json" in files
+        (folder / "run.json").write_text(
+            (whole / "run.json").read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.5')
+        )
+        publishing.main([str(folder), "--repo", MODEL, "--overwrite"])
+        files = hub.repos["model", MODEL].files
+    assert not [name for name in files if name.startswith((f"{RUN}/eval-", ".eval_results/"))]
+    assert "No evaluation has been published yet" in files["README.md"].decode()
 
 
 def take_weights(source, checkpoint):
