@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import pickle
 import sys
 from pathlib import Path
 
@@ -279,7 +280,8 @@ class FlexQwenTrainer(transformers.Trainer):
             is_short = getattr(error, "errno", None) in SHORTAGES
             if checkpoint is None or begun or is_short or isinstance(error, InputError):
                 raise
-            if (checkpoint / checkpoints.FILES).is_file():  # against which it was checked
+            # What lists its files is as it was saved; only a pickle of something else is none that was saved.
+            if (checkpoint / checkpoints.FILES).is_file() and not isinstance(error, pickle.UnpicklingError):
                 what = f"{checkpoint} does not fit these settings ({reason(error)})"
                 raise InputError(f"{what}; pass --overwrite to begin anew, or another --output_dir") from error
             raise InputError(f"{checkpoint} is damaged ({reason(error)}); {RESUME_BEFORE}") from error
