@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--workers", type=int, default=os.cpu_count(), help="processes")
     add("--memory", type=float, default=2, help="GiB that scoring may take, all processes together")
     add("--skip_bad_shards", action="store_true", help="leave bad shards out and list them in the manifest")
-    add("--overwrite", action="store_true", help="replace a dataset of other inputs; of the same, write the card anew")
+    add("--overwrite", action="store_true", help="replace one of other inputs, or with bad shards; else write its card")
 
     inspect = add_verb("inspect", "show a corpus or a built dataset")
     inspect.add_argument("folder", type=existing)

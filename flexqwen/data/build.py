@@ -135,17 +135,19 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
         pa.array(np.empty(0))  # pyarrow loads pandas, where there is one
     keep_only(work, {"documents", inputs})
     folder = work / inputs
-    (folder / ngrams.RUNS).mkdir(parents=True, exist_ok=True)
     remove_path(folder / "dataset")
-    (folder / "dataset").mkdir()
+    (folder / "dataset").mkdir(parents=True)
 
     need_originality, skip_bad = parameters.measure == "header", parameters.skip_bad_shards
     files, reports = store_shards(corpus.shards, work / "documents", need_originality, skip_bad, pool)
+    bad = [shard.name for shard, report in zip(corpus.shards, reports, strict=True) if report["bad"]]
+    runs = folder / (ngrams.RUNS + (f"-without-{digest(bad)[:12]}" if bad else ""))  # one that is mended comes in
+    runs.mkdir(exist_ok=True)
     in_use, dropped = open_documents(files, parameters.documents, parameters.seed)
     for report in reports:
         dropped.update(report["dropped"])
     dropped = dict(sorted(dropped.items()))
-    among_long = score_documents(in_use, folder / ngrams.RUNS, memory, pool)
+    among_long = score_documents(in_use, runs, memory, pool)
     chosen = choose_splits(in_use, parameters, folder / "heldout.npy", pool)
     bytes_, shares = write_splits(folder / "dataset", in_use, chosen, folder / "heldout.npy", pool)
     checks = splits.check(chosen, in_use.tokens, getattr(in_use, parameters.measure), in_use.typology, shares)

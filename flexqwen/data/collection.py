@@ -124,7 +124,8 @@ def _read_json(name: str, path: Path, columns: dict[str, str]) -> Iterator[dict[
 
 
 def _parse_lines(name: str, path: Path, columns: dict[str, str]) -> Iterator[dict[str, str]]:
-    place, others = 0, [column for field, column in columns.items() if field != "text"]  # which a line may lack
+    place, text = 0, {"text": columns.get("text", "text")}
+    absent = set(columns.values()) - {text["text"]}  # a line may lack them, but not every line
     with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as file:
         while line := file.readline(MAX_DOCUMENT_BYTES + 1):
             place += 1
@@ -138,13 +139,16 @@ def _parse_lines(name: str, path: Path, columns: dict[str, str]) -> Iterator[dic
                     raise ShardError(f"{place}: is no JSON of UTF-8 text ({error})") from error
                 if not isinstance(row, dict):
                     raise ShardError(f"{place}: is {type(row).__name__}, where an object with a text is wanted")
-                chosen = _choose_columns([*row, *others], columns, f"{place}: ")
-                values = {field: row.get(column) for field, column in chosen.items()}
+                absent -= row.keys()
+                _choose_columns(list(row), text, f"{place}: ")
+                values = {field: row[column] for field in FIELDS if (column := columns.get(field, field)) in row}
                 for field, value in values.items():
                     if value is not None and not isinstance(value, (str, int) if field == "id" else str):
                         raise ShardError(f"{place}: the {field} is of type {type(value).__name__}, not text")
                 known = {field: str(value) for field, value in values.items() if value is not None}
                 yield {"text": "", "id": f"{name}:{place}"} | known
+    if place and absent:
+        raise ShardError(f"no line has {min(absent)!r}; give the right name to --…_column")
 
 
 def _read_plain(name: str, path: Path, columns: dict[str, str]) -> Iterator[dict[str, pa.Array]]:

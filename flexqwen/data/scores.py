@@ -38,7 +38,7 @@ def score_documents(documents: Documents, folder: Path, memory: int, pool: Pool)
 def store_grams(file: Path, rows: np.ndarray, path: Path) -> np.ndarray:
     """Leaves sorted runs of the 7-grams of some documents, unless they are there; returns each document's number."""
     totals_file = path.with_suffix(".npy")
-    if not totals_file.is_file() or len(np.load(totals_file)) != len(rows):  # of a shard that was bad, and was mended
+    if not totals_file.is_file():
         totals, done = [np.empty(0, np.int64)], 0
         for number, texts in enumerate(read_stored_texts(file, rows)):
             grams, owner = ngrams.hash_ngrams(texts)

@@ -60,7 +60,7 @@ def how_measured(header: dict, result: Result) -> list:
     """The settings that must be alike where two models are to be compared."""
     how = header["made_by"].get("measured", {}).get(f"{result.task}/{result.mode}", {})
     of_training = ("seeds", "num_train_epochs", "limit") if result.mode == "finetuned" else ()
-    return [how.get(name) for name in ("within_word", "mask_groups", *of_training)]
+    return [how.get(name) for name in ("kind", "within_word", "mask_groups", *of_training)]
 
 
 def name_keys(keys: list[tuple], most: int = 6) -> str:

@@ -40,7 +40,9 @@ def evaluate(options: Options) -> list[Result]:
         raise InputError(f"{options.model} is not scored in mode {missing[0]!r}; it has: {', '.join(scorer.modes)}")
     model = digests or {"repository": options.model, "commit": getattr(scorer.model.config, "_commit_hash", None)}
     measured, results = read_earlier(options, model)
-    wanted = {(task, mode): describe(task, mode, options) for task in tasks for mode in task.find_modes(modes)}
+    wanted = {
+        (task, mode): describe(task, mode, options, scorer.kind) for task in tasks for mode in task.find_modes(modes)
+    }
     waiting = {}
     for (task, mode), how in wanted.items():
         earlier = measured.get(f"{task.name}/{mode}")
@@ -97,7 +99,7 @@ def read_earlier(options: Options, model: dict) -> tuple[dict[str, dict], list[R
     return {}, []
 
 
-def describe(task: Task, mode: str, options: Options) -> dict:
+def describe(task: Task, mode: str, options: Options, kind: str) -> dict:
     """What decides a task's figures in a mode, besides the model."""
     names = [*task.settings, "exclude_seen"]
     if task.fine_tune:
@@ -109,6 +111,8 @@ def describe(task: Task, mode: str, options: Options) -> dict:
         how["dataset_digest"] = dataset_digest(options.dataset)
     if task.has_limit and options.limit:
         how |= {"limit": options.limit, "subsampling": subsampling.FORMAT}
+    if task.by_kind and kind != "flexqwen":
+        how["kind"] = kind
     if options.trust_remote_code:  # it may be other code than transformers' own
         how["trust_remote_code"] = True
     return {name: list(value) if isinstance(value, tuple) else value for name, value in how.items()}

@@ -14,6 +14,7 @@ from flexqwen.training.objectives import trained_modes
 TEMPLATE = Path(__file__).with_suffix(".md")  # Jinja, as huggingface_hub's own
 CAROLINA = "carolina-c4ai/corpus-carolina"  # the corpus where a manifest names none
 BENCHMARKS = {"multiblimp_por": ("jumelet/multiblimp", "por")}  # task -> dataset of the Hub, and its task there
+TASKS = (*BENCHMARKS, "bits_per_byte")  # of which there are figures in .eval_results
 TAGS = {"masked": "masked-language-modeling", "causal": "causal-lm"}
 ROOT = "root_run"  # in the card's metadata
 TASK_TYPES = {"fused": "text-generation", "causal": "text-generation", "masked": "fill-mask"}

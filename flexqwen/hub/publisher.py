@@ -195,7 +195,8 @@ class Publisher(TrainerCallback):
         if with_card:
             there = self.repository.list_files()  # each time: other runs may have come, or an answer been lost
             deleted = (self._replaced | self._ended) & there
-            deleted |= {file for file in there if file.startswith(".eval_results/")}  # those that hold are made anew
+            # Those that hold are made anew.
+            deleted |= there & {f".eval_results/{task}.yaml" for task in model_card.TASKS}
             if self.root != name:  # the tokenizer at the root is its own run's
                 found = {file: found[file] for file in found if file not in there.intersection(TOKENIZER)}
             elif self._replaced:
@@ -206,8 +207,7 @@ class Publisher(TrainerCallback):
                 wanted = [f"{run}/{file}" for run in others for file in OF_OTHER_RUNS]
                 self.repository.fetch(wanted + own, staged)
             for folder in {os.path.dirname(file) for file in own}:
-                weights = self.run / folder.removeprefix(f"{name}/eval-") / "model.safetensors"
-                if weights.is_file() and not is_of(staged / folder, {file_digest(weights)}):  # of an earlier one
+                if is_of(staged / folder, self.run) is False:  # of weights that were replaced
                     shutil.rmtree(staged / folder)
                     deleted |= {file for file in there if file.startswith(f"{folder}/")}
             if (self.run / LAST).is_file():  # the card may know
@@ -326,9 +326,8 @@ def find_results(run: Path, more: list[Path]) -> list[Path]:
     """The folders of results that are of a checkpoint of the run: those in its folder, and `more`, which must be."""
     found = []
     candidates = [*sorted(file.parent for file in run.glob(f"eval-*/{RESULTS}")), *more]
-    weights = {file_digest(file) for file in run.glob("*/model.safetensors")} if candidates else set()
     for folder in candidates:
-        if is_of(folder, weights):
+        if is_of(folder, run):
             found.append(folder)
         elif folder in more:
             raise InputError(f"{folder} holds no results of a checkpoint in {run}; make them with eval.py --model …")
@@ -340,10 +339,16 @@ def find_results(run: Path, more: list[Path]) -> list[Path]:
     return found
 
 
-def is_of(results: Path, weights: set[str]) -> bool:
-    """Whether a folder of results is of a model with one of these digests."""
+def is_of(results: Path, run: Path) -> bool | None:
+    """Whether a folder of results is of a checkpoint as the run has it; None where it has none of that name."""
     header = read_json(results / RESULTS)
-    return isinstance(header, dict) and header["made_by"]["model"].get("model.safetensors") in weights
+    if not isinstance(header, dict):
+        return False
+    digest, own = header["made_by"]["model"].get("model.safetensors"), run / Path(header["model"]).name
+    if (own / "model.safetensors").is_file():
+        return digest == file_digest(own / "model.safetensors")
+    # A copy that lies elsewhere, or the run's folder itself, which loads as `best`.
+    return digest in map(file_digest, run.glob("*/model.safetensors")) or None
 
 
 @command

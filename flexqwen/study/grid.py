@@ -28,7 +28,7 @@ from typing import Any
 
 from flexqwen.cli import InputError
 from flexqwen.evaluation import MODES
-from flexqwen.evaluation.tasks import NAMES, Context
+from flexqwen.evaluation.tasks import FINE_TUNED, NAMES, Context
 from flexqwen.files import digest
 from flexqwen.training.arguments import DEFAULTS, read_yaml
 from flexqwen.training.objectives import ObjectiveArguments
@@ -255,14 +255,14 @@ def _read(path: Path, config: dict) -> Study:
     study = Study(path, points, [int(seed) for seed in config["seeds"]], config["training"], measurement)
     study.stages = [list(_expand(stage, variants)) for stage in grid if isinstance(stage, list)]
     study.sweep = Sweep(**config["sweep"]) if config.get("sweep") else None
-    known = {*study.axes, *DEFAULTS, "repetitions"}
-    named = [entry.get(part) for entry in config.get("compare", {}).values() for part in ("axis", "by")]
+    named = {entry.get(part) for entry in config.get("compare", {}).values() for part in ("axis", "by")}
+    if unknown := named - {*study.axes, None}:
+        raise InputError(f"{unknown.pop()!r} is no axis of the grid")
     if sweep := study.sweep:
-        named += [sweep.over, sweep.lines, *sweep.where]
-    if unknown := set(named) - known - {None}:
-        raise InputError(f"{unknown.pop()!r} is no axis of the grid and no option of train.py")
-    if sweep and not study.select(**sweep.where):
-        raise InputError(f"sweep: no part of the grid has {sweep.where}")
+        if unknown := {sweep.over, sweep.lines, *sweep.where} - {*study.axes, *DEFAULTS, "repetitions", None}:
+            raise InputError(f"{unknown.pop()!r} is no axis of the grid and no option of train.py")
+        if not study.select(**sweep.where):
+            raise InputError(f"sweep: no part of the grid has {sweep.where}")
     for name, entry in config.get("compare", {}).items():
         values, base = study.values(entry["axis"]), entry.get("base")
         pairs = entry.get("pairs") or [(value, base) for value in values if value != base]
@@ -271,11 +271,12 @@ def _read(path: Path, config: dict) -> Study:
         study.comparisons.append(Comparison(name, entry["axis"], [tuple(pair) for pair in pairs], entry.get("by")))
     for name, entry in config.get("planned", {}).items():
         study.planned.append(Planned(name, **{**entry, "pair": tuple(entry["pair"])}))
-        study.sides(study.planned[-1]), study.planned[-1].bounds
+        sides, _ = study.sides(study.planned[-1]), study.planned[-1].bounds
         subsets = {"bits_per_byte": measurement.heldout}
-        subsets |= {task: SUBSETS.get(task, ["all"]) for task in measurement.tasks}
+        subsets |= {task: SUBSETS.get(task, ["all"]) for task in measurement.tasks} or {"log": ["validation"]}
         task, _, subset = entry["measure"].partition("/")
-        if subset not in subsets.get(task, ()) or entry["mode"] not in (*MODES, "finetuned"):
+        modes = [("finetuned",)] if task in FINE_TUNED else [study.modes(point) for point in sides]
+        if subset not in subsets.get(task, ()) or any(entry["mode"] not in each for each in modes):
             raise InputError(f"planned {name}: {entry['measure']} in mode {entry['mode']} is not measured")
     study.plan = Path(config["plan"]) if "plan" in config else None
     if unknown := set(measurement.tasks) - set(NAMES):

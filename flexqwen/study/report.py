@@ -221,7 +221,7 @@ def make_pages(results: Results) -> dict[Path, str]:
     table = (
         f"At {format_scale(results)}{f', {missing} runs not made yet' if missing else ''} "
         f"([report](../results/{study.name}/README.md)); fewer bits per byte and more accuracy are better, bold where "
-        f"the interval leaves out 0:\n\n{main_table(results)}"
+        f"there are several seeds and the interval leaves out 0:\n\n{main_table(results)}"
     )
     place = re.compile(rf"(<!-- {re.escape(study.name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if place.search(page):

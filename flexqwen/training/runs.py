@@ -52,6 +52,9 @@ def describe_run(args: Arguments, dataset: str, argv: list[str]) -> dict:
         wanted |= {"unique_tokens": data.unique_tokens, "seed": training.seed if data.unique_tokens else None}
         store = open_token_store(data.token_store, sequence_length=data.sequence_length, **wanted)
         digests["dataset"], summary = store.info["dataset_digest"], store.info.get("data")
+        manifest = Path(dataset) / "manifest.json"  # older stores do not say what their data are
+        if summary is None and manifest.is_file() and file_digest(manifest) == digests["dataset"]:
+            summary = summarize(dataset, data.dataset_config)
     else:
         digests["dataset"], summary = dataset_digest(dataset), summarize(dataset, data.dataset_config)
     if checkpoint := args.model.model_name_or_path:
@@ -132,7 +135,10 @@ def find_state(folder: Path, description: dict, training: TrainingArguments) -> 
         remedy = "--resume_changed to resume from its last checkpoint with the new ones, or another --output_dir"
         what = f"{folder} holds a run with other settings ({'; '.join(changes)})"
         raise InputError(f"{what}; pass --overwrite to replace it, {remedy}")
-    if optimizer := [change for change in changes if change.startswith(("muon:", "optim:"))]:
+    optimizer = [change for change in changes if change.startswith("muon:")]
+    if not training.muon:  # the Trainer's AdamW, fused or not, is one; and Muon heeds no `optim`
+        optimizer += [c for c in changes if re.match("optim: (?!adamw_torch(_fused)? -> adamw_torch(_fused)?$)", c)]
+    if optimizer:
         what = f"{folder} holds the state of another optimizer ({'; '.join(optimizer)})"
         raise InputError(f"{what}, from which no run resumes; pass --overwrite to begin anew, or another --output_dir")
     if not can_resume:

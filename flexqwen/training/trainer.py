@@ -283,6 +283,6 @@ class FlexQwenTrainer(transformers.Trainer):
             # What lists its files is as it was saved; only a pickle of something else is none that was saved.
             if (checkpoint / checkpoints.FILES).is_file() and not isinstance(error, pickle.UnpicklingError):
                 what = f"{checkpoint} does not fit these settings ({reason(error)})"
-                raise InputError(f"{what}; pass --overwrite to begin anew, or another --output_dir") from error
+                raise InputError(f"{what}; pass another --output_dir, or remove {self.folder} to begin anew") from error
             raise InputError(f"{checkpoint} is damaged ({reason(error)}); {RESUME_BEFORE}") from error
         return True

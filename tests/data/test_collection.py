@@ -145,7 +145,10 @@ def test_a_line_may_lack_a_key_of_another_name_too(tmp_path):
     (shard,) = open_collection([tmp_path], {"text": "body", "license": "licence"}).shards
     with pytest.raises(ShardError, match=r"a\.jsonl: 3: has no column 'body'"):
         list(shard.read_batches(Counter()))
+    (typo,) = open_collection([tmp_path], {"text": "body", "license": "licens"}).shards
     write_lines(tmp_path / "a.jsonl", [{"body": "um", "licence": "a"}, {"body": "dois"}])
+    with pytest.raises(ShardError, match=r"a\.jsonl: no line has 'licens'; give the right name"):
+        list(typo.read_batches(Counter()))
     rows = [row for batch in shard.read_batches(Counter()) for row in batch.to_pylist()]
     assert [(row["text"], row["license"]) for row in rows] == [("um", "a"), ("dois", "")]
 

@@ -2,13 +2,14 @@
 
 import re
 import shutil
+import sys
 
-import numpy as np
-import pyarrow as pa
+import pytest
 
+import carolina_originality
+from flexqwen.data import build
 from flexqwen.data import corpus as corpus_module
 from flexqwen.data.corpus import read_shard
-from flexqwen.data.scores import store_grams
 from flexqwen.data.texts import read_manifest
 from tests.helpers.datasets import DOCUMENTS, call, files, read_split, visible
 
@@ -42,15 +43,19 @@ def test_a_shard_that_was_left_out_and_is_mended_comes_in(corpus, built, tmp_pat
     assert texts[0] == texts[1]
 
 
-def test_runs_of_a_shard_that_was_bad_are_made_anew(tmp_path):
-    file, runs = tmp_path / "0.arrow", tmp_path / "runs"
-    runs.mkdir()
-    for texts in ([], ["um dois três quatro cinco seis sete oito"]):
-        columns = [pa.array(texts, pa.string()) if name == "text" else pa.nulls(len(texts)) for name in ("id", "text")]
-        batch = pa.record_batch(columns, names=["id", "text"])
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as out:
-            out.write_batch(batch)
-        assert store_grams(file, np.arange(len(texts)), runs / "000000").tolist() == [2] * len(texts)
+def test_a_build_that_goes_on_after_a_bad_shard_was_mended_takes_no_old_hashes(corpus, tmp_path, capsys, monkeypatch):
+    path = corpus / "corpus/university_domains/UNIa.xml.gz"
+    good = path.read_bytes()
+    sample = ("build", "--corpus", corpus, "--workers", 1, "--documents", 450, "--skip_bad_shards", "--output")
+    call(capsys, *sample, tmp_path / "whole")
+    path.write_bytes(good[:500] + b"\0" + good[501:])
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "choose_splits", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit, match="killed"):
+            carolina_originality.main([*map(str, sample), str(tmp_path / "out")])
+    path.write_bytes(good)
+    call(capsys, *sample, tmp_path / "out")
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 def test_what_a_failed_build_has_read_is_not_read_again(corpus, built, tmp_path, capsys, monkeypatch):

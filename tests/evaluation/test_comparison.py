@@ -65,7 +65,12 @@ def test_what_is_not_compared_is_named_in_a_line():
 
 @pytest.mark.parametrize(
     ("mode", "setting", "is_compared"),
-    [("masked", "mask_groups", False), ("masked", "limit", True), ("finetuned", "limit", False)],
+    [
+        ("masked", "mask_groups", False),
+        ("masked", "kind", False),
+        ("masked", "limit", True),
+        ("finetuned", "limit", False),
+    ],
 )
 def test_what_was_measured_otherwise_is_not_compared(mode, setting, is_compared, tmp_path):
     for name, value in (("a", 7), ("b", None)):

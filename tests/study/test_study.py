@@ -526,6 +526,8 @@ def test_words_are_merged_into_their_sentences():
         ({"grid": [{"variant": ["a:b", "a b"]}], "variants": {"a:b": {}, "a b": {}}}, "the file a-b.0.json"),
         ({"compare": {"x": {"axis": "variant", "pairs": [["muon", "lamb"]]}}}, "the grid has no variant 'lamb'"),
         ({"compare": {"x": {"axis": "variannt", "base": "adamw"}}}, "'variannt' is no axis of the grid"),
+        ({"compare": {"x": {"axis": "weight_decay", "base": 0.1}}}, "'weight_decay' is no axis of the grid"),
+        ({"planned": {"x": {**PLANNED, "mode": "finetuned"}}}, "in mode finetuned is not measured"),
         ({"compare": {"x": {"axis": "variant", "base": "adamw", "by": "share"}}}, "'share' is no axis of the grid"),
         ({"sweep": {"over": "causal_share"}}, "'causal_share' is no axis of the grid"),
         ({"sweep": {"over": "causal_fraction", "where": {"variant": "lamb"}}}, "no part of the grid has"),

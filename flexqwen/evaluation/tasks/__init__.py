@@ -93,6 +93,7 @@ class Task:
     modes: Sequence[str] = MODES
     groups: Sequence[str] = ("all",)  # the order in which subsets of items are shown; others follow, by the alphabet
     has_limit: bool = True  # `Context.limit` holds for it
+    by_kind: bool = False  # a model that is no FlexQwen is scored otherwise
     settings: Sequence[str] = ()  # names in `Context` that decide its figures, besides those that always do
 
     def find_modes(self, modes: Sequence[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """How well a model predicts text: nats per predicted token and bits per byte, causally and masked."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
@@ -32,8 +31,8 @@ def predict_texts(task: Task, scorer: Scorer, items: list[Item], mode: str, cont
     """Nats per predicted token and bits per byte of texts, beside the unigram model of the same tokenizer.
 
     A model that is no FlexQwen is scored as `likelihood` does: windows overlap, and each token has a masked copy. That
-    sees more of a text, so these figures are of another version, not compared with a FlexQwen's. Beside them, and
-    where there is no dataset to count on, stands a model to which all bytes are alike.
+    sees more of a text, so the figures do not compare with a FlexQwen's. Beside them, and where there is no dataset to
+    count on, stands a model to which all bytes are alike.
     """
     texts = [item.text for item in items]
     if scorer.kind == "flexqwen":
@@ -41,7 +40,6 @@ def predict_texts(task: Task, scorer: Scorer, items: list[Item], mode: str, cont
         nats = score(scorer.model, text, mode, scorer.batch_tokens, progress=True)
         tokens, sizes = text.tokens, text.bytes
     else:
-        task = replace(task, version=100 + task.version)
         nats = -scorer.score(texts, mode, progress=task.name)
         tokens = np.array([len(ids.ids) for ids in scorer.backend.encode_batch(texts, add_special_tokens=False)])
         sizes = np.array([len(text.encode()) for text in texts])
@@ -61,6 +59,6 @@ def predict_texts(task: Task, scorer: Scorer, items: list[Item], mode: str, cont
 
 # Fused is no one model's; how many documents there are, `Context.documents` says.
 BITS_PER_BYTE = Task(
-    "bits_per_byte", 1, load, predict_texts, modes=MODES, has_limit=False, settings=("split", "documents")
+    "bits_per_byte", 1, load, predict_texts, modes=MODES, has_limit=False, settings=("split", "documents"), by_kind=True
 )
-BITS_PER_BYTE_UD = Task("bits_per_byte_ud", 1, load_ud, predict_texts, modes=MODES)
+BITS_PER_BYTE_UD = Task("bits_per_byte_ud", 1, load_ud, predict_texts, modes=MODES, by_kind=True)
