@@ -49,6 +49,8 @@ from flexqwen.training.arguments import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = [f"{figure}_{mode}" for figure in ("bits_per_byte", "pairs") for mode in heldout.MODES]
+RECIPE = '--causal_fraction 0.75 --phases {"until":0.5,"sequence_length":64} {"until":0.8,"sequence_length":128} '
+RECIPE += '{"until":1.0,"sequence_length":256}'  # short rows first, and a share that study-surface's first runs commend
 RATES = (1.0, 0.5, 2.0)  # of the sweep, times a side's own learning rate
 STEPS = 100_000  # of the peers' schedules, which are walked through as time passes
 CALIBRATION = 20  # steps that tell how many fit into the time
@@ -611,9 +613,7 @@ def main() -> None:
     parser.add_argument("--dataset_config", default="gold")
     parser.add_argument("--tokenizer", default="runs/study-cpu/tokenizer")
     parser.add_argument("--config", default="configs/quickstart.yaml", help="shape, batch, rate and schedule")
-    parser.add_argument(
-        "--recipe", default="--muon true --causal_fraction 0.9375", help="our other options of train.py"
-    )
+    parser.add_argument("--recipe", default=RECIPE, help="our other options of train.py")
     parser.add_argument("--sides", nargs="+", default=["ours", *PEERS, "stock"], help="ours first")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seeds", type=int, default=3)
