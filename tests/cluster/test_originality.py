@@ -76,8 +76,8 @@ def corpus(request) -> tuple[Path, dict[str, float]]:
 
 
 def test_processes_give_the_scores_of_the_builder(corpus, tmp_path):
-    run(corpus[0], tmp_path / "out", "--workers", 2, "--tasks", 5)
-    assert read_scores(tmp_path / "out") == corpus[1]
+    run(corpus[0], tmp_path / "out", "--workers", 2, "--tasks", 2)  # of several files each
+    assert list(read_scores(tmp_path / "out").items()) == list(corpus[1].items())  # in the order of the corpus
 
 
 def test_ray_gives_the_scores_of_the_builder(corpus, cluster, tmp_path):
