@@ -576,6 +576,13 @@ def compare(ours: list[dict], theirs: list[dict], seconds: float) -> dict[str, d
     return found
 
 
+def without_paths(value):
+    """The same without what lies where on this machine."""
+    if isinstance(value, dict):
+        return {name: without_paths(each) for name, each in value.items() if not str(each).startswith("/")}
+    return [without_paths(each) for each in value] if isinstance(value, list) else value
+
+
 def tables(runs: dict[str, list[dict]], comparisons: dict[str, dict], documents: dict) -> str:
     """What was measured, as Markdown: the sides at the end of their time, and ours less each of the others."""
     rows = []
@@ -638,7 +645,8 @@ def main() -> None:
         print("\n".join(f"patched, {side}: {patch}" for patch in done[0]["patched"]))
     if args.output:
         made_by = {"versions": versions("torch", "transformers", "numpy"), "recipe": args.recipe, "bf16": args.bf16}
-        write_json(args.output, {"made_by": made_by, "documents": documents, "comparisons": comparisons, "runs": runs})
+        found = {"made_by": made_by, "documents": documents, "comparisons": comparisons, "runs": runs}
+        write_json(args.output, without_paths(found))
 
 
 if __name__ == "__main__":
