@@ -31,11 +31,6 @@ def keep_losses_whole(accelerator) -> None:
         plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, output_dtype=torch.float32)
 
 
-def cast_for_head(model) -> None:
-    """Gives a model's head states of its weight's dtype, bf16, where FSDP2 of torch 2.11 leaves them in float32."""
-    model.lm_head.register_forward_pre_hook(lambda head, inputs: (inputs[0].to(head.weight.dtype), *inputs[1:]))
-
-
 def compile_layers(model, training) -> None:
     """Compiles a model layer by layer, one graph each, for every shape; the rest and all names stay as they are.
 

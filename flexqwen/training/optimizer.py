@@ -19,9 +19,7 @@ class BatchedMuon(torch.optim.Muon):
                 continue
             momentum, rate = group["momentum"], group["lr"]
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-            if group["nesterov"]:  # in place: sharded tensors of torch 2.11 have no `_foreach_lerp`
-                torch._foreach_lerp_(gradients, buffers, momentum)
-            updates = gradients if group["nesterov"] else buffers
+            updates = torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
             torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
             places = defaultdict(list)
             for place, parameter in enumerate(parameters):

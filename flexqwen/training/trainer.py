@@ -24,7 +24,6 @@ from flexqwen.training.callbacks import Progress, SaveOnSignal, ignore_signals
 from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, link_best, list_checkpoints, step_of
 from flexqwen.training.compat import (
     allow_fsdp_on_cpu,
-    cast_for_head,
     compile_layers,
     fuse_norms,
     keep_losses_whole,
@@ -53,8 +52,6 @@ class FlexQwenTrainer(transformers.Trainer):
             compile_layers(model, args.training)
         elif args.training.device.type == "cuda":
             fuse_norms(model)
-        if args.training.fsdp:
-            cast_for_head(model)
         rows = TrainingRows(phases, args.objective, args.training.seed)
         collator = functools.partial(collate, masked_prediction=args.objective.masked_prediction)
         with refusals_named("the trainer"):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from flexqwen.cli import InputError, redact
 from flexqwen.training.arguments import TrainingArguments, as_dict, check, fix_training_arguments, parse
@@ -74,6 +75,14 @@ def test_bf16_without_a_gpu_says_what_it_needs(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match="bf16 needs a CUDA GPU"):
         parse(["--bf16", "true"])
+
+
+def test_fsdp_is_refused_where_torch_has_it_but_in_part(monkeypatch):
+    args = parse(["--use_cpu", "true", "--fsdp"])
+    check(args)
+    monkeypatch.setattr("torch.__version__", TorchVersion("2.11.0+cu130"))
+    with pytest.raises(InputError, match=r"fsdp needs torch 2\.13, and this is 2\.11\.0\+cu130; leave it out"):
+        check(args)
 
 
 def test_bad_options_are_named(tmp_path):

@@ -189,6 +189,7 @@ def test_a_compiled_run_in_bf16_resumes(device, finished, tmp_path):
     assert losses(folder) == pytest.approx(whole, rel=0.01)  # kernels of attention add in any order
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="FSDP2 needs torch 2.13")
 @pytest.mark.parametrize("device", [CUDA])
 def test_fsdp2_on_one_gpu_follows_the_same_curve(device, finished, built, tokenizer_folder, tmp_path):
     words = options(built, tokenizer_folder, tmp_path / "runs", **GPU_RUN, torch_compile=True)
