@@ -50,7 +50,7 @@ from flexqwen.training.arguments import parse
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = [f"{figure}_{mode}" for figure in ("bits_per_byte", "pairs") for mode in heldout.MODES]
 RECIPE = '--causal_fraction 0.75 --phases {"until":0.5,"sequence_length":64} {"until":0.8,"sequence_length":128} '
-RECIPE += '{"until":1.0,"sequence_length":256}'  # short rows first, and a share that study-surface's first runs commend
+RECIPE += '{"until":1.0,"sequence_length":256}'  # short rows first, and the share of configs/small.yaml
 RATES = (1.0, 0.5, 2.0)  # of the sweep, times a side's own learning rate
 STEPS = 100_000  # of the peers' schedules, which are walked through as time passes
 CALIBRATION = 20  # steps that tell how many fit into the time

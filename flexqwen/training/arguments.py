@@ -251,8 +251,8 @@ def check(arguments: Arguments) -> None:
             raise InputError(f"{limit} files may be open, and {least} are needed; raise that (ulimit -n), or {without}")
     if training.n_gpu > 1:
         raise InputError("several GPUs in one process are not supported; start one process for each with torchrun")
-    if training.fsdp and torch.__version__ < (2, 13):  # before, a head that runs twice breaks it
-        raise InputError(f"fsdp needs torch 2.13, and this is {torch.__version__}; leave it out, or install that")
+    if training.fsdp and torch.__version__ < (2, 13):  # in 2.11 a head that runs twice breaks it
+        raise InputError(f"--fsdp needs torch 2.13, and this is {torch.__version__}; leave it out, or install that")
     if training.push_to_hub and not training.hub_model_id:
         raise InputError("push_to_hub needs --hub_model_id <user or organisation>/<name>")
     if training.push_to_hub and training.hub_strategy != "every_save":

@@ -322,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
         is_there = tokenizer and (Path(tokenizer) / "tokenizer.json").is_file()
         vocab_size = len(loading.load(AutoTokenizer, tokenizer)) if is_there else VOCABULARY
     if config_file:
-        what = f"estimate of {config_file} on one {options.gpu}, which never ran there"
+        what = f"estimate of {config_file} on one {options.gpu}, counted, not measured"
         print("\n" + plain_table([[what, ""], *estimate(args, vocab_size, options.gpu, options.price)]))
     if not torch.cuda.is_available():
         args.training.per_device_train_batch_size = min(8, args.training.train_batch_size)

@@ -79,9 +79,10 @@ def test_bf16_without_a_gpu_says_what_it_needs(monkeypatch):
 
 def test_fsdp_is_refused_where_torch_has_it_but_in_part(monkeypatch):
     args = parse(["--use_cpu", "true", "--fsdp"])
+    monkeypatch.setattr("torch.__version__", TorchVersion("2.13.0"))
     check(args)
     monkeypatch.setattr("torch.__version__", TorchVersion("2.11.0+cu130"))
-    with pytest.raises(InputError, match=r"fsdp needs torch 2\.13, and this is 2\.11\.0\+cu130; leave it out"):
+    with pytest.raises(InputError, match=r"--fsdp needs torch 2\.13, and this is 2\.11\.0\+cu130; leave it out"):
         check(args)
 
 
