@@ -375,13 +375,16 @@ class FlexQwenModel(Qwen3Model):
             causal.is_causal = True
             mask = create_causal_mask(causal, inputs_embeds, attention_mask, past_key_values, position_ids)
             attention_mask = {"full_attention": mask}
-        return super().forward(
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        # Not by its outermost decorator, which would write is_causal into the config while other threads read it there.
+        return Qwen3Model.forward.__wrapped__(
+            self,
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
+            use_cache=use_cache and not (self.gradient_checkpointing and self.training),
             is_causal=not is_flexible,
             **kwargs,
         )

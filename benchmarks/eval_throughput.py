@@ -95,6 +95,9 @@ def minicons(scorer: Scorer, batch_size: int, masked_batch_size: int = 8) -> lis
         return []
     device, tokenizer = str(scorer.model.device), copy.deepcopy(scorer.tokenizer)
     tokenizer.cls_token, tokenizer.sep_token = tokenizer.bos_token, tokenizer.eos_token
+    tokenizer.padding_side = "right"  # the harness has set it to the left
+    # minicons 0.3.39 calls it so, transformers 5 does not.
+    type(tokenizer).batch_encode_plus = type(tokenizer).__call__
     aligned = FlexQwenForMaskedLM(scorer.model.config).to(scorer.model.device)
     aligned.load_state_dict(scorer.model.state_dict())
 

@@ -411,3 +411,12 @@ def test_a_compiled_model_takes_position_ids_with_a_cache_or_a_prefix():
     for options in ({"use_cache": True}, {"prefix_length": torch.tensor([4, 5]), "use_cache": False}):
         expected = model(ids, **options).logits
         torch.testing.assert_close(compiled(ids, position_ids=positions, **options).logits, expected)
+
+
+def test_a_call_changes_no_config_that_another_thread_reads():
+    """transformers writes the mode into the config for as long as a forward pass lasts."""
+    model, seen = make_model(), []
+    model.model.layers[0].register_forward_hook(lambda *_: seen.append(getattr(model.config, "is_causal", None)))
+    for mode in (False, True, torch.tensor([True, False])):
+        model(make_ids(batch=2), is_causal=mode, use_cache=False)
+    assert seen == [None] * 3
