@@ -35,13 +35,12 @@ from flexqwen.data.ngrams import (
     cut_hashes,
     find_copied,
     hash_ngrams,
-    sort_repeated,
     write_run,
 )
 from flexqwen.files import atomic_write, read_json, write_json
 from flexqwen.parallel import Pool
 
-FORMAT = 3  # of what a stage leaves for the next
+FORMAT = 4  # of what a stage leaves for the next
 MOST_RANGES = 1 << 16  # no more can be told apart by the first bits of a hash
 _RECORD_BYTES = 80  # of memory, for each 7-gram of a range or of a run
 _TEXT_BYTES = 6  # for each 7-gram, about
@@ -88,6 +87,7 @@ class CountRange(Stage):
     name = "counts"
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
+        edges = cut_hashes(self.ranges)
         hashes, documents = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
         for task in range(self.tasks):
             for starts in sorted(self.folder.glob(f"grams/{task:05}/*.starts.npy")):
@@ -95,7 +95,9 @@ class CountRange(Stage):
                 hashes.append(read_part(f"{path}.hashes.npy", starts, rank))
                 own = read_part(f"{path}.documents.npy", starts, rank)
                 documents.append(own.astype(np.uint64) | np.uint64(task << 32))
-        copied = np.sort(find_copied(*sort_repeated(np.concatenate(hashes), np.concatenate(documents))))
+        starts, documents = np.cumsum([len(part) for part in hashes]), np.concatenate(documents)
+        copied = find_copied(np.concatenate(hashes), documents, starts, edges[rank], edges[rank + 1] - 1)
+        copied = np.sort(documents[copied])
         with atomic_write(self.folder / f"counts/{rank:05}") as partial:
             partial.mkdir()
             edges = np.arange(self.tasks + 1, dtype=np.uint64) << np.uint64(32)

@@ -37,7 +37,7 @@ from flexqwen.files import atomic_write, digest, read_json, write_json
 from flexqwen.parallel import Pool
 from flexqwen.remote import explain_failure
 
-FORMAT = 3  # of the index
+FORMAT = 4  # of the index
 _READ = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("id", "license", "source", "text")])
 _SHOWN = _READ.remove(3)  # of a document
 _PART_BYTES = 32 << 20  # of compressed files that one task reads
