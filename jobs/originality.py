@@ -63,23 +63,24 @@ class HashGrams(Stage):
         tables = [schema.empty_table()]
         with atomic_write(self.folder / f"grams/{rank:05}") as partial:
             partial.mkdir()
+            done = 0
             first, end = (len(self.shards) * part // world_size for part in (rank, rank + 1))
             grams = self.hash_documents(self.shards[first:end], tables)
             for number, run in enumerate(cut_batches(grams, self.records, lambda batch: len(batch[0]))):
-                write_run(partial / str(number), *map(np.concatenate, zip(*run, strict=True)))
+                hashes, counts = map(np.concatenate, zip(*run, strict=True))
+                write_run(partial / str(number), hashes, counts, done)
+                done += len(counts)
                 hashes = np.load(partial / f"{number}.hashes.npy", mmap_mode="r")
                 np.save(partial / f"{number}.starts.npy", np.append(np.searchsorted(hashes, edges), len(hashes)))
             pq.write_table(pa.concat_tables(tables), partial / "documents.parquet", compression="zstd")
 
     def hash_documents(self, shards: list[Shard], tables: list[pa.Table]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        done = 0
         for shard in shards:
             for batch in shard.read_batches(Counter(), False):
-                grams, owner = hash_ngrams(batch["text"])
+                grams, counts = hash_ngrams(batch["text"])
                 names = {"file": [shard.name] * len(batch), "id": batch["id"]}
-                tables.append(pa.table(names | {"ngrams": np.bincount(owner, minlength=len(batch))}))
-                yield grams, owner + np.uint32(done)
-                done += len(batch)
+                tables.append(pa.table(names | {"ngrams": counts}))
+                yield grams, counts
                 self.stat_update("text", value=pc.sum(pc.binary_length(batch["text"])).as_py(), unit="batch")
 
 

@@ -127,8 +127,8 @@ def open_documents(files: list[Path], limit: int | None, seed: int) -> tuple[Doc
     row = np.concatenate([np.arange(len(table)) for table in tables])
     table = pa.concat_tables(tables).unify_dictionaries()
     ids = pc.dictionary_encode(pa.concat_arrays(table["id"].chunks)).indices.to_numpy() if len(table) else row
-    once = np.sort(np.unique(ids, return_index=True)[1])
-    keep = np.array(subsample(once, limit, seed), np.int64)
+    once = np.flatnonzero(np.diff(np.maximum.accumulate(ids), prepend=-1))  # ids have numbers as they appear
+    keep = once if limit is None else np.array(subsample(once, limit, seed), np.int64)
     dropped = Counter({"duplicate id": len(table) - len(once), BEYOND: len(once) - len(keep)})
     table = table.combine_chunks() if len(keep) == len(table) else table.take(pa.array(keep))
     return Documents(table, files, shard[keep], row[keep]), +dropped

@@ -68,7 +68,7 @@ def _lowest(_, bits):
     return types.int64(types.uint64), _define(lambda builder, bits: builder.cttz(bits, ir.Constant(ir.IntType(1), 1)))
 
 
-@njit(cache=True)
+@njit
 def _measure_space(data, place):
     """How many bytes the white space at a place has, 0 where there is none."""
     lead = data[place]
@@ -82,14 +82,14 @@ def _measure_space(data, place):
     return 0
 
 
-@njit(cache=True)
+@njit
 def _mix(value):
     """Mixes a hash, so that any bits of it tell it apart; no two become one."""
     value = (value ^ (value >> np.uint64(32))) * _FACTOR
     return value ^ (value >> np.uint64(32))
 
 
-@njit(cache=True)
+@njit
 def _hash_word(data, start, end):
     """A hash (uint64) of a word's bytes, 8 at a time; most words have 16 at most, which are hashed without a branch."""
     size = min(end - start, 16)
@@ -101,13 +101,13 @@ def _hash_word(data, start, end):
 
 
 @njit(cache=True)
-def scan_texts(data, offsets, n, counts, hashes, owners):
+def scan_texts(data, offsets, n, counts, hashes):
     """Finds the words of texts, and hashes their n-grams; returns how many of these there are.
 
     `data` (uint8) is the UTF-8 of all texts and ngrams.py's `PADDING`; `offsets` (int64) where each text starts, and
-    the last one ends. Fills `counts` (int64) with each text's number of n-grams and, unless they are None, `hashes`
-    (uint64) and `owners` (uint32, the number of the text). A hash is the sum of those of the words, each times the
-    power of its place, so it rolls from one n-gram to the next (Karp and Rabin, 1987).
+    the last one ends. Fills `counts` (int64) with each text's number of n-grams and, unless it is None, `hashes`
+    (uint64). A hash is the sum of those of the words, each times the power of its place, so it rolls from one n-gram to
+    the next (Karp and Rabin, 1987).
     """
     power = _ONE
     for _ in range(n - 1):
@@ -140,26 +140,30 @@ def scan_texts(data, offsets, n, counts, hashes, owners):
                     words += 1
                 start = place + width
         counts[text] = max(0, words - n + 1)
-        if hashes is not None:
-            owners[done : done + counts[text]] = text
         done += counts[text]
     return done
 
 
 @njit(cache=True)
-def order_records(hashes, documents, ordered_hashes, ordered_documents):
-    """Fills the last two with the records in the order of the first bits of their hashes."""
+def order_records(hashes, counts, first, ordered_hashes, ordered_documents):
+    """Fills the last two with records in the order of the first bits of their hashes.
+
+    `counts` (int64) is the number of hashes of each document from number `first` on.
+    """
     shift = np.uint64(64 - PREFIX_BITS)
-    places = np.zeros((1 << PREFIX_BITS) + 1, np.int32)
+    places = np.zeros((1 << PREFIX_BITS) + 1, np.uint32)
     for value in hashes:
         places[(value >> shift) + _ONE] += 1
     for prefix in range(1 << PREFIX_BITS):
         places[prefix + 1] += places[prefix]
-    for record in range(len(hashes)):
-        prefix = hashes[record] >> shift
-        place = np.int64(places[prefix])
-        ordered_hashes[place], ordered_documents[place] = hashes[record], documents[record]
-        places[prefix] += 1
+    record = 0
+    for document in range(len(counts)):
+        for _ in range(counts[document]):
+            prefix = hashes[record] >> shift
+            place = np.int64(places[prefix])
+            ordered_hashes[place], ordered_documents[place] = hashes[record], first + document
+            places[prefix] += 1
+            record += 1
 
 
 @njit(cache=True)

@@ -48,20 +48,24 @@ def _list_word_characters() -> np.ndarray:
     return found
 
 
-def hash_words(texts: "Iterable[str] | pa.StringArray") -> tuple[np.ndarray, np.ndarray]:
-    """Hashes (uint64) of the words of each `text.split()`, text after text, and each text's number of them (int64)."""
-    hashes, owners, texts = _hash(*_lay_out(texts), 1)
-    return hashes, np.bincount(owners, minlength=texts)
-
-
 def hash_ngrams(
     texts: "Iterable[str] | pa.StringArray", n: int = NGRAM, normalized: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes (uint64) of the n-grams of each text's words, and the number of its text (uint32).
+    """Hashes (uint64) of the n-grams of the words of each text, one text after another, and how many it has (int64).
 
     The words are those of `text.split()`, or with `normalized` of `re.findall(r"\\w+", text.lower())`.
     """
-    return _hash(*_lay_out(texts, normalized), n)[:2]
+    from flexqwen.data import kernels  # here, not above: it takes a second to load, and training does not need it
+
+    data, offsets = _lay_out(texts, normalized)
+    counts = np.empty(len(offsets) - 1, np.int64)
+    hashes = np.empty((len(data) + len(counts)) // 2, np.uint64)  # for so many words; what stays empty takes no memory
+    return hashes[: kernels.scan_texts(data, offsets, n, counts, hashes)], counts
+
+
+def number_texts(counts: np.ndarray) -> np.ndarray:
+    """The number of the text of each n-gram (uint32), from `hash_ngrams`."""
+    return np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
 
 
 def count_words(texts: "pa.StringArray") -> np.ndarray:
@@ -69,19 +73,8 @@ def count_words(texts: "pa.StringArray") -> np.ndarray:
     from flexqwen.data import kernels
 
     counts = np.empty(len(texts), np.int64)
-    kernels.scan_texts(*_lay_out(texts), 1, counts, None, None)
+    kernels.scan_texts(*_lay_out(texts), 1, counts, None)
     return counts
-
-
-def _hash(data: np.ndarray, offsets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Hashes of n-grams, the number of each one's text, and how many texts `_lay_out` returned."""
-    from flexqwen.data import kernels  # here, not above: it takes a second to load, and who only trains needs it not
-
-    counts = np.empty(len(offsets) - 1, np.int64)
-    most = (len(data) + len(counts)) // 2  # words; what is not filled takes no memory
-    hashes, owners = np.empty(most, np.uint64), np.empty(most, np.uint32)
-    found = kernels.scan_texts(data, offsets, n, counts, hashes, owners)
-    return hashes[:found], owners[:found], len(counts)
 
 
 def _lay_out(texts: "Iterable[str] | pa.StringArray", normalized: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -128,12 +121,15 @@ def cut_batches(items: Iterable[T], limit: int, size: Callable[[T], int] = len) 
         yield batch
 
 
-def write_run(path: Path, hashes: np.ndarray, documents: np.ndarray) -> None:
-    """Writes the records of a batch as `<path>.hashes.npy` (uint64) and `<path>.documents.npy` (uint32)."""
+def write_run(path: Path, hashes: np.ndarray, counts: np.ndarray, first: int = 0) -> None:
+    """Writes what `hash_ngrams` returned as `<path>.hashes.npy` (uint64) and `<path>.documents.npy` (uint32).
+
+    The texts are those of the documents from number `first` on.
+    """
     from flexqwen.data import kernels
 
-    ordered = np.empty_like(hashes), np.empty_like(documents)
-    kernels.order_records(hashes, documents, *ordered)
+    ordered = np.empty_like(hashes), np.empty(len(hashes), np.uint32)
+    kernels.order_records(hashes, counts, first, *ordered)
     for name, values in zip(("hashes", "documents"), ordered, strict=True):
         np.save(f"{path}.{name}.npy", values)
 
