@@ -98,7 +98,7 @@ class CountRange(Stage):
                 documents.append(own.astype(np.uint64) | np.uint64(task << 32))
         starts, documents = np.cumsum([len(part) for part in hashes]), np.concatenate(documents)
         copied = find_copied(np.concatenate(hashes), documents, starts, edges[rank], edges[rank + 1] - 1)
-        copied = np.sort(documents[copied])
+        copied = np.sort(copied[1])
         with atomic_write(self.folder / f"counts/{rank:05}") as partial:
             partial.mkdir()
             edges = np.arange(self.tasks + 1, dtype=np.uint64) << np.uint64(32)

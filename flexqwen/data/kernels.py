@@ -12,8 +12,8 @@ from flexqwen.data.ngrams import PREFIX_BITS
 
 _FACTOR, _BASE = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1342543DE82EF95)
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
-_ONE = np.uint64(1)
-_TABLE_RECORDS = 1 << 13  # or more are compared in one table, which stays in the processor's second cache
+_ONE, _MANY = np.uint64(1), np.uint32((1 << 32) - 1)
+_TABLE_RECORDS = 1 << 12  # or more are compared in one table, which stays in the processor's second cache
 # Of the first and of the second 8 bytes of a word, those that belong to it, by its length up to 16.
 _FIRST = np.array([(1 << 8 * min(size, 8)) - 1 for size in range(17)], np.uint64)
 _SECOND = np.array([(1 << 8 * max(size - 8, 0)) - 1 for size in range(17)], np.uint64)
@@ -168,25 +168,23 @@ def order_records(hashes, counts, first, ordered_hashes, ordered_documents):
 
 @njit(cache=True)
 def find_copied(hashes, documents, starts, low, high):
-    """The records whose hash another document has too: their places (int64), ordered by the first bits of the hashes.
+    """The records whose hash another document has too: their hashes, by the first bits of which they are ordered, and
+    their documents.
 
     Piece i of the records is [starts[i], starts[i + 1]), each piece in the order of `order_records`; all hashes are
-    `low` or more and `high` or less. Those of few prefixes at a time are put into a table of hashes.
+    `low` or more and `high` or less. Those of a few prefixes at a time, of all pieces, are put into a table.
     """
     shift = np.uint64(64 - PREFIX_BITS)
     parts = (high >> shift) - (low >> shift) + _ONE
     while parts > _ONE and len(hashes) < np.int64(parts) * _TABLE_RECORDS and shift < np.uint64(63):
-        parts = parts + _ONE >> _ONE
-        shift += _ONE
-    found, copied = 0, np.empty(len(hashes), np.int64)
-    pieces = len(starts) - 1
+        parts, shift = parts + _ONE >> _ONE, shift + _ONE
+    found = 0
+    copied_hashes, copied_documents = np.empty_like(hashes), np.empty_like(documents)
     begins, ends = starts[:-1].copy(), starts[:-1].copy()
-    room = 1
-    keys, holders, states = np.empty(room, np.uint64), np.empty(room, documents.dtype), np.empty(room, np.uint8)
-    slots = np.empty(room, np.uint32)
+    room = 0
     for part in range(low >> shift, (high >> shift) + _ONE):
         records = 0
-        for piece in range(pieces):
+        for piece in range(len(begins)):
             place, end = ends[piece], starts[piece + 1]
             begins[piece] = place
             while place < end and hashes[place] >> shift == part:
@@ -198,26 +196,25 @@ def find_copied(hashes, documents, starts, low, high):
             size *= 2
         if size > room:
             room = size
-            keys, holders, states = np.empty(room, np.uint64), np.empty(room, documents.dtype), np.empty(room, np.uint8)
-            slots = np.empty(room, np.uint32)
-        states[:size] = 0  # 1 for a hash that one document holds, 2 where another does too
-        last, record = np.uint64(size - 1), 0
-        for piece in range(pieces):
+            keys, holders, times = np.empty(room, np.uint64), np.empty(room, documents.dtype), np.empty(room, np.uint32)
+        times[:size] = 0  # that the one document which holds a hash has it; `_MANY` where another one does too
+        last = np.uint64(size - 1)
+        for piece in range(len(begins)):
             for place in range(begins[piece], ends[piece]):
-                key = hashes[place]
+                key, document = hashes[place], documents[place]
                 slot = key & last
-                while states[slot] and keys[slot] != key:
+                while times[slot] and keys[slot] != key:
                     slot = (slot + _ONE) & last
-                if not states[slot]:
-                    keys[slot], holders[slot], states[slot] = key, documents[place], 1
-                elif holders[slot] != documents[place]:
-                    states[slot] = 2
-                slots[record] = slot
-                record += 1
-        record = 0
-        for piece in range(pieces):
-            for place in range(begins[piece], ends[piece]):
-                copied[found] = place
-                found += states[slots[record]] == 2
-                record += 1
-    return copied[:found]
+                if not times[slot]:
+                    keys[slot], holders[slot], times[slot] = key, document, 1
+                elif times[slot] != _MANY and holders[slot] == document:
+                    times[slot] += np.uint32(1)
+                else:
+                    if times[slot] != _MANY:
+                        for _ in range(times[slot]):
+                            copied_hashes[found], copied_documents[found] = key, holders[slot]
+                            found += 1
+                        times[slot] = _MANY
+                    copied_hashes[found], copied_documents[found] = key, document
+                    found += 1
+    return copied_hashes[:found], copied_documents[:found]

@@ -149,33 +149,34 @@ def count_copied(runs: Sequence[tuple[Path, int]], low: int, high: int, among: S
         cut[-1] = np.searchsorted(values, np.uint64(high), side="right")
     records = int((cuts[:, -1] - cuts[:, 0]).sum())
     steps = min(_MOST_STEPS, records // _STEP_RECORDS, records // max(1, len(runs) * _PIECE_RECORDS))
+    parts = np.linspace(0, _MOST_STEPS, max(1, steps) + 1).astype(int)
+    sizes = np.diff(cuts[:, parts], axis=1)  # of the piece of each run in each step
+    most = max(sizes.sum(axis=0))
+    hashes, documents = np.empty(most, np.uint64), np.empty(most, np.uint32)
     counts = np.zeros((len(among), len(among[0])), np.uint32)
-    for first, end in itertools.pairwise(np.linspace(0, _MOST_STEPS, max(1, steps) + 1).astype(int)):
-        starts = np.cumsum([0, *(cuts[:, end] - cuts[:, first])])
-        hashes, documents = np.empty(starts[-1], np.uint64), np.empty(starts[-1], np.uint32)
-        for (path, offset), start, piece in zip(runs, cuts[:, first], itertools.pairwise(starts), strict=True):
-            own = slice(*piece)
-            hashes[own] = _read_values(f"{path}.hashes.npy", start, hashes[own])
-            documents[own] = _read_values(f"{path}.documents.npy", start, documents[own])
-            documents[own] += np.uint32(offset)
-        copied = find_copied(hashes, documents, starts, low, high)
-        hashes, documents = hashes[copied], documents[copied]
+    for part, size in zip(parts, sizes.T, strict=False):
+        starts = np.cumsum([0, *size])
+        for (path, offset), begin, piece in zip(runs, cuts[:, part], itertools.pairwise(starts), strict=True):
+            for name, values in (("hashes", hashes), ("documents", documents)):
+                with open(f"{path}.{name}.npy", "rb") as file:
+                    file.seek(_HEADER_BYTES + begin * values.itemsize)
+                    file.readinto(values[slice(*piece)])
+            documents[slice(*piece)] += np.uint32(offset)
+        copied, holders = find_copied(hashes[: starts[-1]], documents[: starts[-1]], starts, low, high)
         for chosen, count in zip(among, counts, strict=True):  # what is copied among some is so among all
-            own = documents
+            own = holders
             if not chosen.all():
-                is_own = chosen[documents]
-                own = documents[is_own]
-                own = own[find_copied(hashes[is_own], own, np.array([0, len(own)]), low, high)]
+                is_own = chosen[holders]
+                own = holders[is_own]
+                own = find_copied(copied[is_own], own, np.array([0, len(own)]), low, high)[1]
             count += np.bincount(own, minlength=len(count)).astype(np.uint32)
     return counts
 
 
-def _read_values(path: str, start: int, like: np.ndarray) -> np.ndarray:
-    return np.fromfile(path, like.dtype, len(like), offset=_HEADER_BYTES + start * like.itemsize)
-
-
-def find_copied(hashes: np.ndarray, documents: np.ndarray, starts: np.ndarray, low: int, high: int) -> np.ndarray:
-    """The places (int64) of the records whose hash another document has too.
+def find_copied(
+    hashes: np.ndarray, documents: np.ndarray, starts: np.ndarray, low: int, high: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The hashes and documents of the records whose hash another document has too.
 
     Piece i of the records stands from `starts[i]` to `starts[i + 1]`, in the order of `write_run`; all pieces are of
     the range from `low` to `high`. What is found is ordered as a piece is, as far as this function needs it.
