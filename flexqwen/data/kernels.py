@@ -21,7 +21,14 @@ _SECOND = np.array([(1 << 8 * max(size - 8, 0)) - 1 for size in range(17)], np.u
 _WIDE = tuple(int.from_bytes(c.encode().ljust(3, b"\0")) for c in map(chr, range(128, 0x3001)) if c.isspace())
 
 
-def _define(emit, *arguments):
+def _compile(loop):
+    try:
+        return njit(cache=True)(loop)
+    except RuntimeError:  # neither can be written
+        return njit(loop)
+
+
+def _emit(emit):
     """What numba has no function for: `emit` writes LLVM's code. Of an array and a place, it gets the address."""
 
     def generate(context, builder, signature, values):
@@ -40,7 +47,7 @@ def _read_8(_, data, place):
     def emit(builder, address):
         return builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()), align=1)
 
-    return types.uint64(data, types.int64), _define(emit)
+    return types.uint64(data, types.int64), _emit(emit)
 
 
 @intrinsic
@@ -59,13 +66,13 @@ def _find_space(_, data, place):
         three = builder.icmp_unsigned("==", builder.and_(read, fill(0xFC)), fill(0xE0))
         return builder.bitcast(builder.or_(ascii_, builder.or_(two, three)), ir.IntType(64))
 
-    return types.uint64(data, types.int64), _define(emit)
+    return types.uint64(data, types.int64), _emit(emit)
 
 
 @intrinsic
 def _lowest(_, bits):
     """Which is the lowest bit (int64) of `bits` (uint64, not 0)."""
-    return types.int64(types.uint64), _define(lambda builder, bits: builder.cttz(bits, ir.Constant(ir.IntType(1), 1)))
+    return types.int64(types.uint64), _emit(lambda builder, bits: builder.cttz(bits, ir.Constant(ir.IntType(1), 1)))
 
 
 @njit
@@ -100,7 +107,7 @@ def _hash_word(data, start, end):
     return value
 
 
-@njit(cache=True)
+@_compile
 def scan_texts(data, offsets, n, counts, hashes):
     """Finds the words of texts, and hashes their n-grams; returns how many of these there are.
 
@@ -144,7 +151,14 @@ def scan_texts(data, offsets, n, counts, hashes):
     return done
 
 
-@njit(cache=True)
+@_compile
+def hash_texts(data, offsets, hashes):
+    """Fills `hashes` (uint64) with those of whole texts, laid out as for `scan_texts`."""
+    for text in range(len(hashes)):
+        hashes[text] = _hash_word(data, offsets[text], offsets[text + 1])
+
+
+@_compile
 def order_records(hashes, counts, first, ordered_hashes, ordered_documents):
     """Fills the last two with records in the order of the first bits of their hashes.
 
@@ -166,7 +180,7 @@ def order_records(hashes, counts, first, ordered_hashes, ordered_documents):
             record += 1
 
 
-@njit(cache=True)
+@_compile
 def find_copied(hashes, documents, starts, low, high):
     """The records whose hash another document has too: their hashes, by the first bits of which they are ordered, and
     their documents.

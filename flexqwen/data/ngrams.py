@@ -77,6 +77,23 @@ def count_words(texts: "pa.StringArray") -> np.ndarray:
     return counts
 
 
+def find_first(texts: "pa.StringArray") -> np.ndarray:
+    """The places (int64, ascending) of the texts that no earlier one equals."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from flexqwen.data import kernels
+
+    hashes = np.empty(len(texts), np.uint64)
+    kernels.hash_texts(*_lay_out(texts), hashes)
+    run = np.empty_like(hashes), np.empty(len(texts), np.uint32)
+    kernels.order_records(hashes, np.ones(len(texts), np.int64), 0, *run)
+    maybe = np.sort(find_copied(*run, np.array([0, len(texts)]), 0, (1 << 64) - 1)[1])  # few, for which Arrow is fast
+    codes = pc.dictionary_encode(texts.take(pa.array(maybe))).indices.to_numpy()  # numbers in the order they appear in
+    is_again = np.diff(np.maximum.accumulate(codes), prepend=-1) == 0
+    return np.delete(np.arange(len(texts)), maybe[is_again])
+
+
 def _lay_out(texts: "Iterable[str] | pa.StringArray", normalized: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The UTF-8 of all texts and `PADDING` bytes (uint8); where each starts, and the last one ends (int64).
 

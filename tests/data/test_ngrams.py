@@ -105,6 +105,12 @@ def test_equal_ngrams_have_equal_hashes_wherever_they_stand(texts, n):
 
 
 @settings(max_examples=100, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(["", "a", "a b", "id-1"]), st.text()), max_size=30))
+def test_the_first_of_equal_texts(texts):
+    assert ngrams.find_first(pa.array(texts, pa.string())).tolist() == sorted(map(texts.index, set(texts)))
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.text("ab \u00e9\u00bb\u2013\u2003", max_size=300))
 def test_words_end_at_white_space_wherever_it_stands(text):
     """The compiled loop reads 64 bytes at a time."""
