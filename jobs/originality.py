@@ -35,13 +35,12 @@ from flexqwen.data.ngrams import (
     cut_hashes,
     find_copied,
     hash_ngrams,
-    sort_repeated,
     write_run,
 )
 from flexqwen.files import atomic_write, read_json, write_json
 from flexqwen.parallel import Pool
 
-FORMAT = 3  # of what a stage leaves for the next
+FORMAT = 4  # of what a stage leaves for the next
 MOST_RANGES = 1 << 16  # no more can be told apart by the first bits of a hash
 _RECORD_BYTES = 80  # of memory, for each 7-gram of a range or of a run
 _TEXT_BYTES = 6  # for each 7-gram, about
@@ -64,23 +63,24 @@ class HashGrams(Stage):
         tables = [schema.empty_table()]
         with atomic_write(self.folder / f"grams/{rank:05}") as partial:
             partial.mkdir()
+            done = 0
             first, end = (len(self.shards) * part // world_size for part in (rank, rank + 1))
             grams = self.hash_documents(self.shards[first:end], tables)
             for number, run in enumerate(cut_batches(grams, self.records, lambda batch: len(batch[0]))):
-                write_run(partial / str(number), *map(np.concatenate, zip(*run, strict=True)))
+                hashes, counts = map(np.concatenate, zip(*run, strict=True))
+                write_run(partial / str(number), hashes, counts, done)
+                done += len(counts)
                 hashes = np.load(partial / f"{number}.hashes.npy", mmap_mode="r")
                 np.save(partial / f"{number}.starts.npy", np.append(np.searchsorted(hashes, edges), len(hashes)))
             pq.write_table(pa.concat_tables(tables), partial / "documents.parquet", compression="zstd")
 
     def hash_documents(self, shards: list[Shard], tables: list[pa.Table]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        done = 0
         for shard in shards:
             for batch in shard.read_batches(Counter(), False):
-                grams, owner = hash_ngrams(batch["text"])
+                grams, counts = hash_ngrams(batch["text"])
                 names = {"file": [shard.name] * len(batch), "id": batch["id"]}
-                tables.append(pa.table(names | {"ngrams": np.bincount(owner, minlength=len(batch))}))
-                yield grams, owner + np.uint32(done)
-                done += len(batch)
+                tables.append(pa.table(names | {"ngrams": counts}))
+                yield grams, counts
                 self.stat_update("text", value=pc.sum(pc.binary_length(batch["text"])).as_py(), unit="batch")
 
 
@@ -88,6 +88,7 @@ class CountRange(Stage):
     name = "counts"
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
+        edges = cut_hashes(self.ranges)
         hashes, documents = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
         for task in range(self.tasks):
             for starts in sorted(self.folder.glob(f"grams/{task:05}/*.starts.npy")):
@@ -95,7 +96,9 @@ class CountRange(Stage):
                 hashes.append(read_part(f"{path}.hashes.npy", starts, rank))
                 own = read_part(f"{path}.documents.npy", starts, rank)
                 documents.append(own.astype(np.uint64) | np.uint64(task << 32))
-        copied = np.sort(find_copied(*sort_repeated(np.concatenate(hashes), np.concatenate(documents))))
+        starts, documents = np.cumsum([len(part) for part in hashes]), np.concatenate(documents)
+        copied = find_copied(np.concatenate(hashes), documents, starts, edges[rank], edges[rank + 1] - 1)
+        copied = np.sort(copied[1])
         with atomic_write(self.folder / f"counts/{rank:05}") as partial:
             partial.mkdir()
             edges = np.arange(self.tasks + 1, dtype=np.uint64) << np.uint64(32)

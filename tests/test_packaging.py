@@ -13,6 +13,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 INSTALLED = [ROOT / "configuration_flexqwen.py", ROOT / "modeling_flexqwen.py", *(ROOT / "flexqwen").rglob("*.py")]
 IMPORTED_AS = {"PyYAML": "yaml", "scikit-learn": "sklearn", "lm-eval": "lm_eval"}
 IMPORTED_AS["matplotlib"] = "matplotlib PIL"  # it needs pillow
+IMPORTED_AS["numba"] = "numba llvmlite"
 
 
 def test_imports_are_declared():

@@ -31,7 +31,7 @@ _KIND = re.compile(r"\.(parquet|jsonl|ndjson|txt)(\.gz|\.zst)?$")
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.%-]+))?(?:/([^/]+))?(?:/([^/]+))?/?")
 _TEXT_BYTES = 16 << 20  # of files of plain text that are read as one shard
 _BATCH_BYTES = 2 << 20  # of documents in a batch, about
-_ROWS = 256  # of Parquet that are read at a time, however long they are
+_ROWS = 1024  # of Parquet that are read at a time, or fewer where they are long
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,12 @@ def _choose_columns(names: Sequence[str], columns: dict[str, str], where: str = 
 
 def _read_parquet(name: str, path: Path, columns: dict[str, str]) -> Iterator[dict[str, pa.Array]]:
     rows = 0
-    with pq.ParquetFile(path) as file:
+    # A little of a file at a time: else all of a row group is read at once, compressed, into memory.
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
         chosen = _choose_columns(file.schema_arrow.names, columns)
-        read = file.iter_batches(_ROWS, columns=sorted(set(chosen.values())))
+        sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)]
+        rows_read = min(_ROWS, 1 + _BATCH_BYTES * file.metadata.num_rows // max(1, sum(sizes)))
+        read = file.iter_batches(rows_read, use_threads=False, columns=sorted(set(chosen.values())))
         for batch in map(pa.concat_batches, cut_batches(read, _BATCH_BYTES, lambda batch: batch.nbytes)):
             found = {field: _read_column(field, batch[column], rows) for field, column in chosen.items()}
             if "id" not in found or found["id"].null_count:

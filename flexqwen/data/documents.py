@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from flexqwen.cli import InputError
 from flexqwen.data.corpus import COLUMNS, MIN_TOKENS, Shard, ShardError
+from flexqwen.data.ngrams import find_first
 from flexqwen.files import atomic_write, digest, read_json, remove_path, write_json
 from flexqwen.parallel import Pool
 from flexqwen.subsampling import subsample
@@ -126,9 +127,8 @@ def open_documents(files: list[Path], limit: int | None, seed: int) -> tuple[Doc
     shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     row = np.concatenate([np.arange(len(table)) for table in tables])
     table = pa.concat_tables(tables).unify_dictionaries()
-    ids = pc.dictionary_encode(pa.concat_arrays(table["id"].chunks)).indices.to_numpy() if len(table) else row
-    once = np.sort(np.unique(ids, return_index=True)[1])
-    keep = np.array(subsample(once, limit, seed), np.int64)
+    once = find_first(pa.concat_arrays(table["id"].chunks)) if len(table) else row
+    keep = once if limit is None else np.array(subsample(once, limit, seed), np.int64)
     dropped = Counter({"duplicate id": len(table) - len(once), BEYOND: len(once) - len(keep)})
     table = table.combine_chunks() if len(keep) == len(table) else table.take(pa.array(keep))
     return Documents(table, files, shard[keep], row[keep]), +dropped

@@ -12,7 +12,7 @@ from flexqwen.cli import InputError
 from flexqwen.data.card import count_by_taxonomy, list_splits, read_index
 from flexqwen.data.corpus import MIN_TOKENS, Shard, open_corpus, read_shard
 from flexqwen.data.documents import BEYOND
-from flexqwen.data.ngrams import NGRAM, cut_batches, hash_ngrams
+from flexqwen.data.ngrams import NGRAM, cut_batches, hash_ngrams, number_texts
 from flexqwen.data.texts import REMEDY, read_file, read_manifest
 from flexqwen.parallel import Pool
 from flexqwen.remote import explain_failure
@@ -146,7 +146,8 @@ def find_copies(source: Shard | Path, identifier: str, grams: np.ndarray) -> set
     """Those of the 7-grams `grams` (uint64) that other documents hold, with the id of each such document."""
     found = set()
     for batch in cut_batches(read_source(source), _BATCH_CHARACTERS, lambda document: len(document[1])):
-        hashes, owner = hash_ngrams([text for _, text in batch])
+        hashes, counts = hash_ngrams([text for _, text in batch])
+        owner = number_texts(counts)
         places = np.flatnonzero(np.isin(hashes, grams))
         found |= {(int(hashes[place]), batch[owner[place]][0]) for place in places}
     return {(gram, name) for gram, name in found if name != identifier}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from flexqwen.data.ngrams import cut_batches, hash_ngrams, mean_known
+from flexqwen.data.ngrams import cut_batches, hash_ngrams, mean_known, number_texts
 from flexqwen.data.texts import count_texts, dataset_digest, read_texts
 
 NGRAM = 13
@@ -16,7 +16,7 @@ _BATCH_CHARACTERS = 1 << 20
 
 
 def hash_passages(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The word 13-grams of the texts: their hashes (uint64), and the number of the text of each (uint32)."""
+    """The word 13-grams of the texts: their hashes (uint64), and how many each text has (int64)."""
     return hash_ngrams(texts, NGRAM, normalized=True)
 
 
@@ -38,9 +38,8 @@ class Passages:
 
     def find_shares(self, texts: Sequence[str]) -> np.ndarray:
         """Share of each text's 13-grams, counted by position, that are in the set: float64, NaN for under 13 words."""
-        grams, owner = hash_passages(texts)
-        total = np.bincount(owner, minlength=len(texts))
-        found = np.bincount(owner[self.find(grams)[0]], minlength=len(texts))
+        grams, total = hash_passages(texts)
+        found = np.bincount(number_texts(total)[self.find(grams)[0]], minlength=len(texts))
         with np.errstate(invalid="ignore"):
             return found / np.where(total > 0, total, np.nan)
 

@@ -41,9 +41,9 @@ def store_grams(file: Path, rows: np.ndarray, path: Path) -> np.ndarray:
     if not totals_file.is_file():
         totals, done = [np.empty(0, np.int64)], 0
         for number, texts in enumerate(read_stored_texts(file, rows)):
-            grams, owner = ngrams.hash_ngrams(texts)
-            ngrams.write_run(path.with_name(f"{path.name}-{number}"), grams, owner + np.uint32(done))
-            totals.append(np.bincount(owner, minlength=len(texts)))
+            grams, counts = ngrams.hash_ngrams(texts)
+            ngrams.write_run(path.with_name(f"{path.name}-{number}"), grams, counts, done)
+            totals.append(counts)
             done += len(texts)
         with atomic_write(totals_file) as partial, open(partial, "wb") as out:
             np.save(out, np.concatenate(totals))

@@ -31,13 +31,13 @@ import pyarrow.parquet as pq
 from flexqwen.cli import InputError
 from flexqwen.data.collection import open_collection
 from flexqwen.data.corpus import Shard
-from flexqwen.data.ngrams import NGRAM, cut_batches, hash_words
+from flexqwen.data.ngrams import NGRAM, cut_batches, hash_ngrams
 from flexqwen.data.texts import REMEDY, check_whole, dataset_digest, read_manifest
 from flexqwen.files import atomic_write, digest, read_json, write_json
 from flexqwen.parallel import Pool
 from flexqwen.remote import explain_failure
 
-FORMAT = 3  # of the index
+FORMAT = 4  # of the index
 _READ = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("id", "license", "source", "text")])
 _SHOWN = _READ.remove(3)  # of a document
 _PART_BYTES = 32 << 20  # of compressed files that one task reads
@@ -48,7 +48,7 @@ _NAMED = 3  # documents of each passage in a terminal
 
 def hash_text(texts: list[str] | pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
     """32-bit hashes of the words of all texts (uint32, 2 or more), and each text's number of words (int64)."""
-    hashes, counts = hash_words(texts)
+    hashes, counts = hash_ngrams(texts, 1)
     return np.maximum(hashes >> np.uint64(32), 2).astype(np.uint32), counts
 
 

@@ -21,7 +21,8 @@ from tests.helpers.runs import fork
 
 def test_bytes_do_not_depend_on_workers_or_memory(built, sample_corpus, tmp_path, monkeypatch):
     run("build", "--corpus", sample_corpus, "--output", tmp_path / "two", "--workers", 2, "--memory", 0.25)
-    monkeypatch.setattr(ngrams, "_FEW_RECORDS", 1000)
+    monkeypatch.setattr(ngrams, "_STEP_RECORDS", 1000)
+    monkeypatch.setattr(ngrams, "_PIECE_RECORDS", 10)
     monkeypatch.setattr(corpus, "_BATCH_CHARACTERS", 20_000)
     build(sample_corpus, tmp_path / "many", Parameters(), workers=1)
     assert files(tmp_path / "many") == files(built)

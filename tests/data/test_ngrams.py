@@ -25,10 +25,10 @@ def score(texts: list[str], folder, cuts: list[int], parts: int, among=None) -> 
     runs, totals = [], []
     edges = sorted({0, len(texts), *(cut % (len(texts) + 1) for cut in cuts)})
     for start, end in pairwise(edges):
-        grams, document = ngrams.hash_ngrams(texts[start:end])
-        runs.append((folder / f"{start}", start))
-        ngrams.write_run(runs[-1][0], grams, document)
-        totals += np.bincount(document, minlength=end - start).tolist()
+        grams, counts = ngrams.hash_ngrams(texts[start:end])
+        runs.append((folder / f"{start}", start // 2))
+        ngrams.write_run(runs[-1][0], grams, counts, start - start // 2)
+        totals += counts.tolist()
     ranges = [(low, high - 1) for low, high in pairwise(ngrams.cut_hashes(parts))]
     among = np.ones(len(texts), bool) if among is None else np.array(among, bool)
     total = np.where(among, np.array(totals, int), 0)
@@ -61,7 +61,7 @@ def test_no_run_holds_a_file_open(tmp_path):
     """A corpus of 10 GB has more runs than a process may have files."""
     runs = [(tmp_path / str(number), number) for number in range(80)]
     for path, number in runs:
-        ngrams.write_run(path, np.array([0, number + 1], np.uint64), np.zeros(2, np.uint32))
+        ngrams.write_run(path, np.array([0, number + 1], np.uint64), np.array([2]))
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
     try:
@@ -73,7 +73,7 @@ def test_no_run_holds_a_file_open(tmp_path):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(st.text(), st.text("aàÀß_1İΣσ\n'.\x1e\u3000 ")), max_size=8), st.booleans())
 def test_word_hashes_stand_for_the_words(texts, normalized):
-    hashes, counts = ngrams.hash_words(texts, normalized)
+    hashes, counts = ngrams.hash_ngrams(texts, 1, normalized)
     words = [re.findall(r"\w+", text.lower()) if normalized else text.split() for text in texts]
     assert counts.tolist() == [len(found) for found in words]
     flat = [word for found in words for word in found]
@@ -86,38 +86,57 @@ ANY = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(ANY, st.integers(0, 8), st.sampled_from([4, 1 << 18]))
-def test_a_column_of_arrow_gives_the_hashes_of_its_texts(texts, start, chunk):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ngrams, "_CHUNK", chunk)
-        check_column(pa.array(texts, pa.string())[start:], texts[start:])
-
-
-def check_column(column: pa.StringArray, texts: list[str]) -> None:
-    for found, wanted in zip(ngrams.hash_words(column), ngrams.hash_words(texts), strict=True):
-        assert found.tolist() == wanted.tolist()
-    for found, wanted in zip(ngrams.hash_ngrams(column, 2), ngrams.hash_ngrams(texts, 2), strict=True):
-        assert found.tolist() == wanted.tolist()
+@given(ANY, st.integers(0, 8), st.sampled_from([pa.string(), pa.large_string()]))
+def test_a_column_of_arrow_gives_the_hashes_of_its_texts(texts, start, kind):
+    column, texts = pa.array(texts, kind)[start:], texts[start:]
+    for n, normalized in ((1, False), (2, False), (2, True)):
+        found, wanted = (ngrams.hash_ngrams(each, n, normalized) for each in (column, texts))
+        assert [each.tolist() for each in found] == [each.tolist() for each in wanted]
     assert ngrams.count_words(column).tolist() == [len(text.split()) for text in texts]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abc"), max_size=30), max_size=5), st.integers(1, 5))
+def test_equal_ngrams_have_equal_hashes_wherever_they_stand(texts, n):
+    hashes, counts = ngrams.hash_ngrams(map(" ".join, texts), n)
+    grams = [tuple(text[place : place + n]) for text in texts for place in range(len(text) - n + 1)]
+    assert counts.tolist() == [max(0, len(text) - n + 1) for text in texts]
+    assert len(set(zip(grams, hashes.tolist(), strict=True))) == len(set(grams)) == len(set(hashes.tolist()))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(["", "a", "a b", "id-1"]), st.text()), max_size=30))
+def test_the_first_of_equal_texts(texts):
+    assert ngrams.find_first(pa.array(texts, pa.string())).tolist() == sorted(map(texts.index, set(texts)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("ab \u00e9\u00bb\u2013\u2003", max_size=300))
+def test_words_end_at_white_space_wherever_it_stands(text):
+    """The compiled loop reads 64 bytes at a time."""
+    hashes, counts = ngrams.hash_ngrams([text, *text.split()], 1)
+    assert counts.tolist() == [len(text.split()), *[1] * len(text.split())]
+    assert hashes[: counts[0]].tolist() == hashes[counts[0] :].tolist()
 
 
 def test_every_white_space_ends_a_word():
     spaces = [space for space in map(chr, range(sys.maxunicode + 1)) if space.isspace()]
     assert len(spaces) == 29
-    assert ngrams.hash_words([f"a{space}b" for space in spaces])[1].tolist() == [2] * 29
+    words = {number: ngrams.hash_ngrams([f"a{chr(number)}b"], 1)[1][0] for number in range(0x3010)}
+    assert {number for number, count in words.items() if count == 2} == set(map(ord, spaces))
 
 
 def test_long_words_and_long_texts():
-    long = "x" * 254
-    texts = [long, long + "x", long + "xx", long + "xy", "a b " * 600_000]
-    hashes, counts = ngrams.hash_words(texts)
-    assert counts.tolist() == [1, 1, 1, 1, 1_200_000]
-    assert len(set(hashes.tolist())) == 6
+    sizes = [*range(1, 90), 254, 255, 256, 70_000]
+    texts = ["x" * size + end for size in sizes for end in ("x", "y")] + ["\0" * size for size in sizes]
+    hashes, counts = ngrams.hash_ngrams([*texts, "a b " * 600_000], 1)
+    assert counts.tolist() == [1] * len(texts) + [1_200_000]
+    assert len(set(hashes.tolist())) == len(set(texts)) + 2
 
 
 def test_ngrams_do_not_cross_texts():
-    hashes, document = ngrams.hash_ngrams(["a b c", "", "d e f g"], n=3)
-    assert document.tolist() == [0, 2, 2]
+    hashes, counts = ngrams.hash_ngrams(["a b c", "", "d e f g"], n=3)
+    assert counts.tolist() == [1, 0, 2] and ngrams.number_texts(counts).tolist() == [0, 2, 2]
     assert hashes[0] == ngrams.hash_ngrams(["a \t b\nc"], n=3)[0][0]
     assert len(ngrams.hash_ngrams(["c b a", "a c b"], n=3)[0]) == 2
 
@@ -125,7 +144,7 @@ def test_ngrams_do_not_cross_texts():
 def test_words_of_the_sample_do_not_collide(sample_documents):
     texts = [document.text for document in sample_documents]
     words = {word for text in texts for word in text.split()}
-    hashes, _ = ngrams.hash_words(texts)
+    hashes, _ = ngrams.hash_ngrams(texts, 1)
     assert len(np.unique(hashes)) == len(words)
     assert len(np.unique(hashes >> np.uint64(32))) > 0.99 * len(words)  # both halves are well mixed
     assert len(np.unique(hashes & np.uint64(0xFFFFFFFF))) > 0.99 * len(words)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from flexqwen.cli import InputError
-from flexqwen.data.ngrams import cut_batches, hash_ngrams
+from flexqwen.data.ngrams import cut_batches, hash_ngrams, number_texts
 from flexqwen.data.packing import describe_rows, encode_documents, find_folder
 from flexqwen.data.passages import Passages
 from flexqwen.data.texts import dataset_digest, read_texts
@@ -133,13 +133,12 @@ def decode_words(scorer: Scorer, continuations: np.ndarray) -> list[str]:
 
 def find_copied(texts: list[str], trained: TrainingTexts) -> np.ndarray:
     """Share of each text's word 7-grams that stand in a training document: float64 `(texts,)`."""
-    grams, owner = hash_ngrams(texts)
+    grams, total = hash_ngrams(texts)
     wanted = Passages(np.unique(grams))
     is_known = np.zeros(len(wanted.hashes), bool)
     for batch in cut_batches(trained, _BATCH_CHARACTERS):
         is_known[wanted.find(hash_ngrams(batch)[0])[1]] = True
-    copied = owner[is_known[np.searchsorted(wanted.hashes, grams)]]
-    total = np.bincount(owner, minlength=len(texts))
+    copied = number_texts(total)[is_known[np.searchsorted(wanted.hashes, grams)]]
     return np.bincount(copied, minlength=len(texts)) / np.maximum(total, 1)
 
 
