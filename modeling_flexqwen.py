@@ -58,7 +58,7 @@ logger = logging.get_logger(__name__)
 
 IGNORE = -100  # the label that PyTorch's cross entropy and every transformers collator leave out
 VARLEN = {"cuda": (torch.float16, torch.bfloat16)}  # what torch's variable-length kernel takes; else "varlen" is sdpa
-CHUNKS, CHUNK_LOGITS = 8, 2**24  # the loss takes an eighth of the labelled tokens at a time, but so many logits
+CHUNKS, CHUNK_TOKENS = 8, 256  # the loss takes an eighth of the labelled tokens at a time, but at least 256
 
 
 def compute_dtype(states):
@@ -108,7 +108,7 @@ class _LabelledCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = None
         losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
-        size = max(CHUNK_LOGITS // len(weight), math.ceil(len(labels) / CHUNKS), 1)
+        size = max(CHUNK_TOKENS, math.ceil(len(labels) / CHUNKS))
         for start in range(0, max(len(labels), 1), size):
             part = slice(start, start + size)
             states, target = hidden[part].to(dtype), labels[part, None]
