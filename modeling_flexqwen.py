@@ -40,6 +40,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from transformers.utils import can_return_tuple, logging
 
 try:
@@ -105,10 +106,10 @@ class _LabelledCrossEntropy(torch.autograd.Function):
         matrix = weight.to(dtype)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_weight = None
         losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         size = max(CHUNK_TOKENS, math.ceil(len(labels) / CHUNKS))
-        for start in range(0, len(labels), size):
+        for start in range(0, max(len(labels), 1), size):
             part = slice(start, start + size)
             states, target = hidden[part].to(dtype), labels[part, None]
             losses[part], grad, scale = losses_and_gradient(states @ matrix.t(), target, token_weights[part, None])
@@ -116,7 +117,9 @@ class _LabelledCrossEntropy(torch.autograd.Function):
                 grad_hidden[part] = (grad @ matrix) * scale
             if needs_weight:
                 states = (states * scale).to(dtype)
-                if dtype == weight.dtype:
+                if grad_weight is None:
+                    grad_weight = (grad.t() @ states).to(weight.dtype)
+                elif dtype == weight.dtype:
                     grad_weight.addmm_(grad.t(), states)
                 else:
                     grad_weight += grad.t() @ states
@@ -148,35 +151,32 @@ def is_plain_linear(head: nn.Module) -> bool:
 
 
 def find_labels(labels, shift):
-    """Where labels are: int64 `(labels,)`, places in the flattened `(batch, sequence)`; none at 0 of a shifted row."""
+    """Where labels are: int64 `(labels,)`, places in the flattened `(batch, sequence)`.
+
+    `shift`, bool `(batch,)`: a row's label at position t is predicted from the output at t-1 where True, at t where
+    False. A shifted row has nothing to predict position 0 from: a label there is left out, as in Qwen3.
+    """
     can_predict = F.pad(~shift[:, None], (0, labels.shape[1] - 1), value=True)
     return ((labels != IGNORE) & can_predict).flatten().nonzero().squeeze(-1)
 
 
-def labelled_loss(hidden_states, head, labels, shift, num_items_in_batch=None, row_weights=None, target_positions=None):
+def labelled_loss(states, head, labels, target_positions, num_items_in_batch=None, row_weights=None):
     """Cross entropy at the labelled positions only; logits of the other positions are never computed.
 
     Args:
-        hidden_states: `(batch, sequence, hidden)`, the model's last hidden states.
+        states: `(labels, hidden)`, the last hidden states that predict the labels.
         head: the module that makes logits of them; a plain linear one runs fused with the loss.
         labels: int64 `(batch, sequence)`, the token to be predicted *at* each position, -100 where there is none.
-        shift: bool `(batch,)`; a row's label at position t is predicted from the output at t-1 where True, at t where
-            False. A shifted row has nothing to predict position 0 from: a label there is left out, as in Qwen3.
+        target_positions: int64 `(labels,)`, what `find_labels` returns.
         num_items_in_batch: what the summed loss is divided by; by default the number of labels.
         row_weights: float `(batch,)`, weight of every label of a row; 1 by default.
-        target_positions: int64 `(labels,)`, what `find_labels` returns; by default looked for, which a GPU waits for.
 
     Returns:
         loss: float32 scalar, in nats. 0 (with a gradient of 0) where nothing is labelled.
         row_losses: float32 `(batch,)`, the unweighted summed loss of each row in nats, without gradient.
         row_labels: int64 `(batch,)`, how many labels each row has.
     """
-    if labels.shape != hidden_states.shape[:2]:
-        raise ValueError(f"labels must have shape {tuple(hidden_states.shape[:2])}, got {tuple(labels.shape)}")
-    if target_positions is None:
-        target_positions = find_labels(labels, shift)
     rows = target_positions // labels.shape[1]
-    states = hidden_states.flatten(0, 1).index_select(0, target_positions - shift[rows].long())
     token_weights = torch.ones(len(rows), device=labels.device) if row_weights is None else row_weights.float()[rows]
     targets = labels.flatten()[target_positions]
     if is_plain_linear(head):
@@ -280,6 +280,19 @@ def prefix_end(prefix_length, attention_mask):
     return prefix_length + attention_mask.long().argmax(-1) if is_2d else prefix_length
 
 
+class FlexQwenLastLayer(Qwen3DecoderLayer):
+    """Qwen3's layer, but its MLP can be left to the tokens from which something is predicted."""
+
+    def forward(self, hidden_states, kept_positions=None, **kwargs):
+        """`kept_positions` are places in the flattened `(batch, sequence)`; only these are returned, in this order."""
+        if kept_positions is None:
+            return super().forward(hidden_states, **kwargs)
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        hidden_states, attended = (x.flatten(0, 1).index_select(0, kept_positions) for x in (hidden_states, attended))
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
 class FlexQwenModel(Qwen3Model):
     """Qwen3's decoder with the attention mode chosen per call."""
 
@@ -287,9 +300,11 @@ class FlexQwenModel(Qwen3Model):
     config: FlexQwenConfig
     _auto_class = "AutoModel"
     default_is_causal = True  # encoder heads set False on their own base model
+    _no_split_modules = ("Qwen3DecoderLayer", "FlexQwenLastLayer")
 
     def __init__(self, config: FlexQwenConfig):
         super().__init__(config)
+        self.layers[-1].__class__ = FlexQwenLastLayer
         for layer in self.layers:  # where vLLM, which attends in its own way, looks for the mode
             layer.self_attn.is_causal = getattr(config, "is_causal", True)
 
@@ -521,14 +536,32 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
                 The token at each position that is to be predicted, -100 elsewhere; the shift is made here. A causal
                 row's label at t is predicted from the output at t-1, and so is a masked row's, unless
                 `config.masked_prediction` is `"in_place"`. Labels within a prefix are left out. In training mode the
-                head runs only where there is a label and `logits` is None; in evaluation mode the full logits are
-                returned as well.
+                head and the last layer's MLP run only where there is a label and `logits` is None; in evaluation mode
+                the full logits are returned as well.
             is_causal, prefix_length: see `FlexQwenModel.forward`.
             num_items_in_batch: what the summed loss is divided by; by default the number of labels.
             row_weights (float `(batch,)`, *optional*): weight of every label of a row in the loss.
             target_positions (int64 `(labels,)`, *optional*): where they are, as `find_labels` returns it, so that a GPU
                 need not be waited for. `segments` of `FlexQwenModel.forward` does as much.
         """
+        if labels is not None:
+            shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+            if labels.shape != shape:
+                raise ValueError(f"labels must have shape {tuple(shape)}, got {tuple(labels.shape)}")
+            if prefix_length is not None:  # what the prefix's own tokens see includes what they would predict
+                columns = torch.arange(labels.shape[1], device=labels.device)
+                labels = labels.masked_fill(columns < prefix_end(prefix_length, attention_mask)[:, None], IGNORE)
+                target_positions = None
+            shift = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+            if self.config.masked_prediction == "in_place":
+                shift = shift & self.model.attention_is_causal(is_causal, prefix_length)
+            if target_positions is None:
+                target_positions = find_labels(labels, shift)
+            kept_positions = target_positions - shift[target_positions // labels.shape[1]].long()
+        asks_for_all = not self.training or kwargs.get("output_hidden_states") or self.config.output_hidden_states
+        if keeps_few := labels is not None and not asks_for_all:
+            torch._dynamo.maybe_mark_dynamic(kept_positions, 0)  # one compiled graph for any number of labels
+            kwargs["kept_positions"] = kept_positions
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -547,15 +580,9 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
             attentions=outputs.attentions,
         )
         if labels is not None:
-            if prefix_length is not None:  # what the prefix's own tokens see includes what they would predict
-                columns = torch.arange(labels.shape[1], device=labels.device)
-                labels = labels.masked_fill(columns < prefix_end(prefix_length, attention_mask)[:, None], IGNORE)
-                target_positions = None
-            shift = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-            if self.config.masked_prediction == "in_place":
-                shift = shift & self.model.attention_is_causal(is_causal, prefix_length)
+            states = hidden_states if keeps_few else hidden_states.flatten(0, 1).index_select(0, kept_positions)
             result.loss, result.row_losses, result.row_labels = labelled_loss(
-                hidden_states, self.lm_head, labels, shift, num_items_in_batch, row_weights, target_positions
+                states, self.lm_head, labels, target_positions, num_items_in_batch, row_weights
             )
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -36,13 +36,14 @@ def model_flops(config, tokens: float, labels: float, attended: float) -> float:
     """FLOPs of the forward and backward passes over `tokens`, of which `labels` are predicted.
 
     6 for each weight that a token meets and 12 for each pair of positions and hidden unit of attention in every layer,
-    causal or not, as is usual, but within a document only: `attended` positions for each token. The head is counted
-    where there is a label, since it runs nowhere else.
+    causal or not, as is usual, but within a document only: `attended` positions for each token. The head and the last
+    layer's MLP are counted where there is a label, since they run nowhere else.
     """
     width, heads = config.hidden_size, config.num_attention_heads * config.head_dim
     attention = width * config.head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
-    layer = 6 * (attention + 3 * width * config.intermediate_size) + 12 * heads * attended
-    return tokens * config.num_hidden_layers * layer + labels * 6 * width * config.vocab_size
+    mlp = 6 * 3 * width * config.intermediate_size
+    layer = 6 * attention + mlp + 12 * heads * attended
+    return tokens * (config.num_hidden_layers * layer - mlp) + labels * (mlp + 6 * width * config.vocab_size)
 
 
 class Count(TorchDispatchMode):

@@ -30,6 +30,7 @@ from flexqwen.training.compat import (
     refusals_named,
     saved_as,
 )
+from flexqwen.training.cpu import can_fuse, fuse_layers, keep_freed_memory
 from flexqwen.training.finiteness import LossCheck, check_weights, suggest_remedy
 from flexqwen.training.metrics import TrainingMetrics
 from flexqwen.training.objectives import TrainingRows, collate
@@ -52,6 +53,10 @@ class FlexQwenTrainer(transformers.Trainer):
             compile_layers(model, args.training)
         elif args.training.device.type == "cuda":
             fuse_norms(model)
+        elif args.training.bf16 and can_fuse(model.config):
+            fuse_layers(model)
+        if args.training.device.type == "cpu":
+            keep_freed_memory()
         rows = TrainingRows(phases, args.objective, args.training.seed)
         collator = functools.partial(collate, masked_prediction=args.objective.masked_prediction)
         with refusals_named("the trainer"):

@@ -58,6 +58,13 @@ def test_loss_and_gradients_equal_qwen3s():
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-5, atol=1e-7, msg=name)
 
 
+def test_hidden_states_are_whole_where_they_are_asked_for():
+    model, ids = make_model().train(), make_ids()
+    output = model(ids, labels=some_labels(ids), output_hidden_states=True)
+    assert {states.shape[:2] for states in output.hidden_states} == {ids.shape}
+    torch.testing.assert_close(output.loss, model(ids, labels=some_labels(ids)).loss)
+
+
 def test_loss_in_chunks_equals_loss_at_once(monkeypatch):
     model, ids = make_model().train(), make_ids(batch=3)
     whole = model(ids, labels=ids).loss

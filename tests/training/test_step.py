@@ -6,6 +6,7 @@ import torch
 import modeling_flexqwen
 from flexqwen.training.arguments import Arguments, TrainingArguments
 from flexqwen.training.compat import compile_layers, fuse_norms
+from flexqwen.training.cpu import fuse_layers
 from flexqwen.training.objectives import ObjectiveArguments, TrainingRows, collate
 from flexqwen.training.schedule import Phase
 from flexqwen.training.trainer import FlexQwenTrainer
@@ -73,7 +74,7 @@ def test_layers_are_compiled_once_for_each_length_of_rows(implementation, monkey
             model(**batch).loss.backward()
             graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert not torch._dynamo.utils.counters["graph_break"]
-    assert graphs == [1] * 8 + [2] * 8
+    assert graphs == [2] * 8 + [4] * 8  # of a layer, and of the last
 
 
 def test_compiled_layers_learn_what_others_do():
@@ -92,12 +93,14 @@ def test_compiled_layers_learn_what_others_do():
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_fused_norms_learn_what_others_do(half):
+@pytest.mark.parametrize("fuse", [fuse_norms, fuse_layers])
+@pytest.mark.parametrize("objective", [{}, {"strategy": "baseline-causal"}], ids=str)
+def test_fused_layers_learn_what_others_do(objective, fuse, half):
     """To the rounding of float32, or of bfloat16 under autocast, where the kernel gets a rounded weight."""
-    rows = TrainingRows([Phase(Rows(16), range(2), 8)], ObjectiveArguments(), 0)
+    rows = TrainingRows([Phase(Rows(16), range(2), 8)], ObjectiveArguments(**objective), 0)
     batch = collate([rows[item] for item in range(8)])
     plain, fused = make_model().train(), make_model().train()
-    fuse_norms(fused)
+    fuse(fused)
     assert list(fused.state_dict()) == list(plain.state_dict())
     gradients = []
     for model in (plain, fused):
