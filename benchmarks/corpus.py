@@ -86,7 +86,7 @@ def score(folder: str) -> dict[str, float]:
 
     from flexqwen.data.collection import open_collection
     from flexqwen.data.documents import open_documents, store_shards
-    from flexqwen.data.ngrams import count_copied, count_words, hash_ngrams, write_run
+    from flexqwen.data.ngrams import count_copied, count_words, find_first, hash_ngrams, write_run
     from flexqwen.data.scores import score_documents, store_grams
     from flexqwen.parallel import Pool
 
@@ -98,9 +98,9 @@ def score(folder: str) -> dict[str, float]:
         found[name] = times[-1] - times[-2]
 
     with tempfile.TemporaryDirectory() as work, Pool(1) as pool:
-        one = Path(work) / "one"  # a first time, which loads the compiled loops, or compiles them
-        write_run(one, *hash_ngrams(pa.array(["a b c d e f g"])))
-        count_copied([(one, 0)], 0, (1 << 64) - 1, [np.ones(count_words(pa.array(["a"])), bool)])
+        one, text = Path(work) / "one", pa.array(["a b c d e f g"])
+        write_run(one, *hash_ngrams(text))  # all a first time, which loads the compiled loops, or compiles them
+        count_copied([(one, 0)], 0, (1 << 64) - 1, [find_first(text) == 0, count_words(text) == 7])
         one.with_name("one.hashes.npy").unlink()
         lap("load")
         files, _ = store_shards(open_collection([folder], {}).shards, Path(work) / "documents", False, False, pool)

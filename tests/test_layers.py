@@ -38,6 +38,14 @@ def test_imports_go_downward(path):
         assert name.split(".")[0] in {*allowed, "__version__"}, f"{path} imports flexqwen.{name}"
 
 
+def test_numba_is_loaded_only_where_it_is_needed():
+    """It takes a second, and training has no use for it."""
+    for path in LIBRARY.rglob("*.py"):
+        nodes = ast.parse(path.read_text(encoding="utf-8")).body
+        loaded = " ".join(ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
+        assert "kernels" not in loaded and ("numba" not in loaded or path.stem == "kernels"), path
+
+
 def test_no_two_modules_have_one_name():
     names = [path.stem for path in LIBRARY.rglob("*.py") if path.stem not in ("__init__", "__main__")]
     assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)

@@ -158,11 +158,11 @@ def count_copied(runs: Sequence[tuple[Path, int]], low: int, high: int, among: S
     document numbers; `among`, sets of documents to compare with each other (bool). Returns uint32
     `(len(among), documents)`, 0 outside a set.
     """
-    edges = np.array(cut_hashes(_MOST_STEPS, low, high)[1:-1], np.uint64)
+    edges = cut_hashes(_MOST_STEPS, low, high)
     cuts = np.zeros((len(runs), _MOST_STEPS + 1), np.int64)
     for (path, _), cut in zip(runs, cuts, strict=True):  # maps are closed at once: there may be thousands of files
         values = np.load(f"{path}.hashes.npy", mmap_mode="r")
-        cut[0], cut[1:-1] = np.searchsorted(values, np.uint64(low)), np.searchsorted(values, edges)
+        cut[:-1] = np.searchsorted(values, np.array(edges[:-1], np.uint64))
         cut[-1] = np.searchsorted(values, np.uint64(high), side="right")
     records = int((cuts[:, -1] - cuts[:, 0]).sum())
     steps = min(_MOST_STEPS, records // _STEP_RECORDS, records // max(1, len(runs) * _PIECE_RECORDS))
@@ -171,21 +171,21 @@ def count_copied(runs: Sequence[tuple[Path, int]], low: int, high: int, among: S
     most = max(sizes.sum(axis=0))
     hashes, documents = np.empty(most, np.uint64), np.empty(most, np.uint32)
     counts = np.zeros((len(among), len(among[0])), np.uint32)
-    for part, size in zip(parts, sizes.T, strict=False):
-        starts = np.cumsum([0, *size])
+    for (part, end), size in zip(itertools.pairwise(parts), sizes.T, strict=True):
+        starts, limits = np.cumsum([0, *size]), (edges[part], edges[end] - 1)
         for (path, offset), begin, piece in zip(runs, cuts[:, part], itertools.pairwise(starts), strict=True):
             for name, values in (("hashes", hashes), ("documents", documents)):
                 with open(f"{path}.{name}.npy", "rb") as file:
                     file.seek(_HEADER_BYTES + begin * values.itemsize)
                     file.readinto(values[slice(*piece)])
             documents[slice(*piece)] += np.uint32(offset)
-        copied, holders = find_copied(hashes[: starts[-1]], documents[: starts[-1]], starts, low, high)
+        copied, holders = find_copied(hashes[: starts[-1]], documents[: starts[-1]], starts, *limits)
         for chosen, count in zip(among, counts, strict=True):  # what is copied among some is so among all
             own = holders
             if not chosen.all():
                 is_own = chosen[holders]
                 own = holders[is_own]
-                own = find_copied(copied[is_own], own, np.array([0, len(own)]), low, high)[1]
+                own = find_copied(copied[is_own], own, np.array([0, len(own)]), *limits)[1]
             count += np.bincount(own, minlength=len(count)).astype(np.uint32)
     return counts
 

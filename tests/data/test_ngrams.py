@@ -134,6 +134,13 @@ def test_long_words_and_long_texts():
     assert len(set(hashes.tolist())) == len(set(texts)) + 2
 
 
+@pytest.mark.parametrize("normalized", [False, True])
+def test_lone_surrogates_are_characters(normalized):
+    hashes, counts = ngrams.hash_ngrams(["a\ud800b c", "a\udfffb\u2003c", "a"], 1, normalized)
+    assert counts.tolist() == ([3, 3, 1] if normalized else [2, 2, 1])
+    assert len(set(hashes.tolist())) == (3 if normalized else 4)
+
+
 def test_ngrams_do_not_cross_texts():
     hashes, counts = ngrams.hash_ngrams(["a b c", "", "d e f g"], n=3)
     assert counts.tolist() == [1, 0, 2] and ngrams.number_texts(counts).tolist() == [0, 2, 2]
