@@ -1,10 +1,10 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0", "numpy==2.4.6",
-#   "numba==0.68.1", "tokenizers==0.23.3", "safetensors==0.8.0", "huggingface_hub==2.4.0", "pyarrow==26.0.1", "lxml==6.1.3",
-#   "tensorboard==2.21.0", "PyYAML==6.0.3", "jinja2==3.1.6", "tqdm==4.70.1", "scipy==1.17.1", "scikit-learn==1.9.1",
-#   "matplotlib==3.11.2", "seqeval==1.2.2", "conllu==6.0.0", "evaluate==0.4.6", "requests==2.34.2", "pytest==9.2.0",
-#   "hypothesis==6.170.15"]
+#   "numba==0.68.1", "tokenizers==0.23.3", "safetensors==0.8.0", "huggingface_hub==2.4.0", "pyarrow==26.0.1",
+#   "lxml==6.1.3", "tensorboard==2.21.0", "PyYAML==6.0.3", "jinja2==3.1.6", "tqdm==4.70.1", "scipy==1.17.1",
+#   "scikit-learn==1.9.1", "matplotlib==3.11.2", "seqeval==1.2.2", "conllu==6.0.0", "evaluate==0.4.6",
+#   "requests==2.34.2", "pytest==9.2.0", "hypothesis==6.170.15"]
 # ///
 """Trains on a rented GPU: its tests, the doctor, then the fastest attention that agrees with sdpa; publishes, resumes.
 
