@@ -66,12 +66,12 @@ class HashGrams(Stage):
             done = 0
             first, end = (len(self.shards) * part // world_size for part in (rank, rank + 1))
             grams = self.hash_documents(self.shards[first:end], tables)
-            for number, run in enumerate(cut_batches(grams, self.records, lambda batch: len(batch[0]))):
+            for run in cut_batches(grams, self.records, lambda batch: len(batch[0])):
                 hashes, counts = map(np.concatenate, zip(*run, strict=True))
-                write_run(partial / str(number), hashes, counts, done)
+                write_run(partial / str(done), hashes, counts)
+                hashes = np.load(partial / f"{done}.hashes.npy", mmap_mode="r")
+                np.save(partial / f"{done}.starts.npy", np.append(np.searchsorted(hashes, edges), len(hashes)))
                 done += len(counts)
-                hashes = np.load(partial / f"{number}.hashes.npy", mmap_mode="r")
-                np.save(partial / f"{number}.starts.npy", np.append(np.searchsorted(hashes, edges), len(hashes)))
             pq.write_table(pa.concat_tables(tables), partial / "documents.parquet", compression="zstd")
 
     def hash_documents(self, shards: list[Shard], tables: list[pa.Table]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -95,7 +95,8 @@ class CountRange(Stage):
                 path = str(starts).removesuffix(".starts.npy")
                 hashes.append(read_part(f"{path}.hashes.npy", starts, rank))
                 own = read_part(f"{path}.documents.npy", starts, rank)
-                documents.append(own.astype(np.uint64) | np.uint64(task << 32))
+                first = int(starts.name.split(".")[0])  # of the run's documents
+                documents.append(own.astype(np.uint64) + np.uint64(task << 32 | first))
         starts, documents = np.cumsum([len(part) for part in hashes]), np.concatenate(documents)
         copied = find_copied(np.concatenate(hashes), documents, starts, edges[rank], edges[rank + 1] - 1)
         copied = np.sort(copied[1])

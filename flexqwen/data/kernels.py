@@ -159,10 +159,10 @@ def hash_texts(data, offsets, hashes):
 
 
 @_compile
-def order_records(hashes, counts, first, ordered_hashes, ordered_documents):
+def order_records(hashes, counts, ordered_hashes, ordered_documents):
     """Fills the last two with records in the order of the first bits of their hashes.
 
-    `counts` (int64) is the number of hashes of each document from number `first` on.
+    `counts` (int64) is the number of hashes of each document.
     """
     shift = np.uint64(64 - PREFIX_BITS)
     places = np.zeros((1 << PREFIX_BITS) + 1, np.uint32)
@@ -175,7 +175,7 @@ def order_records(hashes, counts, first, ordered_hashes, ordered_documents):
         for _ in range(counts[document]):
             prefix = hashes[record] >> shift
             place = np.int64(places[prefix])
-            ordered_hashes[place], ordered_documents[place] = hashes[record], first + document
+            ordered_hashes[place], ordered_documents[place] = hashes[record], document
             places[prefix] += 1
             record += 1
 

@@ -87,7 +87,7 @@ def find_first(texts: "pa.StringArray") -> np.ndarray:
     hashes = np.empty(len(texts), np.uint64)
     kernels.hash_texts(*_lay_out(texts), hashes)
     run = np.empty_like(hashes), np.empty(len(texts), np.uint32)
-    kernels.order_records(hashes, np.ones(len(texts), np.int64), 0, *run)
+    kernels.order_records(hashes, np.ones(len(texts), np.int64), *run)
     maybe = np.sort(find_copied(*run, np.array([0, len(texts)]), 0, (1 << 64) - 1)[1])  # few, for which Arrow is fast
     codes = pc.dictionary_encode(texts.take(pa.array(maybe))).indices.to_numpy()  # numbers in the order they appear in
     is_again = np.diff(np.maximum.accumulate(codes), prepend=-1) == 0
@@ -138,15 +138,16 @@ def cut_batches(items: Iterable[T], limit: int, size: Callable[[T], int] = len) 
         yield batch
 
 
-def write_run(path: Path, hashes: np.ndarray, counts: np.ndarray, first: int = 0) -> None:
-    """Writes what `hash_ngrams` returned as `<path>.hashes.npy` (uint64) and `<path>.documents.npy` (uint32).
+def write_run(path: Path, hashes: np.ndarray, counts: np.ndarray) -> None:
+    """Writes what `hash_ngrams` returned as `<path>.hashes.npy` (uint64) and `<path>.documents.npy` (uint16 or uint32).
 
-    The texts are those of the documents from number `first` on.
+    The texts are documents 0, 1, … of the run.
     """
     from flexqwen.data import kernels
 
-    ordered = np.empty_like(hashes), np.empty(len(hashes), np.uint32)
-    kernels.order_records(hashes, counts, first, *ordered)
+    kind = np.uint16 if len(counts) <= 1 << 16 else np.uint32
+    ordered = np.empty_like(hashes), np.empty(len(hashes), kind)
+    kernels.order_records(hashes, counts, *ordered)
     for name, values in zip(("hashes", "documents"), ordered, strict=True):
         np.save(f"{path}.{name}.npy", values)
 
@@ -159,11 +160,12 @@ def count_copied(runs: Sequence[tuple[Path, int]], low: int, high: int, among: S
     `(len(among), documents)`, 0 outside a set.
     """
     edges = cut_hashes(_MOST_STEPS, low, high)
-    cuts = np.zeros((len(runs), _MOST_STEPS + 1), np.int64)
+    cuts, kinds = np.zeros((len(runs), _MOST_STEPS + 1), np.int64), []
     for (path, _), cut in zip(runs, cuts, strict=True):  # maps are closed at once: there may be thousands of files
         values = np.load(f"{path}.hashes.npy", mmap_mode="r")
         cut[:-1] = np.searchsorted(values, np.array(edges[:-1], np.uint64))
         cut[-1] = np.searchsorted(values, np.uint64(high), side="right")
+        kinds.append(np.load(f"{path}.documents.npy", mmap_mode="r").dtype)
     records = int((cuts[:, -1] - cuts[:, 0]).sum())
     steps = min(_MOST_STEPS, records // _STEP_RECORDS, records // max(1, len(runs) * _PIECE_RECORDS))
     parts = np.linspace(0, _MOST_STEPS, max(1, steps) + 1).astype(int)
@@ -173,12 +175,11 @@ def count_copied(runs: Sequence[tuple[Path, int]], low: int, high: int, among: S
     counts = np.zeros((len(among), len(among[0])), np.uint32)
     for (part, end), size in zip(itertools.pairwise(parts), sizes.T, strict=True):
         starts, limits = np.cumsum([0, *size]), (edges[part], edges[end] - 1)
-        for (path, offset), begin, piece in zip(runs, cuts[:, part], itertools.pairwise(starts), strict=True):
-            for name, values in (("hashes", hashes), ("documents", documents)):
-                with open(f"{path}.{name}.npy", "rb") as file:
-                    file.seek(_HEADER_BYTES + begin * values.itemsize)
-                    file.readinto(values[slice(*piece)])
-            documents[slice(*piece)] += np.uint32(offset)
+        pieces = itertools.starmap(slice, itertools.pairwise(starts))
+        for (path, offset), kind, begin, piece in zip(runs, kinds, cuts[:, part], pieces, strict=True):
+            span = begin, piece.stop - piece.start
+            hashes[piece] = _read_values(f"{path}.hashes.npy", hashes.dtype, *span)
+            documents[piece] = _read_values(f"{path}.documents.npy", kind, *span) + np.uint32(offset)
         copied, holders = find_copied(hashes[: starts[-1]], documents[: starts[-1]], starts, *limits)
         for chosen, count in zip(among, counts, strict=True):  # what is copied among some is so among all
             own = holders
@@ -188,6 +189,10 @@ def count_copied(runs: Sequence[tuple[Path, int]], low: int, high: int, among: S
                 own = find_copied(copied[is_own], own, np.array([0, len(own)]), *limits)[1]
             count += np.bincount(own, minlength=len(count)).astype(np.uint32)
     return counts
+
+
+def _read_values(path: str, kind: np.dtype, first: int, count: int) -> np.ndarray:
+    return np.fromfile(path, kind, count, offset=_HEADER_BYTES + first * kind.itemsize)
 
 
 def find_copied(

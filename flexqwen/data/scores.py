@@ -22,7 +22,8 @@ def score_documents(documents: Documents, folder: Path, memory: int, pool: Pool)
     totals = pool.map(store_grams, tasks, "Hashing 7-grams", [file.stat().st_size for file, _ in shards])
     first = np.concatenate([[0], np.cumsum([len(part) for part in totals])])  # document of each shard
     names = sorted(file.name.removesuffix(".hashes.npy") for file in folder.glob("*.hashes.npy"))
-    runs = [(folder / name, int(first[int(name.split("-")[0])])) for name in names]
+    numbers = [map(int, name.split("-")) for name in names]  # of the shard, and of the run's first document there
+    runs = [(folder / name, int(first[shard]) + done) for name, (shard, done) in zip(names, numbers, strict=True)]
     total = np.concatenate(totals)
     long = documents.tokens >= MIN_TOKENS
     ranges = ngrams.cut_ranges(int(total.sum()), memory, pool.workers)
@@ -40,9 +41,9 @@ def store_grams(file: Path, rows: np.ndarray, path: Path) -> np.ndarray:
     totals_file = path.with_suffix(".npy")
     if not totals_file.is_file():
         totals, done = [np.empty(0, np.int64)], 0
-        for number, texts in enumerate(read_stored_texts(file, rows)):
+        for texts in read_stored_texts(file, rows):
             grams, counts = ngrams.hash_ngrams(texts)
-            ngrams.write_run(path.with_name(f"{path.name}-{number}"), grams, counts, done)
+            ngrams.write_run(path.with_name(f"{path.name}-{done}"), grams, counts)
             totals.append(counts)
             done += len(texts)
         with atomic_write(totals_file) as partial, open(partial, "wb") as out:

@@ -26,8 +26,8 @@ def score(texts: list[str], folder, cuts: list[int], parts: int, among=None) -> 
     edges = sorted({0, len(texts), *(cut % (len(texts) + 1) for cut in cuts)})
     for start, end in pairwise(edges):
         grams, counts = ngrams.hash_ngrams(texts[start:end])
-        runs.append((folder / f"{start}", start // 2))
-        ngrams.write_run(runs[-1][0], grams, counts, start - start // 2)
+        runs.append((folder / f"{start}", start))
+        ngrams.write_run(runs[-1][0], grams, counts)
         totals += counts.tolist()
     ranges = [(low, high - 1) for low, high in pairwise(ngrams.cut_hashes(parts))]
     among = np.ones(len(texts), bool) if among is None else np.array(among, bool)
@@ -55,6 +55,15 @@ def test_among_some_documents_the_others_do_not_count(tmp_path_factory, texts):
     found = score([text for text, _ in texts], tmp_path_factory.mktemp("runs"), [], 2, among)
     truth = iter(true_originality([text for text, chosen in texts if chosen]))
     assert found == pytest.approx([next(truth) if chosen else None for chosen in among])
+
+
+def test_a_run_of_many_documents(tmp_path):
+    many = 70_000
+    run, other = (tmp_path / "run", 0), (tmp_path / "other", many)
+    ngrams.write_run(run[0], np.arange(many, dtype=np.uint64) << np.uint64(40), np.ones(many, np.int64))
+    ngrams.write_run(other[0], np.array([5, 69_000], np.uint64) << np.uint64(40), np.array([0, 2]))
+    counts = ngrams.count_copied([run, other], 0, 2**64 - 1, [np.ones(many + 2, bool)])[0]
+    assert {int(place): int(counts[place]) for place in np.flatnonzero(counts)} == {5: 1, 69_000: 1, many + 1: 2}
 
 
 def test_no_run_holds_a_file_open(tmp_path):
