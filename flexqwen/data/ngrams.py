@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 NGRAM = 7
 FORMAT = 1  # of the scores
-RUNS = "runs-4"  # where a build keeps runs: a number for each way to hash or to order them
+RUNS = "runs-5"  # where a build keeps runs: a number for each way to hash or to order them
 _RECORD_BYTES = 32  # of memory, for each record of a range: 12, and 20 where all are copied
 _HEADER_BYTES = 128  # of an .npy file of one dimension
 _MOST_STEPS = 64  # that a range is read in, each of so many records or more: memory that is used again is faster
