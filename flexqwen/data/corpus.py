@@ -176,7 +176,7 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
     With `need_originality=False` a document whose header has no valid originality is kept, with None.
     What is made of the documents counts only once the generator has ended: only then the digest is known to be right.
     """
-    number, stream, seen = 0, None, set()
+    number, stream, seen, taxonomy = 0, None, set(), shard.taxonomy
     try:
         with gzip.open(shard.path) as file:
             stream = _Stream(file)
@@ -190,7 +190,7 @@ def read_shard(shard: Shard, dropped: Counter[str], need_originality: bool = Tru
                 number += 1
                 if element.tag != _TEI:
                     raise _refuse(element, f"as document {number}")
-                document = _read_document(element, shard.taxonomy, need_originality)
+                document = _read_document(element, taxonomy, need_originality)
                 element.clear(keep_tail=False)
                 while (before := element.getprevious()) is not None:
                     if before.tag not in (_HEADER, _TEI):
@@ -245,17 +245,26 @@ def _refuse(element: etree._Element, place: str) -> ShardError:
     return ShardError(f"has <{name.localname}>{whose} out of place {place}")
 
 
-def _list_paragraphs(element: etree._Element, text: etree._Element, where: str) -> list[etree._Element]:
+def _read_paragraphs(element: etree._Element, text: etree._Element, where: str) -> list[str]:
     """The paragraphs of <teiHeader/><text><body><p/>…</body></text>; what stands elsewhere would be lost, or twice."""
     parts = [*element, *text]
-    paragraphs = list(parts[2]) if len(parts) > 2 else []
-    for part, tag in zip(parts + paragraphs, _LAYOUT + (_P,) * len(paragraphs), strict=False):
+    for part, tag in zip(parts, _LAYOUT, strict=False):
         if part.tag != tag:
             raise _refuse(part, where)
-    nested = (inner for node in paragraphs if len(node) for inner in node.iterfind(f".//{_P}"))
-    for part in (*parts[3:], *nested):
+    around, paragraphs = [part.text for part in parts[1:]], []
+    for node in parts[2] if len(parts) > 2 else ():
+        if node.tag != _P:
+            raise _refuse(node, where)
+        around.append(node.tail)
+        content = node.text
+        if len(node):
+            for nested in node.iterfind(f".//{_P}"):
+                raise _refuse(nested, where)
+            content = "".join(node.itertext())
+        if content and (content := " ".join(content.split())):
+            paragraphs.append(content)
+    for part in parts[3:]:
         raise _refuse(part, where)
-    around = [part.text for part in parts[1:]] + [node.tail for node in paragraphs]
     if any(around) and "".join(filter(None, around)).strip():
         raise ShardError(f"has text outside its paragraphs {where}")
     return paragraphs
@@ -266,7 +275,12 @@ def _read_document(element: etree._Element, taxonomy: str, need_originality: boo
 
     By the schema a document's own title, measures and licence stand before <biblFull>, the source's in like elements.
     """
-    header, text = element.find(_HEADER), element.find(_TEXT)
+    header = text = None
+    for part in reversed(element):  # costs less than to find each
+        if part.tag == _HEADER:
+            header = part
+        elif part.tag == _TEXT:
+            text = part
     if header is None:
         return "no header"
     identifier = license_ = source = typology = language = ""
@@ -296,11 +310,7 @@ def _read_document(element: etree._Element, taxonomy: str, need_originality: boo
         return "tokens: not a whole number" if "tokens" in measures else "tokens: missing"
     if originality is None and need_originality:
         return "originality: not a whole number from 0 to 100" if "originality" in measures else "originality: missing"
-    paragraphs = []
-    for node in () if text is None else _list_paragraphs(element, text, f"in document {identifier}"):
-        content = node.text if len(node) == 0 else "".join(node.itertext())
-        if content and (content := " ".join(content.split())):
-            paragraphs.append(content)
+    paragraphs = [] if text is None else _read_paragraphs(element, text, f"in document {identifier}")
     if not paragraphs:
         return "empty text"
     text = "\n".join(paragraphs)
@@ -309,4 +319,5 @@ def _read_document(element: etree._Element, taxonomy: str, need_originality: boo
 
 def _whole(text: str | None, largest: int) -> int | None:
     """The whole number from 0 to `largest` that the text is, or None."""
-    return int(text) if text and re.fullmatch("[0-9]{1,10}", text) and int(text) <= largest else None
+    is_whole = text and len(text) <= 10 and text.isascii() and text.isdigit()
+    return number if is_whole and (number := int(text)) <= largest else None
