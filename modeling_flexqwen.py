@@ -280,6 +280,12 @@ def prefix_end(prefix_length, attention_mask):
     return prefix_length + attention_mask.long().argmax(-1) if is_2d else prefix_length
 
 
+def mark_dynamic(tensor, *dimensions: int) -> None:
+    """Layers that are compiled on their own have one graph for any size of these; a larger graph finds out itself."""
+    if not torch.compiler.is_compiling():
+        torch._dynamo.maybe_mark_dynamic(tensor, dimensions)
+
+
 class FlexQwenLastLayer(Qwen3DecoderLayer):
     """Qwen3's layer, but its MLP can be left to the tokens from which something is predicted."""
 
@@ -304,7 +310,8 @@ class FlexQwenModel(Qwen3Model):
 
     def __init__(self, config: FlexQwenConfig):
         super().__init__(config)
-        self.layers[-1].__class__ = FlexQwenLastLayer
+        for layer in self.layers[-1:]:
+            layer.__class__ = FlexQwenLastLayer
         for layer in self.layers:  # where vLLM, which attends in its own way, looks for the mode
             layer.self_attn.is_causal = getattr(config, "is_causal", True)
 
@@ -341,6 +348,7 @@ class FlexQwenModel(Qwen3Model):
                 together with bidirectional attention, a mode for each row or packed rows; a prefix of a packed row,
                 longer than its row or partly in the cache.
         """
+        past_key_values = kwargs.pop("cache", past_key_values)  # the name that transformers 5.24 gave it
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         if input_ids is not None:
@@ -394,11 +402,11 @@ class FlexQwenModel(Qwen3Model):
         # Not by its outermost decorator, which would write is_causal into the config while other threads read it there.
         return Qwen3Model.forward.__wrapped__(
             self,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
             use_cache=use_cache and not (self.gradient_checkpointing and self.training),
             is_causal=not is_flexible,
             **kwargs,
@@ -450,8 +458,8 @@ class FlexQwenModel(Qwen3Model):
                 if documents is None:
                     documents = torch.zeros((batch_size, length), dtype=torch.long, device=device)
                 segments = packed_segments(documents, is_causal)
-            for starts, _ in segments:  # one compiled graph for any number of rows and documents
-                torch._dynamo.maybe_mark_dynamic(starts, (0, 1))
+            for starts, _ in segments:
+                mark_dynamic(starts, 0, 1)  # the numbers of rows and of documents
             return {"full_attention": None}, {"segments": segments}
         if "flash" in name:
             if isinstance(is_causal, torch.Tensor) or end is not None:
@@ -558,9 +566,12 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
             if target_positions is None:
                 target_positions = find_labels(labels, shift)
             kept_positions = target_positions - shift[target_positions // labels.shape[1]].long()
+        past_key_values = kwargs.pop("cache", past_key_values)
+        depth = min(self.config.num_hidden_layers, len(self.model.layers))
+        can_keep_few = depth > 0 and isinstance(self.model.layers[depth - 1], FlexQwenLastLayer)
         asks_for_all = not self.training or kwargs.get("output_hidden_states") or self.config.output_hidden_states
-        if keeps_few := labels is not None and not asks_for_all:
-            torch._dynamo.maybe_mark_dynamic(kept_positions, 0)  # one compiled graph for any number of labels
+        if keeps_few := labels is not None and can_keep_few and not asks_for_all:
+            mark_dynamic(kept_positions, 0)
             kwargs["kept_positions"] = kept_positions
         outputs = self.model(
             input_ids=input_ids,
@@ -594,7 +605,7 @@ class FlexQwenForCausalLM(Qwen3ForCausalLM):
         inputs = super().prepare_inputs_for_generation(
             input_ids, *args, attention_mask=attention_mask, prefix_length=prefix_length, **kwargs
         )
-        cache = inputs.get("past_key_values")
+        cache = inputs.get("cache", inputs.get("past_key_values"))
         if prefix_length is not None and cache is not None and cache.get_seq_length() == 0:
             inputs["attention_mask"] = attention_mask
         return inputs
@@ -719,7 +730,7 @@ class FlexQwenForSequenceClassification(_Encoder, GenericForSequenceClassificati
             inputs_embeds=inputs_embeds,
             is_causal=is_causal,
             use_cache=False,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         states = outputs.last_hidden_state
         real = (

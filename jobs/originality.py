@@ -40,7 +40,7 @@ from flexqwen.data.ngrams import (
 from flexqwen.files import atomic_write, read_json, write_json
 from flexqwen.parallel import Pool
 
-FORMAT = 4  # of what a stage leaves for the next
+FORMAT = 5  # of what a stage leaves for the next
 MOST_RANGES = 1 << 16  # no more can be told apart by the first bits of a hash
 _RECORD_BYTES = 80  # of memory, for each 7-gram of a range or of a run
 _TEXT_BYTES = 6  # for each 7-gram, about

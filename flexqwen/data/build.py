@@ -142,6 +142,9 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
     files, reports = store_shards(corpus.shards, work / "documents", need_originality, skip_bad, pool)
     bad = [shard.name for shard, report in zip(corpus.shards, reports, strict=True) if report["bad"]]
     runs = folder / (ngrams.RUNS + (f"-without-{digest(bad)[:12]}" if bad else ""))  # one that is mended comes in
+    for former in folder.glob("runs-*"):  # of another version
+        if not former.name.startswith(ngrams.RUNS):
+            remove_path(former)
     runs.mkdir(exist_ok=True)
     in_use, dropped = open_documents(files, parameters.documents, parameters.seed)
     for report in reports:

@@ -36,7 +36,7 @@ _PIECE_RECORDS = 1 << 14  # of a run that are read at a time, or more
 _CHUNK = 1 << 18  # characters normalized at a time: what is made of them stays in the processor's caches
 _END = "\x1e"  # of a text; white space, so that it ends a word too
 PADDING = 80  # bytes behind texts that the compiled loops may read
-PREFIX_BITS = 16  # of a hash, which order runs and begin ranges
+PREFIX_BITS = 16  # of a hash, which order runs and begin ranges; numba keeps it in what it has compiled of kernels.py
 
 
 @functools.cache
@@ -145,11 +145,10 @@ def write_run(path: Path, hashes: np.ndarray, counts: np.ndarray) -> None:
     """
     from flexqwen.data import kernels
 
-    kind = np.uint16 if len(counts) <= 1 << 16 else np.uint32
-    ordered = np.empty_like(hashes), np.empty(len(hashes), kind)
-    kernels.order_records(hashes, counts, *ordered)
-    for name, values in zip(("hashes", "documents"), ordered, strict=True):
-        np.save(f"{path}.{name}.npy", values)
+    ordered, documents = np.empty_like(hashes), np.empty(len(hashes), np.uint32)
+    kernels.order_records(hashes, counts, ordered, documents)
+    np.save(f"{path}.hashes.npy", ordered)
+    np.save(f"{path}.documents.npy", documents.astype(np.uint16) if len(counts) <= 1 << 16 else documents)
 
 
 def count_copied(runs: Sequence[tuple[Path, int]], low: int, high: int, among: Sequence[np.ndarray]) -> np.ndarray:

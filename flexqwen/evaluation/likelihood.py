@@ -113,7 +113,7 @@ class Scorer:
 
     `modes` are those of MODES that the model has, `length` is how many tokens it takes at a time, and `prefix` and
     `suffix` are the special tokens around a text. Scored blocks of requests are kept in `folder`, if there is one, so
-    that interrupted scoring goes on.
+    that interrupted scoring goes on. Scores are remembered: a model whose weights change needs another `Scorer`.
     """
 
     def __init__(self, model, tokenizer, kind: str, batch_tokens: int | None = None):
@@ -123,7 +123,7 @@ class Scorer:
         self.run = functools.lru_cache(maxsize=2)(self.run)  # fused asks again for what causal and masked were
         self.folder: Path | None = None
         self.modes = MODES if kind == "flexqwen" else (kind,)
-        if kind == "flexqwen" and tokenizer.mask_token_id is None:
+        if kind == "flexqwen" and (tokenizer.mask_token_id is None or model.base_model.has_sliding_layers):
             self.modes = ("causal",)
         self.backend = tokenizer.backend_tokenizer
         self.backend.encode_special_tokens = True  # "<mask>" typed by an author is text
@@ -182,7 +182,7 @@ class Scorer:
                         raise InputError(f"{title or 'scores'}: {what}, which is not finite; {remedy}")
                     if file:
                         write_json(file, [nats[members].tolist(), greedy[members].tolist()])
-                    left = (time.monotonic() - start) / sizes[members].sum() * sizes[order][blocks > block].sum()
+                    left = (time.monotonic() - start) / max(1, sizes[members].sum()) * sizes[order][blocks > block].sum()
                     if title and left > LONG and not is_said:
                         print(f"{title}: about {left / 60:.0f} minutes", flush=True)
                         is_said = True

@@ -21,8 +21,8 @@ def keep_freed_memory() -> None:
     Else it gives most of it back, and to be given it again, page by page, takes a fifth of a step's time. Who has set
     an option of the allocator has it as set.
     """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt") and not any(name.startswith("MALLOC_") for name in os.environ):
+    libc, is_set = ctypes.CDLL(None), "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if hasattr(libc, "mallopt") and not is_set and not any(name.startswith("MALLOC_") for name in os.environ):
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes that may lie free at the end of the heap
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no tensor gets pages of its own, which would go back with it
 
@@ -110,15 +110,15 @@ def _rotate(states, cos, sin):
     return rotated
 
 
-def _attend(attention, plain, hidden_states, position_embeddings, attention_mask, past_key_values=None, **kwargs):
+def _attend(attention, plain, hidden_states, position_embeddings, attention_mask, cache=None, **kwargs):
     """`Qwen3Attention.forward`, which is `plain`.
 
     Masked attention in bfloat16 is made of matrix products and kept whole for the backward pass: torch's kernel for
     CPUs, which keeps none of it, takes two and a half times as long.
     """
-    if past_key_values is not None:
-        given = hidden_states, position_embeddings, attention_mask
-        return plain(*given, past_key_values=past_key_values, **kwargs)
+    cache = kwargs.pop("past_key_values", cache)  # its name until transformers 5.24
+    if cache is not None:
+        return plain(hidden_states, position_embeddings, attention_mask, cache, **kwargs)
     shape = (*hidden_states.shape[:-1], -1, attention.head_dim)
     cos, sin = (x.unsqueeze(2) for x in position_embeddings)
     query, key, value = (

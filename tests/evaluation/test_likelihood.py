@@ -314,3 +314,10 @@ def test_what_is_set_on_the_tokenizer_later_changes_no_score(models, kind):
         [tokenize_texts(TEXTS, one, 48).tokens for one in (scorer.tokenizer, tokenizer)] if kind == "flexqwen" else []
     )
     assert not tokens or np.array_equal(*tokens)
+
+
+def test_a_model_with_sliding_windows_is_scored_causally_only(tokenizer):
+    windowed = make_model(vocab_size=len(tokenizer), use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    scorer = Scorer(windowed, tokenizer, "flexqwen")
+    with pytest.raises(InputError, match="'masked'; it has: causal"):
+        scorer.score(TEXTS, "masked")

@@ -400,8 +400,11 @@ def test_bad_configurations_and_calls_are_refused():
     with pytest.raises(ValueError, match="use_sliding_window=False"):
         windowed(ids, is_causal=False)
     cache = model(ids[:, :4], use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="passed whole"):
-        model(ids[:, 4:], past_key_values=cache, prefix_length=torch.tensor([6, 6]))
+    for name in ("past_key_values", "cache"):  # as transformers calls it from 5.24 on
+        with pytest.raises(ValueError, match="passed whole"):
+            model(ids[:, 4:], **{name: cache}, prefix_length=torch.tensor([6, 6]))
+        with pytest.raises(ValueError, match="computed left to right"):
+            model(ids[:, 4:], **{name: cache}, is_causal=False)
 
 
 def test_a_compiled_model_takes_position_ids_with_a_cache_or_a_prefix():

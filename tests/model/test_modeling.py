@@ -65,6 +65,22 @@ def test_hidden_states_are_whole_where_they_are_asked_for():
     torch.testing.assert_close(output.loss, model(ids, labels=some_labels(ids)).loss)
 
 
+def test_a_compiled_model_has_the_same_loss():
+    model, ids = make_model().train(), make_ids()
+    labels = some_labels(ids)
+    loss = torch.compile(model, backend="eager")(ids, labels=labels, use_cache=False).loss
+    torch.testing.assert_close(loss, model(ids, labels=labels).loss)
+
+
+def test_a_model_without_its_last_layers_has_the_same_loss_in_training():
+    for depth in (1, 0):
+        model, ids = make_model(), make_ids()
+        model.model.layers = model.model.layers[:depth]
+        model.config.num_hidden_layers = depth
+        labels = some_labels(ids)
+        torch.testing.assert_close(model.train()(ids, labels=labels).loss, model.eval()(ids, labels=labels).loss)
+
+
 def test_loss_in_chunks_equals_loss_at_once(monkeypatch):
     model, ids = make_model().train(), make_ids(batch=3)
     whole = model(ids, labels=ids).loss
