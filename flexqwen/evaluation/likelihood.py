@@ -182,7 +182,8 @@ class Scorer:
                         raise InputError(f"{title or 'scores'}: {what}, which is not finite; {remedy}")
                     if file:
                         write_json(file, [nats[members].tolist(), greedy[members].tolist()])
-                    left = (time.monotonic() - start) / max(1, sizes[members].sum()) * sizes[order][blocks > block].sum()
+                    done, ahead = sizes[members].sum(), sizes[order][blocks > block].sum()
+                    left = (time.monotonic() - start) / max(1, done) * ahead
                     if title and left > LONG and not is_said:
                         print(f"{title}: about {left / 60:.0f} minutes", flush=True)
                         is_said = True
