@@ -123,7 +123,9 @@ class Scorer:
         self.run = functools.lru_cache(maxsize=2)(self.run)  # fused asks again for what causal and masked were
         self.folder: Path | None = None
         self.modes = MODES if kind == "flexqwen" else (kind,)
-        if kind == "flexqwen" and (tokenizer.mask_token_id is None or model.base_model.has_sliding_layers):
+        if kind == "flexqwen" and (
+            tokenizer.mask_token_id is None or getattr(model.base_model, "has_sliding_layers", False)
+        ):
             self.modes = ("causal",)
         self.backend = tokenizer.backend_tokenizer
         self.backend.encode_special_tokens = True  # "<mask>" typed by an author is text
