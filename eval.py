@@ -63,7 +63,9 @@ def print_evaluation(options: Options) -> None:
     print(format_results(main))
     drawn = draw_evaluation(results, options.folder)
     more = f" ({len(breakdowns)} more values, of parts of tasks: results.md)" * bool(breakdowns)
-    print(f"results: {options.folder / RESULTS}{more}\nfigures: {', '.join(map(str, drawn))}")
+    print(f"results: {options.folder / RESULTS}{more}")
+    if drawn:
+        print(f"figures: {', '.join(map(str, drawn))}")
 
 
 def print_comparison(places: list[Path], output: str | None) -> None:
