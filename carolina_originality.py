@@ -44,7 +44,7 @@ def run_trace(args) -> None:
     index = Index(args.folder, args.index, args.split, args.workers)
     for text in texts:
         found = index.trace(text, args.words)
-        print(json.dumps(found, ensure_ascii=False) if args.json else describe_spans(text, found))
+        print(json.dumps(found, ensure_ascii=False) if args.json else describe_spans(text, found, args.words))
 
 
 def run_push(args) -> None:

@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import resource
+import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -191,6 +192,13 @@ def fail(error: InputError | str) -> NoReturn:
     sys.exit(2)
 
 
+def _has_reader() -> bool:
+    """Whether someone still reads the output: of a pipe into `head`, nobody does once that has enough."""
+    poll = select.poll()
+    poll.register(sys.__stdout__, 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], None]:
     """Decorates a `main(argv=None)`: an `InputError`, what the system refuses, or a library that is not installed, is
     one line and exit status 2. A script imports libraries within it, so that this holds for them and what can be said
@@ -207,12 +215,10 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
         except InputError as error:
             fail(error)
         except BrokenPipeError as error:
-            try:
-                sys.stdout.flush()
-            except BrokenPipeError:  # whoever read the output, such as head, has enough: end as SIGPIPE would
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115  else Python complains once more
-                sys.exit(141)
-            fail(InputError(describe_os_error(error)))
+            if _has_reader():
+                fail(InputError(describe_os_error(error)))
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  else Python complains once more
+            sys.exit(141)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

@@ -144,3 +144,12 @@ def test_too_few_addresses_are_said_before_a_library_needs_them():
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.startswith("error: only 439 MiB of memory may be addressed")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("letters", [10, 100_000])  # kept in a buffer, and written at once
+def test_whoever_has_read_enough_is_told_nothing_more(letters):
+    write = f"[print('a' * {letters}, flush=True) for _ in range(99)]"
+    write = f"from flexqwen.cli import command; command(lambda _: {write})()"
+    words = f'{sys.executable} -c "{write}" | head -c 1; exit ${{PIPESTATUS[0]}}'
+    ended = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("a", "") and ended.returncode in (0, 141)  # 0: head had not ended yet

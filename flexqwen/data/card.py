@@ -168,18 +168,19 @@ def draw_taxonomies(index: pa.Table, measure: str = "originality"):
         part = long & (codes == code)
         weight = np.full(part.sum(), 100 / max(1, part.sum()))
         axis.hist(values[part], bins=np.arange(0, 105, 5), weights=weight, color=_BLUE, edgecolor="white")
-        axis.set_title(f"{to_words(names[code])}: {part.sum():,} documents", loc="left", fontsize=9)
+        axis.set_title(f"{to_words(names[code]) or 'all'}: {part.sum():,} documents", loc="left", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
-    what = "originality stated in the header" if measure == "originality" else "originality"
+    what = "originality stated in the header" if measure == "originality" else "n-gram originality"
     axes[-1].set(xlabel=f"{what} (%), documents of at least {MIN_TOKENS} tokens")
-    figure.supylabel("% of the documents of each taxonomy", fontsize=10)
+    figure.supylabel("% of the documents", fontsize=10)
     return figure
 
 
 def draw_lengths(lengths: dict[str, np.ndarray]):
-    """Lengths of the originals and of their controls, from the tokens of the documents of each config."""
-    figure = _new_figure(figsize=(10, 4))
-    for axis, (one, other) in zip(figure.subplots(1, 2), PAIRS, strict=True):
+    """Lengths of the originals and of their controls, from the tokens of the documents of each config that has some."""
+    pairs = [pair for pair in PAIRS if len(lengths[pair[0]])] or PAIRS[:1]
+    figure = _new_figure(figsize=(5 * len(pairs), 4))
+    for axis, (one, other) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
         longest = max((int(lengths[name].max()) for name in (one, other) if len(lengths[name])), default=MIN_TOKENS)
         bins = np.unique(np.geomspace(MIN_TOKENS, max(longest + 1, 2 * MIN_TOKENS), 40).round())
         axis.hist(lengths[one], bins=bins, color=_BLUE, alpha=0.55, label=to_words(one))

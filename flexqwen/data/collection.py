@@ -180,9 +180,13 @@ def open_collection(places: Sequence[str], columns: dict[str, str], verify: bool
             raise InputError(f"{place}: {twice[0]} is the name of another file too; give the folder that holds both")
         found |= files
     texts = sorted(name for name in found if _KIND.search(name))
-    if not texts or any(name.endswith((".xml.gz", CHECKSUMS)) for name in found):
+    of_carolina = any(name.endswith((".xml.gz", CHECKSUMS)) for name in found)
+    if not texts or of_carolina:
         if columns or len(places) > 1 or not folder.exists():
             raise InputError(f"{places[0]}: is not files of Parquet, .jsonl or .txt, and only these have columns")
+        if folder.is_dir() and not of_carolina:
+            what = "no file of Parquet, .jsonl or .txt, and no shard of Corpus Carolina"
+            raise InputError(f"{folder}: {what}; give the folder that holds the texts")
         return open_corpus(folder)
     with ThreadPoolExecutor() as threads:  # which hash in parallel
         hashed = threads.map(file_digest if verify else lambda _: "", map(found.get, texts))

@@ -36,7 +36,7 @@ def describe_dataset(manifest: dict[str, Any]) -> str:
     shards, documents, agreement = manifest["shards"], manifest["documents"], manifest["agreement"]
     used, absent, bad = (f"{len(shards[name]):,}" for name in ("used", "absent", "bad"))
     kept = f"{documents['kept']:,} documents kept of {documents['read']:,}"
-    lines = [f"{used} shards used, {absent} listed but absent, {bad} bad; {kept}"]
+    lines = [f"shards: {used} used, {absent} listed but absent, {bad} bad; {kept}"]
     lines += _warn(manifest.get("generated"), manifest["stray_files"])
     lines += [f"bad shard {name}: {why}" for name, why in shards["bad"].items()]
     lines += [f"dropped {count:,}: {reason}" for reason, count in documents["dropped"].items()]

@@ -161,7 +161,8 @@ def decontaminate(splits: Splits, contaminated: ndarray, tokens: ndarray, seed: 
             cut = _balance(cut.T, tokens).T
         reasons = []
         if rows.shape[1] < wanted[name]:
-            what = f"pairs of one length, {MIN_GAP} points or more apart" if partner else "documents"
+            same = "length and typology" if name == "gold_typology" else "length"
+            what = f"pairs of one {same}, {MIN_GAP} points or more apart" if partner else "documents"
             reasons.append(f"no more {what}")
         if (dropped := rows.shape[1] - clean.shape[1]) and clean.shape[1] < wanted[name]:
             reasons.append(f"{dropped:,} left out for what they share with held-out documents")

@@ -269,7 +269,7 @@ def read_inputs(text: str | None, file: Path | None, generations: Path | None) -
     return texts
 
 
-def describe_spans(text: str, found: dict[str, Any]) -> str:
+def describe_spans(text: str, found: dict[str, Any], words: int = NGRAM) -> str:
     """What `Index.trace` found in a text: the text with what is copied in ⟦ ⟧; then each span, and who holds it."""
     marked, last, depth = "", 0, 0
     for place, step in sorted(
@@ -281,6 +281,8 @@ def describe_spans(text: str, found: dict[str, Any]) -> str:
     what = (
         f"{found['words']:,} words, {100 * found['coverage']:.1f} % of them copied; passages: {len(found['spans']):,}"
     )
+    if found["words"] < words:
+        what += f"; too short to tell, as a passage has at least {words} words"
     lines = [what, marked + text[last:]]
     for span in found["spans"]:
         (start, end), documents = span["characters"], span["documents"]

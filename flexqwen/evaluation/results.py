@@ -19,6 +19,7 @@ from flexqwen.tables import markdown_table
 
 RESULTS, ITEMS = "results.json", "items.json"
 _SIDE = ("items", "item_ids", "weights", "clusters")
+_NAME = ("task", "mode", "metric", "subset")  # of a figure, beside its items for who reads them alone
 
 
 @dataclass
@@ -84,7 +85,7 @@ def write_results(folder: str | Path, header: dict, results: list[Result]) -> No
     """Writes both files: `items.json` first, so that a `results.json` always has its items."""
     check_finite(results)
     rows = [asdict(result) for result in results]
-    sides = [{name: row.pop(name) for name in _SIDE} for row in rows]
+    sides = [{name: row[name] for name in _NAME} | {name: row.pop(name) for name in _SIDE} for row in rows]
     write_json(Path(folder) / ITEMS, sides)
     write_json(Path(folder) / RESULTS, {**header, "results": rows})
 
@@ -99,7 +100,7 @@ def read_results(folder: str | Path) -> tuple[dict, list[Result]]:
         rows = header.pop("results")
         if len(rows) != len(sides):
             raise ValueError(f"{RESULTS} and {ITEMS} are not of one evaluation")
-        results = [Result(**row, **side) for row, side in zip(rows, sides, strict=True)]
+        results = [Result(**row, **{name: side[name] for name in _SIDE}) for row, side in zip(rows, sides, strict=True)]
         if any(len({len(side[name]) for name in _SIDE if side[name] is not None}) > 1 for side in sides):
             raise ValueError("a figure has other numbers of items than of their names, weights or clusters")
         for result in results:

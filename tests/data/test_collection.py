@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flexqwen.cli import InputError
 from flexqwen.data.collection import open_collection
 from flexqwen.data.corpus import ShardError
 from flexqwen.data.texts import read_manifest
@@ -268,3 +269,9 @@ def test_a_hub_that_cannot_be_reached(hub, tmp_path, capsys):
     words = ("build", "--corpus", "hf://datasets/org/texts", "--output", tmp_path / "out", "--workers", 1)
     assert "cannot be fetched (" in (error := call(capsys, *words, expected=2))
     assert "check the name, and that the Hub can be reached" in error
+
+
+def test_a_folder_without_texts_is_named(tmp_path):
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF")
+    with pytest.raises(InputError, match="and no shard of Corpus Carolina"):
+        open_collection([str(tmp_path)], {})

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexqwen.data import trace
-from flexqwen.data.trace import Index, sort_suffixes
+from flexqwen.data.trace import Index, describe_spans, sort_suffixes
 from tests.helpers.datasets import call, read_split
 
 # Few words, so that passages are shared; and whatever else Unicode has.
@@ -212,3 +212,9 @@ def test_a_dataset_that_lacks_a_split_is_refused(tmp_path, capsys):
     (tmp_path / "dataset/manifest.json").write_text(json.dumps(manifest))
     words = ("trace", tmp_path / "dataset", "--text", "a", "--workers", 1)
     assert "no split matched/train" in call(capsys, *words, expected=2)
+
+
+def test_a_text_too_short_for_a_passage_says_so():
+    few, found = "três palavras só", {"words": 3, "coverage": 0.0, "spans": []}
+    assert "too short to tell, as a passage has at least 7 words" in describe_spans(few, found)
+    assert "too short" not in describe_spans(few, found, words=3)
