@@ -91,8 +91,9 @@ def main() -> None:
             found[name] = run_task(name, command, folder)
     rows = []
     for name, figures in found.items():
-        told = [f"not run: {figures['error']}", "", ""]
-        if "error" not in figures:
+        if "error" in figures:
+            told = [f"not run: {figures['error']}", "", ""]
+        else:
             error = figures["stderr"]
             spread = f"{100 * error:.1f}" if isinstance(error, float) else "–"  # "N/A" of a single item
             told = [f"{100 * figures['value']:.1f}", spread, figures["n_shot"]]

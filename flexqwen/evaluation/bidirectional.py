@@ -39,14 +39,16 @@ def encode(model, input_ids: torch.Tensor, columns: torch.Tensor) -> torch.Tenso
         mixed = F.scaled_dot_product_attention(
             *heads, scale=attention.scaling, enable_gqa=attention.num_key_value_groups > 1
         )
-        hidden = hidden + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-        hidden = hidden + layer.mlp(_normalize(hidden, layer.post_attention_layernorm))
+        hidden += attention.o_proj(mixed.transpose(1, 2).flatten(2))
+        mlp, source = layer.mlp, _normalize(hidden, layer.post_attention_layernorm)
+        hidden += mlp.down_proj(mlp.act_fn(mlp.gate_proj(source)).mul_(mlp.up_proj(source)))
     return base.norm(hidden)
 
 
 def _normalize(hidden: torch.Tensor, norm) -> torch.Tensor:
     """What the RMS norm gives, in fewer passes over memory."""
-    scale = torch.rsqrt(hidden.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+    size = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+    scale = torch.rsqrt(size.square() / hidden.shape[-1] + norm.variance_epsilon)
     return (hidden * scale).mul_(norm.weight)
 
 
