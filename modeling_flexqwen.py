@@ -58,9 +58,6 @@ logger = logging.get_logger(__name__)
 
 IGNORE = -100  # the label that PyTorch's cross entropy and every transformers collator leave out
 VARLEN = {"cuda": (torch.float16, torch.bfloat16)}  # what torch's variable-length kernel takes; else "varlen" is sdpa
-# Times the square of each token's log-normalizer is added to its loss, in the gradient alone; in float32 alone, as half
-# precision would round it away.
-Z_LOSS = 0.0
 CHUNKS, CHUNK_TOKENS = 8, 256  # the loss takes an eighth of the labelled tokens at a time, but at least 256
 
 
@@ -87,8 +84,6 @@ def losses_and_gradient(logits, target, token_weights):
         log_normalizer = logits.logsumexp(-1, keepdim=True)
         losses = log_normalizer - logits.gather(-1, target)
         logits.sub_(log_normalizer).exp_()
-        if Z_LOSS:
-            logits.mul_(1 + 2 * Z_LOSS * log_normalizer)
         logits.scatter_add_(-1, target, torch.full_like(target, -1, dtype=logits.dtype))
         return losses.squeeze(-1), logits, token_weights
     chosen, highest = logits.gather(-1, target).float(), logits.amax(-1, keepdim=True)

@@ -74,10 +74,6 @@ class TrainingArguments(transformers.TrainingArguments):
     # The order of this union is the Trainer's own: HfArgumentParser cannot read another.
     report_to: None | str | list[str] = HfArg(default="tensorboard", help="where logs go")  # noqa: RUF036
     muon: bool = HfArg(default=False, help="train the layers' matrices with Muon, and the rest with AdamW")
-    average_decay: float = HfArg(
-        default=0.0, help="evaluate an average of the weights over the steps, each older one times this"
-    )
-    weight_decay_end: float | None = HfArg(default=None, help="weight decay at the last step; linear in between")
     resume_changed: bool = HfArg(
         default=False, help="resume from the last checkpoint of a run that was made with other settings"
     )

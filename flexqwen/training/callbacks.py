@@ -30,44 +30,6 @@ class Progress(ProgressCallback):
             self.training_bar.write(f"step {state.global_step}: held-out loss (nats/token) {', '.join(held_out)}")
 
 
-class Average(TrainerCallback):
-    """An average of the weights over the steps, each older one times `decay`."""
-
-    def __init__(self, model, decay: float):
-        self.decay, self.weights, self.average = decay, list(model.parameters()), None
-
-    def on_step_end(self, args, state, control, **kwargs):
-        with torch.no_grad():
-            if self.average is None:
-                self.average = [weight.detach().clone() for weight in self.weights]
-            else:  # of few steps at first, so that the start is soon forgotten
-                share = 1 - min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-                torch._foreach_lerp_(self.average, self.weights, share)
-
-    @contextlib.contextmanager
-    def in_place(self):
-        """The model has the average for its weights."""
-        kept = [weight.detach().clone() for weight in self.weights]
-        with torch.no_grad():
-            torch._foreach_copy_(self.weights, self.average)
-            yield
-            torch._foreach_copy_(self.weights, kept)
-
-
-class WeightDecaySchedule(TrainerCallback):
-    """Weight decay that goes from its value to another one, linearly."""
-
-    def __init__(self, last: float):
-        self.last, self.first = last, None
-
-    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
-        progress = state.global_step / max(1, state.max_steps - 1)
-        for group in optimizer.param_groups:
-            if group["weight_decay"] or group.get("decays"):
-                group["decays"] = True
-                group["weight_decay"] = args.weight_decay + (self.last - args.weight_decay) * progress
-
-
 class SaveOnSignal(TrainerCallback):
     """On the first Ctrl-C or SIGTERM, finishes the step, saves and stops; a second one stops at once.
 

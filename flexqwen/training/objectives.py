@@ -53,12 +53,6 @@ class ObjectiveArguments:
     mask_random: float = HfArg(
         default=0.1, help="share of masked spans replaced by random tokens; the rest is kept as it is"
     )
-    mask_frequency_power: float = HfArg(
-        default=0.0,
-        help="spans are masked with a probability in proportion to the frequency of their first token "
-        "to minus this power, and on the mean as often as without (after arXiv 2510.20475)",
-    )
-    z_loss: float = HfArg(default=0.0, help="weight of the squared log-normalizer")
     loss_weighting: str = HfArg(
         default="row",
         help="row: every row counts the same, whatever its mode, as in GPT-BERT, where a GPU averages over its "
@@ -102,9 +96,7 @@ def trained_modes(settings: dict) -> tuple[str, ...]:
     return ObjectiveArguments(settings["strategy"], settings["causal_fraction"]).modes
 
 
-def mask_spans(
-    input_ids, probability, rng, objective: ObjectiveArguments, special_ids, mask_token_id, vocab_size, weights=1.0
-):
+def mask_spans(input_ids, probability, rng, objective: ObjectiveArguments, special_ids, mask_token_id, vocab_size):
     """Masks spans of one row, as GPT-BERT does: each span is masked with the given probability, as a whole.
 
     Gives the masked row and its labels (the original token where masked, -100 elsewhere), int64 `(sequence,)` each.
@@ -112,7 +104,7 @@ def mask_spans(
     """
     length = len(input_ids)
     spans = np.repeat(np.arange(length), rng.integers(1, objective.mask_span_max + 1, size=length))[:length]
-    masked = (rng.random(length) < probability * weights)[spans] & ~np.isin(input_ids, special_ids)
+    masked = (rng.random(length) < probability)[spans] & ~np.isin(input_ids, special_ids)
     fate = rng.random(length)[spans]
     random_tokens = rng.integers(0, vocab_size - len(special_ids), size=length)
     for special in sorted(special_ids):  # step over them: the rest of the vocabulary, uniformly
@@ -136,12 +128,6 @@ class TrainingRows(Dataset):
         self.ends = np.cumsum(sizes).tolist()
         self.starts = [end - size for end, size in zip(self.ends, sizes, strict=True)]
         self.special_ids = [phases[0].rows.info[f"{name}_token_id"] for name in ("bos", "eos", "pad", "mask")]
-        self.weights = None
-        if power := objective.mask_frequency_power:
-            counts = np.bincount(phases[-1].rows.input_ids.ravel(), minlength=phases[0].rows.info["vocab_size"])
-            counts[self.special_ids] = 0
-            weights = np.maximum(counts, 1) ** -power
-            self.weights = weights * counts.sum() / (counts * weights).sum()
         self._shuffled: tuple[tuple[int, int], np.ndarray] = ((-1, -1), np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -194,8 +180,7 @@ class TrainingRows(Dataset):
         else:
             share = self.objective.mask_probability(step / max(1, self.max_steps - 1), rng)
             ids = self.special_ids, info["mask_token_id"], info["vocab_size"]
-            weights = 1.0 if self.weights is None else self.weights[input_ids]
-            input_ids, labels = mask_spans(input_ids, share, rng, self.objective, *ids, weights)
+            input_ids, labels = mask_spans(input_ids, share, rng, self.objective, *ids)
         return {"input_ids": input_ids, "position_ids": positions, "labels": labels, "is_causal": is_causal}
 
 

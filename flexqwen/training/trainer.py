@@ -13,7 +13,6 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
-import modeling_flexqwen
 from flexqwen.cli import SHORTAGES, InputError, locate_error
 from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation.heldout import MODES, HeldOut, score
@@ -21,7 +20,7 @@ from flexqwen.files import atomic_write, read_json, remove_path
 from flexqwen.remote import explain_failure, reason
 from flexqwen.training import checkpoints
 from flexqwen.training.arguments import Arguments, fix_training_arguments
-from flexqwen.training.callbacks import Average, Progress, SaveOnSignal, WeightDecaySchedule, ignore_signals
+from flexqwen.training.callbacks import Progress, SaveOnSignal, ignore_signals
 from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, link_best, list_checkpoints, step_of
 from flexqwen.training.compat import (
     allow_fsdp_on_cpu,
@@ -65,12 +64,6 @@ class FlexQwenTrainer(transformers.Trainer):
         self.pop_callback(ProgressCallback)
         if not self.args.disable_tqdm:
             self.add_callback(Progress)
-        modeling_flexqwen.Z_LOSS = args.objective.z_loss
-        self.average = Average(model, args.training.average_decay) if args.training.average_decay else None
-        if self.average:
-            self.add_callback(self.average)
-        if args.training.weight_decay_end is not None:
-            self.add_callback(WeightDecaySchedule(args.training.weight_decay_end))
         self.on_signal = SaveOnSignal()
         self.add_callback(self.on_signal)
         self.folder, self.objective, self.held_out = folder, args.objective, held_out
@@ -169,8 +162,7 @@ class FlexQwenTrainer(transformers.Trainer):
         metrics, length = {}, self.train_dataset.phases[-1].rows.info["sequence_length"]
         for mode in MODES:
             eager = torch.compiler.set_stance("force_eager")  # held-out texts are of any length
-            averaged = self.average.in_place() if self.average and self.average.average else contextlib.nullcontext()
-            with self.metrics.left_out(), self.accelerator.autocast(), eager, averaged:
+            with self.metrics.left_out(), self.accelerator.autocast(), eager:
                 scores = score(self.model_wrapped, self.held_out, mode, self.args.per_device_eval_batch_size * length)
             metrics[f"{metric_key_prefix}_loss_{mode}"] = float(scores.sum() / self.held_out.tokens.sum())
             bits = scores.sum() / math.log(2)
