@@ -15,6 +15,7 @@ from flexqwen.study.cells import GPT_BERT, MODES, Estimate, Measure, Results, fo
 from flexqwen.study.grid import Comparison, describe_value
 
 PALETTE = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666"]
+STYLES = ["-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2))]  # of lines
 
 
 def draw(results: Results) -> list[Path]:
@@ -73,7 +74,7 @@ def draw_loss(results: Results) -> Figure:
         for point in [point for point in results.points if mode in study.modes(point)]:
             curves = [content["curve"] for cell, content in results.cells.items() if cell.point == point]
             value, rest = dict(point).get(study.main_axis), describe_rest(point)
-            color, style = choose_color(results, value), ["-", "--", ":", "-."][rests.index(rest) % 4]
+            color, style = choose_color(results, value), STYLES[rests.index(rest) % len(STYLES)]
             label = to_words(", ".join(filter(None, [describe_value(study.main_axis, value), rest])))
             for axis, (name, unit) in zip(axes[row], (("tokens", 1e6), ("flops", 1e12)), strict=True):
                 x = np.mean([[entry[name] for entry in curve] for curve in curves], axis=0) / unit
