@@ -32,10 +32,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from flexqwen import loading
 from flexqwen.cli import InputError
 from flexqwen.evaluation import MODES
-from flexqwen.evaluation.bidirectional import encode
+from flexqwen.evaluation.bidirectional import Encoder
 from flexqwen.files import digest, read_json, write_json
 
 BATCH_TOKENS = {"cpu": 512, "cuda": 32_768}  # by device; on a CPU what a batch makes should stay in the caches
+HEAD_ROWS = 64  # predicted tokens of a group of batches on a CPU: reading the head's weights takes longer than one's
 LOGITS = 2**26  # of a batch, at most, where it has more than one row: 256 MiB in float32
 BLOCK_TOKENS = 2**18  # of requests that are scored, and kept, together
 UNBOUNDED = 1024  # tokens at a time, for models that have no last position
@@ -106,6 +107,18 @@ def make_batches(
             if len(targets):
                 yield Batch(input_ids, attention_mask, np.array(owners), predicted, targets)
             bar.update(len(tokens))
+
+
+def _group(batches: Iterator[Batch], positions: int) -> Iterator[list[Batch]]:
+    """Batches as they come, as many together as predict no more than so many tokens, but at least one."""
+    group: list[Batch] = []
+    for batch in batches:
+        if group and sum(len(part.targets) for part in (*group, batch)) > positions:
+            yield group
+            group = []
+        group.append(batch)
+    if group:
+        yield group
 
 
 class Scorer:
@@ -223,18 +236,22 @@ class Scorer:
         device, places = self.model.device, threading.local()
         batch_tokens = self.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
         mask_token_id = self.tokenizer.mask_token_id if masked else None
-        most, rectangular = LOGITS // self.model.config.vocab_size, masked and self.kind == "flexqwen"
-        batches = list(make_batches(rows, batch_tokens, mask_token_id, positions=most, rectangular=rectangular))
+        most, encoder = LOGITS // self.model.config.vocab_size, self.encoder if masked else None
+        batches = make_batches(rows, batch_tokens, mask_token_id, positions=most, rectangular=encoder is not None)
+        groups = _group(batches, min(most, HEAD_ROWS) if encoder and device.type == "cpu" else 0)
 
         def keep_positions(module, args, output):
             """The head sees the hidden states of these positions only, as one row; every head works on each alone."""
             output.last_hidden_state = output.last_hidden_state[places.read][None]
             return output
 
-        def predict(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        def predict(group: list[Batch]) -> tuple[np.ndarray, np.ndarray]:
             with torch.inference_mode():
-                logits = self._find_logits(batch, masked, places)
-                chosen = logits.gather(-1, batch.targets.to(device)[:, None])[:, 0]
+                if encoder:
+                    logits = encoder.find_logits([self._find_columns(batch) for batch in group]).float()
+                else:
+                    logits = self._find_logits(*group, masked, places)
+                chosen = logits.gather(-1, torch.cat([batch.targets for batch in group]).to(device)[:, None])[:, 0]
                 return (chosen - logits.logsumexp(-1)).double().cpu().numpy(), (chosen == logits.amax(-1)).cpu().numpy()
 
         nats, greedy, threads = np.zeros(owners), np.ones(owners, bool), torch.get_num_threads()
@@ -242,34 +259,43 @@ class Scorer:
         hook = self.model.base_model.register_forward_hook(keep_positions)
         pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
         try:
-            for batch, (values, hits) in zip(batches, pool.map(predict, batches), strict=True):
-                np.add.at(nats, batch.owners[batch.predicted[0]], values)
-                np.logical_and.at(greedy, batch.owners[batch.predicted[0]], hits)
+            # The first groups are run while the next are made.
+            for group, future in [(group, pool.submit(predict, group)) for group in groups]:
+                values, hits = future.result()
+                owner = np.concatenate([batch.owners[batch.predicted[0]] for batch in group])
+                np.add.at(nats, owner, values)
+                np.logical_and.at(greedy, owner, hits)
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)  # which those of the pool have set for all that come
             hook.remove()
         return nats, greedy
 
+    @functools.cached_property
+    def encoder(self) -> Encoder | None:
+        """What scores a FlexQwen in masked mode."""
+        is_known = self.kind == "flexqwen" and isinstance(self.model.base_model, Qwen3Model)
+        return Encoder(self.model) if is_known else None
+
+    def _find_columns(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """A rectangular batch's `input_ids`, and where each of its rows is read: int64 `(rows, positions)`."""
+        column = torch.from_numpy(batch.predicted[1] - self._find_shift(masked=True))
+        return batch.input_ids.to(self.model.device), column.view(len(batch.input_ids), -1).to(self.model.device)
+
+    def _find_shift(self, masked: bool) -> int:
+        """How many places before a token it is predicted."""
+        return 0 if masked and getattr(self.model.config, "masked_prediction", "in_place") == "in_place" else 1
+
     def _find_logits(self, batch: Batch, masked: bool, places: threading.local) -> torch.Tensor:
         """Float32 `(positions, vocabulary)`."""
         device, (line, column) = self.model.device, batch.predicted
-        shift = 0 if masked and getattr(self.model.config, "masked_prediction", "in_place") == "in_place" else 1
-        input_ids = batch.input_ids.to(device)
-        if masked and isinstance(self.model.base_model, Qwen3Model) and self.kind == "flexqwen":
-            columns = torch.from_numpy((column - shift).reshape(len(input_ids), -1)).to(device)
-            # Sentences that differ only where they are masked are one row.
-            (distinct, back), read = input_ids.unique(dim=0, return_inverse=True), torch.empty_like(columns)
-            read[back] = columns
-            hidden = encode(self.model, distinct, read[: len(distinct)])[back]
-            return self.model.lm_head(hidden.flatten(0, 1)[None])[0].float()
-        places.read = line, column - shift
+        places.read = line, column - self._find_shift(masked)
         options = {"is_causal": not masked} if self.kind == "flexqwen" else {}
         if masked and not batch.attention_mask.all():  # causally, no token sees the padding, which is on the right
             options["attention_mask"] = batch.attention_mask.to(device)
         if self.kind != "masked":
             options["use_cache"] = False
-        return self.model(input_ids=input_ids, **options).logits[0].float()
+        return self.model(input_ids=batch.input_ids.to(device), **options).logits[0].float()
 
     def windows(self, ids: np.ndarray, scored: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """Cuts a text that is longer than the model takes; each window begins half a window after the last one.

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, BloomCo
 
 from flexqwen.cli import InputError
 from flexqwen.evaluation import likelihood
-from flexqwen.evaluation.bidirectional import encode
+from flexqwen.evaluation.bidirectional import Encoder
 from flexqwen.evaluation.heldout import tokenize_texts
 from flexqwen.evaluation.likelihood import Request, Scorer
 from tests.helpers.tiny import make_ids, make_model, make_qwen3
@@ -165,13 +165,35 @@ def test_a_word_masked_together_is_something_else_than_its_tokens_one_by_one(mod
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_the_bidirectional_pass_is_the_models_own(layers):
-    model = make_model(num_hidden_layers=layers, max_position_embeddings=48)
-    ids = make_ids(5, 12)
-    columns = torch.tensor([[0, 11], [3, 3], [5, 0], [1, 2], [11, 10]])
+@pytest.mark.parametrize("options", [{}, {"attention_bias": True}, {"num_key_value_heads": 1}])
+def test_the_bidirectional_pass_is_the_models_own(layers, options):
+    model = make_model(num_hidden_layers=layers, max_position_embeddings=48, **options)
+    for layer in model.model.layers if options.get("attention_bias") else []:
+        torch.nn.init.normal_(layer.self_attn.q_proj.bias)
+    texts = [
+        (make_ids(5, 12), torch.tensor([[0, 11], [3, 3], [5, 0], [1, 2], [11, 10]])),
+        (make_ids(1, 12).repeat(2, 1), torch.tensor([[4], [4]])),  # rows that are alike
+    ]
     with torch.inference_mode():
-        expected = model.model(ids, is_causal=False).last_hidden_state[torch.arange(5)[:, None], columns]
-        torch.testing.assert_close(encode(model, ids, columns), expected, atol=1e-5, rtol=1e-5)
+        logits = [model(ids, is_causal=False).logits for ids, _ in texts]
+        expected = [
+            own[torch.arange(len(own))[:, None], columns] for own, (_, columns) in zip(logits, texts, strict=True)
+        ]
+        expected = torch.cat([part.flatten(0, 1) for part in expected])
+        torch.testing.assert_close(Encoder(model).find_logits(texts), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_linear_layer_that_is_not_torchs_own_is_called_as_it_is():
+    class Doubled(torch.nn.Linear):
+        def forward(self, hidden):
+            return super().forward(hidden) * 2
+
+    model, ids, columns = make_model(max_position_embeddings=48), make_ids(3, 12), torch.tensor([[1], [2], [3]])
+    projection = model.model.layers[0].self_attn.o_proj
+    projection.__class__ = Doubled
+    with torch.inference_mode():
+        expected = model(ids, is_causal=False).logits[torch.arange(3), columns[:, 0]]
+        torch.testing.assert_close(Encoder(model).find_logits([(ids, columns)]), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_grouped_masks_cover_each_token_once_and_lie_alike_in_both_sentences_of_a_pair(models):
@@ -243,10 +265,11 @@ def test_logits_are_computed_only_where_they_are_needed(models):
     seen = []
     hook = model.lm_head.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[:2].numel()))
     scorer = Scorer(model, tokenizer, kind)
+    scorer.encoder.head = lambda hidden: seen.append(len(hidden)) or model.lm_head(hidden)
     request = Request(TEXTS[1], len(TEXTS[1]) - 6)
     scorer.score([request], "causal")
-    scorer.score([request], "masked")
     hook.remove()
+    scorer.score([request], "masked")
     tokens = len(tokenizer(TEXTS[1]).input_ids)
     assert seen[0] == seen[1] < tokens / 3
 
