@@ -74,6 +74,10 @@ class TrainingArguments(transformers.TrainingArguments):
     # The order of this union is the Trainer's own: HfArgumentParser cannot read another.
     report_to: None | str | list[str] = HfArg(default="tensorboard", help="where logs go")  # noqa: RUF036
     muon: bool = HfArg(default=False, help="train the layers' matrices with Muon, and the rest with AdamW")
+    ema_decay: float = HfArg(
+        default=0.0,
+        help="evaluate and save a moving average of the weights: a step counts this times the next one; 0: none",
+    )
     resume_changed: bool = HfArg(
         default=False, help="resume from the last checkpoint of a run that was made with other settings"
     )
@@ -221,6 +225,10 @@ def check(arguments: Arguments) -> None:
         check_place(arguments.model.model_name_or_path)
     if training.muon and "optim" in given:
         raise InputError(f"muon and optim: {training.optim.value} are both set; leave one of them out")
+    if not 0 <= training.ema_decay < 1:
+        raise InputError(f"ema_decay is {training.ema_decay}; it must be from 0 to below 1")
+    if training.ema_decay and (training.fsdp or training.deepspeed):
+        raise InputError("ema_decay is set, and fsdp and deepspeed would not resume the average; leave it out")
     if training.fp16:
         raise InputError("fp16 is not supported: the loss makes its gradients before they could be scaled; use bf16")
     if training.max_steps == 0:

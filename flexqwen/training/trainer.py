@@ -20,6 +20,7 @@ from flexqwen.files import atomic_write, read_json, remove_path
 from flexqwen.remote import explain_failure, reason
 from flexqwen.training import checkpoints
 from flexqwen.training.arguments import Arguments, fix_training_arguments
+from flexqwen.training.average import WeightAverage, averaged, exchange
 from flexqwen.training.callbacks import Progress, SaveOnSignal, ignore_signals
 from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, link_best, list_checkpoints, step_of
 from flexqwen.training.compat import (
@@ -66,6 +67,8 @@ class FlexQwenTrainer(transformers.Trainer):
             self.add_callback(Progress)
         self.on_signal = SaveOnSignal()
         self.add_callback(self.on_signal)
+        if self.args.ema_decay:
+            self.add_callback(WeightAverage(self.args.ema_decay))
         self.folder, self.objective, self.held_out = folder, args.objective, held_out
         if self.objective.loss_weighting == "row":
             # A batch's loss is then a mean over its rows, and the Trainer takes the mean over accumulated batches.
@@ -162,7 +165,7 @@ class FlexQwenTrainer(transformers.Trainer):
         metrics, length = {}, self.train_dataset.phases[-1].rows.info["sequence_length"]
         for mode in MODES:
             eager = torch.compiler.set_stance("force_eager")  # held-out texts are of any length
-            with self.metrics.left_out(), self.accelerator.autocast(), eager:
+            with self.metrics.left_out(), self.accelerator.autocast(), eager, self._averaged():
                 scores = score(self.model_wrapped, self.held_out, mode, self.args.per_device_eval_batch_size * length)
             metrics[f"{metric_key_prefix}_loss_{mode}"] = float(scores.sum() / self.held_out.tokens.sum())
             bits = scores.sum() / math.log(2)
@@ -176,6 +179,9 @@ class FlexQwenTrainer(transformers.Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _averaged(self):
+        return averaged(self.optimizer) if self.args.ema_decay else contextlib.nullcontext()
+
     # Checkpoints
 
     def _determine_best_metric(self, metrics, trial) -> bool:
@@ -185,7 +191,7 @@ class FlexQwenTrainer(transformers.Trainer):
             best = self.folder / "best"
             # Processes that write nothing take part in saving all the same.
             place = atomic_write(best) if self.args.should_save else contextlib.nullcontext(best)
-            with self._saving("best"), place as folder:
+            with self._saving("best"), place as folder, self._averaged():
                 self.save_model(str(folder), _internal_call=True)
                 if self.args.should_save:
                     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing to publish
@@ -204,7 +210,7 @@ class FlexQwenTrainer(transformers.Trainer):
         self.losses.check()
         step = self.state.global_step
         check_weights(model, step, self.args.output_dir)
-        with self._saving(f"step {step}"):
+        with self._saving(f"step {step}"), self._averaged():
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             sums, loss = self.metrics.reduce(self.accelerator)
@@ -234,6 +240,11 @@ class FlexQwenTrainer(transformers.Trainer):
     def _load_rng_state(self, checkpoint) -> None:
         with explain_failure(f"{checkpoint} is damaged", RESUME_BEFORE):
             super()._load_rng_state(checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.args.ema_decay and checkpoint:
+            exchange(self.optimizer)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", ()))

@@ -40,11 +40,15 @@ def train_two(arguments, output):
     return status, output.read_text()
 
 
+AVERAGED = {"row": 0, "token": 0.9}  # FSDP has no averages
+
+
 @pytest.fixture(scope="module")
 def one(request, built, tokenizer_folder, tmp_path_factory):
     """The weighting of the losses, and the folder of a run of one process."""
     root = tmp_path_factory.mktemp("one") / "runs"
-    arguments = options(built, tokenizer_folder, root, loss_weighting=request.param)
+    changes = {"loss_weighting": request.param, "ema_decay": AVERAGED[request.param]}
+    arguments = options(built, tokenizer_folder, root, **changes)
     assert run(arguments, root.parent / "log") == 0
     return request.param, root / "hybrid-shift-64"
 
@@ -56,6 +60,7 @@ FSDP2 = pytest.param("row", "fsdp2", marks=pytest.mark.skipif(torch.__version__ 
 def test_two_processes_follow_the_curve_of_one_and_go_on(how, one, built, tokenizer_folder, tmp_path):
     loss_weighting, expected = one
     changes = {"loss_weighting": loss_weighting, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    changes |= {"ema_decay": AVERAGED[loss_weighting]}
     arguments = options(built, tokenizer_folder, tmp_path / "runs", **changes) + ["--fsdp"] * (how == "fsdp2")
     folder = tmp_path / "runs" / "hybrid-shift-64"
     status, printed = train_two(arguments, tmp_path / "first.log")

@@ -138,6 +138,7 @@ for arguments in json.loads(sys.argv[1]):
     ("wrong", "message"),
     [
         ({"muon": True, "optim": "adafactor"}, "muon and optim: adafactor are both set"),
+        ({"ema_decay": 1}, r"ema_decay is 1\.0; it must be from 0 to below 1"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"learning_rate": -1}, r"learning_rate is -1\.0; it must be at least 0"),
         ({"eval_strategy": "epoch"}, "eval_strategy is epoch"),

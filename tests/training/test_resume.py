@@ -262,9 +262,10 @@ def test_changed_settings_are_refused_unless_told(built, tokenizer_folder, place
     assert steps == sorted(steps) and steps[-1] == 12
 
 
-def test_phases_muon_and_accumulation_go_on_exactly(built, tokenizer_folder, place):
+def test_phases_muon_averages_and_accumulation_go_on_exactly(built, tokenizer_folder, place):
     phases = ['{"until": 0.5, "sequence_length": 16, "batch_fraction": 0.5}', '{"sequence_length": 64}']
     changes = {"phases": phases, "muon": True, "gradient_accumulation_steps": 2, "save_total_limit": 2}
+    changes |= {"ema_decay": 0.9, "eval_steps": 4}
     root = place / "phases"
     arguments = options(built, tokenizer_folder, root / "a", **changes, token_stores=place / "tokens")
     assert run(arguments, place / "log") == 0
@@ -279,7 +280,14 @@ def test_phases_muon_and_accumulation_go_on_exactly(built, tokenizer_folder, pla
         process.kill()
         process.join()
     assert run(arguments, place / "log") == 0
-    assert same_weights(root / "b" / "hybrid-shift-64" / "step_000012", expected / "step_000012")
+    for folder in ("step_000012", "best"):
+        assert same_weights(root / "b" / "hybrid-shift-64" / folder, expected / folder)
+    assert same_weights(expected / "best", expected / "step_000012")  # both are the average
+    plain = options(built, tokenizer_folder, root / "c", **{**changes, "ema_decay": 0}, token_stores=place / "tokens")
+    assert run(plain, place / "log") == 0
+    assert not same_weights(root / "c" / "hybrid-shift-64" / "best", expected / "best")
+    losses = [[e["loss"] for e in logged(path) if "loss" in e] for path in (root / "c" / "hybrid-shift-64", expected)]
+    assert losses[0] == losses[1]  # training itself is the same
     assert logged(root / "b" / "hybrid-shift-64") == logged(expected)
 
 
