@@ -22,12 +22,18 @@ class WeightAverage(TrainerCallback):
     def __init__(self, decay: float):
         self.decay = decay
 
-    @torch.no_grad()
     def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        self.update(optimizer, state.global_step)
+
+    @torch.no_grad()
+    def update(self, optimizer, steps: int) -> None:
+        """Takes in the weights after so many steps."""
         kept = _find_states(optimizer)
-        averages = [values.setdefault(AVERAGE, weight.detach().clone()) for weight, values in kept]
-        decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        torch._foreach_lerp_(averages, [weight for weight, _ in kept], 1 - decay)
+        for weight, values in kept:
+            if AVERAGE not in values:
+                values[AVERAGE] = weight.detach().clone()
+        decay = min(self.decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_([values[AVERAGE] for _, values in kept], [weight for weight, _ in kept], 1 - decay)
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from flexqwen.files import versions
 from flexqwen.remote import reason
 from flexqwen.tables import plain_table
 from flexqwen.training.arguments import Arguments, parse
+from flexqwen.training.average import WeightAverage
 from flexqwen.training.compat import compile_layers, fuse_norms
 from flexqwen.training.flops import GPUS, Count, find_gpu, model_flops
 from flexqwen.training.metrics import attended_length
@@ -138,6 +139,8 @@ def count_step(config: FlexQwenConfig, args: Arguments, phase: Phase, is_gpu: bo
         count.bytes = 0
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()  # makes its state
+        if training.ema_decay:
+            WeightAverage(training.ema_decay).update(optimizer, 1)
         update = count.bytes
         if batches == 1:
             optimizer.zero_grad()

@@ -1,7 +1,5 @@
 """An average of the weights: what it is, and that it leaves training as it was."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -22,7 +20,7 @@ def test_an_average_is_of_all_steps_and_leaves_the_weights_as_they_are(muon, dec
         model(ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        average.on_step_end(None, SimpleNamespace(global_step=step), None, optimizer=optimizer)
+        average.update(optimizer, step)
         share = min(decay, (1 + step) / (10 + step))
         for name, weight in model.named_parameters():
             before = expected.get(name, weight.detach().clone())

@@ -106,6 +106,9 @@ def test_more_rows_and_batches_move_more_bytes():
         and 1.8 < two.peak / one.peak < 2
         and two.flops == pytest.approx(2 * one.flops, 0.01)
     )
+    args, config, phase, _ = make(ema_decay=0.9)
+    weights = 4 * doctor.FlexQwenForCausalLM(config).num_parameters()  # in float32
+    assert doctor.count_step(config, args, phase).peak - one.peak == pytest.approx(weights, 0.01)
 
 
 def test_a_config_gets_an_estimate(capsys, monkeypatch):
