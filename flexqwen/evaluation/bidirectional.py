@@ -13,7 +13,10 @@ from torch import nn
 
 
 class Encoder:
-    """A `FlexQwenForCausalLM`, run as with `is_causal=False`. Its weights are read once, when this is made."""
+    """A `FlexQwenForCausalLM`, run as with `is_causal=False`.
+
+    Its weights are read once, when this is made; on a CPU those of its linear layers are then in memory twice.
+    """
 
     def __init__(self, model):
         self.base = model.model
@@ -24,7 +27,7 @@ class Encoder:
         """The head's `(positions, vocabulary)`, for all positions of the first text's rows, then of the next one's.
 
         A text is `input_ids`, int64 `(rows, length)`, and `columns`, int64 `(rows, positions)`: where they are read.
-        Rows that are alike are read alike.
+        Rows of a text that are equal must have equal columns.
         """
         hidden, mixed = map(torch.cat, zip(*[self._run(*text) for text in texts], strict=True))
         return self.head(self.base.norm(self._finish(self.base.layers[-1], hidden, mixed)))
@@ -78,7 +81,8 @@ class Encoder:
 def _pack(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """The module; of a linear one in float32 on a CPU what it does, its weights once for all as oneDNN reads them.
 
-    The operators are those that `torch.compile` uses (torch/_inductor/fx_passes/mkldnn_fusion.py); none is public.
+    The operators are those that `torch.compile` uses for batches of any size, and none is public
+    (torch/_inductor/fx_passes/mkldnn_fusion.py).
     """
     if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:  # of PEFT, quantised, …
         return module

@@ -36,7 +36,7 @@ from flexqwen.evaluation.bidirectional import Encoder
 from flexqwen.files import digest, read_json, write_json
 
 BATCH_TOKENS = {"cpu": 512, "cuda": 32_768}  # by device; on a CPU what a batch makes should stay in the caches
-HEAD_ROWS = 64  # predicted tokens of a group of batches on a CPU: reading the head's weights takes longer than one's
+HEAD_ROWS = 64  # predicted tokens of batches that share a pass through the head, on a CPU; for few it is slow
 LOGITS = 2**26  # of a batch, at most, where it has more than one row: 256 MiB in float32
 BLOCK_TOKENS = 2**18  # of requests that are scored, and kept, together
 UNBOUNDED = 1024  # tokens at a time, for models that have no last position

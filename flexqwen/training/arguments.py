@@ -76,7 +76,7 @@ class TrainingArguments(transformers.TrainingArguments):
     muon: bool = HfArg(default=False, help="train the layers' matrices with Muon, and the rest with AdamW")
     ema_decay: float = HfArg(
         default=0.0,
-        help="evaluate and save a moving average of the weights: a step counts this times the next one; 0: none",
+        help="evaluate and save a moving average of the weights, of which each step keeps this share; 0: none",
     )
     resume_changed: bool = HfArg(
         default=False, help="resume from the last checkpoint of a run that was made with other settings"

@@ -9,14 +9,16 @@ import contextlib
 import torch
 from transformers.trainer_callback import TrainerCallback
 
-AVERAGE = "average"  # of a weight, in the optimizer's state
+from flexqwen.cli import InputError
+
+AVERAGE = "average"  # of a weight, in the optimizer's state; while they are exchanged, the weight itself
 
 
 class WeightAverage(TrainerCallback):
-    """An exponential moving average, in which each step counts `decay` times what the next one does.
+    """An exponential moving average, of which each step keeps the share `decay`, and the weights are the rest.
 
-    While there are few steps it forgets faster: after n of them the factor is (1 + n) / (10 + n) at most, so that the
-    first weights soon count for nothing.
+    In the first steps of a run it keeps less, (1 + n) / (10 + n) at most after n of them, so that the weights with
+    which the run began soon count for nothing.
     """
 
     def __init__(self, decay: float):
@@ -29,6 +31,8 @@ class WeightAverage(TrainerCallback):
     def update(self, optimizer, steps: int) -> None:
         """Takes in the weights after so many steps."""
         kept = _find_states(optimizer)
+        if not kept:
+            raise InputError("ema_decay is set, and this optim keeps nothing to which averages could be added")
         for weight, values in kept:
             if AVERAGE not in values:
                 values[AVERAGE] = weight.detach().clone()
@@ -48,12 +52,20 @@ def averaged(optimizer):
 
 @torch.no_grad()
 def exchange(optimizer) -> None:
-    """Weights become what their averages were, and the other way round."""
+    """Weights become what their averages were, and the other way round; those without one stay."""
     for weight, values in _find_states(optimizer):
         if AVERAGE in values:
             kept = weight.detach().clone()
             weight.copy_(values[AVERAGE])
             values[AVERAGE].copy_(kept)
+
+
+def resume(optimizer, has_average: bool) -> None:
+    """Brings back the weights after a checkpoint is loaded; averages that are not gone on with are dropped."""
+    exchange(optimizer)
+    if not has_average:
+        for _, values in _find_states(optimizer):
+            values.pop(AVERAGE, None)
 
 
 def _find_states(optimizer) -> list[tuple[torch.Tensor, dict]]:

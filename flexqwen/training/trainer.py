@@ -18,9 +18,8 @@ from flexqwen.data.packing import IGNORE
 from flexqwen.evaluation.heldout import MODES, HeldOut, score
 from flexqwen.files import atomic_write, read_json, remove_path
 from flexqwen.remote import explain_failure, reason
-from flexqwen.training import checkpoints
+from flexqwen.training import average, checkpoints
 from flexqwen.training.arguments import Arguments, fix_training_arguments
-from flexqwen.training.average import WeightAverage, averaged, exchange
 from flexqwen.training.callbacks import Progress, SaveOnSignal, ignore_signals
 from flexqwen.training.checkpoints import finish_checkpoint, last_checkpoint, link_best, list_checkpoints, step_of
 from flexqwen.training.compat import (
@@ -68,7 +67,7 @@ class FlexQwenTrainer(transformers.Trainer):
         self.on_signal = SaveOnSignal()
         self.add_callback(self.on_signal)
         if self.args.ema_decay:
-            self.add_callback(WeightAverage(self.args.ema_decay))
+            self.add_callback(average.WeightAverage(self.args.ema_decay))
         self.folder, self.objective, self.held_out = folder, args.objective, held_out
         if self.objective.loss_weighting == "row":
             # A batch's loss is then a mean over its rows, and the Trainer takes the mean over accumulated batches.
@@ -180,7 +179,7 @@ class FlexQwenTrainer(transformers.Trainer):
         return metrics
 
     def _averaged(self):
-        return averaged(self.optimizer) if self.args.ema_decay else contextlib.nullcontext()
+        return average.averaged(self.optimizer) if self.args.ema_decay else contextlib.nullcontext()
 
     # Checkpoints
 
@@ -243,8 +242,8 @@ class FlexQwenTrainer(transformers.Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.args.ema_decay and checkpoint:
-            exchange(self.optimizer)
+        if checkpoint and not self.args.deepspeed:
+            average.resume(self.optimizer, bool(self.args.ema_decay))
 
     def _issue_warnings_after_load(self, load_result) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", ()))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from flexqwen.cli import InputError
 from flexqwen.training.average import WeightAverage, averaged
 from flexqwen.training.optimizer import MuonWithAdamW
 from tests.helpers.tiny import make_ids, make_model
@@ -33,6 +34,15 @@ def test_an_average_is_of_all_steps_and_leaves_the_weights_as_they_are(muon, dec
     assert all(torch.equal(weight, weights[name]) for name, weight in model.named_parameters())
     with averaged(optimizer):  # nor has it moved itself
         torch.testing.assert_close(dict(model.named_parameters()), expected)
+
+
+def test_an_optimizer_that_keeps_nothing_is_refused():
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(make_ids(2, 8), labels=make_ids(2, 8)).loss.backward()
+    optimizer.step()
+    with pytest.raises(InputError, match="this optim keeps nothing"):
+        WeightAverage(0.9).update(optimizer, 1)
 
 
 def test_without_an_average_the_weights_are_evaluated():

@@ -139,6 +139,7 @@ for arguments in json.loads(sys.argv[1]):
     [
         ({"muon": True, "optim": "adafactor"}, "muon and optim: adafactor are both set"),
         ({"ema_decay": 1}, r"ema_decay is 1\.0; it must be from 0 to below 1"),
+        ({"ema_decay": 0.9, "fsdp": "full_shard"}, "ema_decay is set, and fsdp and deepspeed"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"learning_rate": -1}, r"learning_rate is -1\.0; it must be at least 0"),
         ({"eval_strategy": "epoch"}, "eval_strategy is epoch"),

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import train
 from flexqwen.files import file_digest
@@ -289,6 +290,25 @@ def test_phases_muon_averages_and_accumulation_go_on_exactly(built, tokenizer_fo
     losses = [[e["loss"] for e in logged(path) if "loss" in e] for path in (root / "c" / "hybrid-shift-64", expected)]
     assert losses[0] == losses[1]  # training itself is the same
     assert logged(root / "b" / "hybrid-shift-64") == logged(expected)
+
+
+def test_an_average_begun_or_left_off_on_resuming_goes_on_from_the_weights(built, tokenizer_folder, place):
+    """A constant rate, since the schedule of a shorter run would be another."""
+    shared = {"lr_scheduler_type": "constant", "warmup_steps": 0, "token_stores": place / "tokens"}
+
+    def train(root, steps, decay):
+        changes = shared | {"max_steps": steps, "ema_decay": decay}
+        arguments = options(built, tokenizer_folder, place / root, **changes)
+        assert run([*arguments, "--resume_changed"], place / "log") == 0, (place / "log").read_text()
+        return place / root / "hybrid-shift-64" / f"step_{steps:06d}"
+
+    plain = {steps: train("plain", steps, 0) for steps in (3, 6, 9)}
+    for steps, decay in ((3, 0.9), (6, 0), (9, 0.9)):
+        step = train("turned", steps, decay)
+        assert same_weights(step, plain[steps]) == (decay == 0)
+    state = torch.load(step / "optimizer.pt", weights_only=True)["state"]
+    weights, kept = load_file(plain[9] / "model.safetensors"), [values["average"] for values in state.values()]
+    assert all(any(torch.equal(weight, own) for own in kept) for weight in weights.values())
 
 
 def test_a_run_killed_before_its_first_log_goes_on(built, tokenizer_folder, place):
