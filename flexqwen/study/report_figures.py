@@ -14,7 +14,7 @@ from flexqwen.drawing import COLORS, save_figure, to_words
 from flexqwen.study.cells import GPT_BERT, MODES, Estimate, Measure, Results, format_value
 from flexqwen.study.grid import Comparison, describe_value
 
-PALETTE = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666"]
+PALETTE = ["#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666", "#000000"]
 STYLES = ["-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2))]  # of lines
 
 
