@@ -11,6 +11,8 @@ from flexqwen.evaluation.results import Result, mean_result, read_results
 from flexqwen.files import write_json
 from flexqwen.tables import markdown_table
 
+FEWEST = 6  # independent items: of fewer, even if all of them differ one way, a sign test's p is above 0.05
+
 
 def compare(first: list[Result], second: list[Result], name: str = "B") -> tuple[list[Result], list[tuple]]:
     """The differences of the means of the items, which for most metrics are the metrics themselves.
@@ -35,7 +37,9 @@ def compare(first: list[Result], second: list[Result], name: str = "B") -> tuple
         fields |= {"baseline": 0.0, "baseline_name": "equal"}
         row = mean_result(y - x, [a.item_ids[place] for place in mine], weights, clusters, least=-1, **fields)
         means, (low, high) = [float(np.average(side, weights=weights)) for side in (x, y)], row.interval
-        verdict = f"not distinguishable, n = {row.n:,}" if low <= 0 <= high else f"{name if low > 0 else 'A'} is higher"
+        verdict = f"{name if low > 0 else 'A'} is higher"
+        if low <= 0 <= high or len(set(clusters or row.item_ids)) < FEWEST:
+            verdict = f"not distinguishable, n = {row.n:,}"
         row.details = {"a": means[0], "b": means[1], "verdict": verdict, "name": name}
         differences.append(row)
     return differences, left

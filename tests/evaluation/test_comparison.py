@@ -52,6 +52,10 @@ def test_comparison_says_when_there_is_no_difference_and_what_cannot_be_compared
     assert differences[0].interval == [0, 0]
     ((few,), _) = compare([result([0.0, 0.0])], [result([1.0, 1.0])])
     assert few.value == 1 and few.details["verdict"] == "not distinguishable, n = 2"
+    for number, verdict in ((5, "not distinguishable, n = 5"), (6, "B is higher")):  # of no share, but of bits
+        x = np.linspace(10, 11, number)
+        ((bits,), _) = compare([result(x)], [result(x + 1.5)])
+        assert bits.details["verdict"] == verdict
     ((third,), _) = compare([result([0.0] * 40)], [result([1.0] * 40)], "C")
     assert third.details["verdict"] == "C is higher" and "C 1.000" in format_comparison([third])
     assert {key[1:5:3] for key in left} == {(1, "only A"), (2, "v"), (3, "v"), (1, "all")}
