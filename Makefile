@@ -51,7 +51,7 @@ endif
 	@mkdir -p runs && cp carolina_originality/manifest.json runs/demo-manifest.json
 	@echo "[3/5] tokenizer"
 	@$(RUN) python -m flexqwen tokenizer --vocab_size 4096 --output $(OUTPUT)/tokenizer --overwrite
-	@echo "[4/5] training"
+	@echo "[4/5] training (where other programs run too, OMP_WAIT_POLICY=PASSIVE before the command makes it faster)"
 	@$(RUN) python train.py $(CONFIG) --output_dir $(OUTPUT) --tokenizer $(OUTPUT)/tokenizer \
 		--token_stores $(OUTPUT)/tokens --overwrite
 	@echo "[5/5] evaluation"
