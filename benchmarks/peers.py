@@ -12,9 +12,10 @@ documents joined and cut into blocks.
 All have the same documents, tokenizer, tokens of a step, longest row, parameters (the peers' feed-forward width is
 fitted), precision and time, and one thread. Time is the run's processor time without that of evaluation: what a clock
 shows on an idle machine, and still fair on a busy one. The peers' schedules follow the share of the time that is over;
-`ours` and `stock` get as many steps as fit. With `--sweep_minutes`, each side first tries half, once and twice its own
-learning rate. flexqwen/evaluation scores every side on the same held-out documents, masking groups and minimal pairs.
-The result says what was patched in a peer. A finished run is not run again.
+`ours` and `stock` get as many steps as fit. `half` is `ours` with a schedule of half of the time. With
+`--sweep_minutes`, each side first tries half, once and twice its own learning rate. flexqwen/evaluation scores every
+side on the same held-out documents, masking groups and minimal pairs. The result says what was patched in a peer. A
+finished run is not run again.
 """
 
 import argparse
@@ -55,6 +56,7 @@ RATES = (1.0, 0.5, 2.0)  # of the sweep, times a side's own learning rate
 STEPS = 100_000  # of the peers' schedules, which are walked through as time passes
 CALIBRATION = 20  # steps that tell how many fit into the time
 FORMAT = 2  # of a run's file
+HALF = "half"  # the side that is ours in half of the time
 
 
 class Clock:
@@ -515,7 +517,7 @@ def run(args, side: str, seed: int, rate: float, minutes: float, documents: dict
 
 
 def run_all(args, documents: dict) -> dict[str, list[dict]]:
-    """The runs of every side, one of each seed, at the best rate of the sweep or at the side's own."""
+    """The runs of every side, one of each seed, at the best rate of the sweep or at the side's own; last `HALF`'s."""
     with ThreadPoolExecutor(args.workers) as pool:
 
         def together(args, cells: list[tuple]) -> list[dict]:
@@ -534,7 +536,9 @@ def run_all(args, documents: dict) -> dict[str, list[dict]]:
         best = {side: min(of_side, key=loss)["cell"]["rate"] for side, of_side in zip(args.sides, tried, strict=True)}
         cells = [(side, seed, best[side], args.minutes) for seed in range(args.seeds) for side in args.sides]
         done = together(args, cells)
-    return {side: done[number :: len(args.sides)] for number, side in enumerate(args.sides)}
+        ours = args.sides[0]
+        halves = together(args, [(ours, seed, best[ours], args.minutes / 2) for seed in range(args.seeds)])
+    return {side: done[number :: len(args.sides)] for number, side in enumerate(args.sides)} | {HALF: halves}
 
 
 def at(curve: list[dict], axis: str, place: float, metric: str) -> float:
@@ -558,8 +562,11 @@ def with_interval(differences: list[float]) -> dict:
     return {"differences": differences, "mean": mean, "interval": interval if len(differences) > 1 else None}
 
 
-def compare(ours: list[dict], theirs: list[dict], seconds: float) -> dict[str, dict]:
-    """For each metric ours less theirs, at equal time and equal tokens, and the share of their time we need."""
+def compare(ours: list[dict], halves: list[dict], theirs: list[dict], seconds: float) -> dict[str, dict]:
+    """For each metric ours less theirs, at equal time, at equal tokens and at the ends of `halves` and theirs.
+
+    And the share of their time after which our curve has reached their last value.
+    """
     found = {}
     pairs = [(one["curve"], other["curve"]) for one, other in zip(ours, theirs, strict=True)]
     for metric in (metric for metric in METRICS if metric in ours[0]["curve"][-1] and metric in theirs[0]["curve"][-1]):
@@ -570,6 +577,10 @@ def compare(ours: list[dict], theirs: list[dict], seconds: float) -> dict[str, d
             found[metric][name] = with_interval(
                 [at(a, *place, metric) - at(b, *place, metric) for a, b, *place in places]
             )
+        ends = (
+            (one["curve"][-1][metric], other["curve"][-1][metric]) for one, other in zip(halves, theirs, strict=True)
+        )
+        found[metric]["half_time"] = with_interval([one - other for one, other in ends])
         if metric in METRICS[:2]:
             reached = [(seconds_to_reach(a, metric, b[-1][metric]), b[-1]["seconds"]) for a, b in pairs]
             found[metric]["share_of_its_time"] = [ours and ours / theirs for ours, theirs in reached]
@@ -599,12 +610,13 @@ def tables(runs: dict[str, list[dict]], comparisons: dict[str, dict], documents:
     for side, found in comparisons.items():
         for metric, one in found.items():
             row = [f"less {side}", metric.replace("_", " ")]
-            for name in ("equal_time", "equal_tokens"):
+            for name in ("equal_time", "equal_tokens", "half_time"):
                 interval = one[name]["interval"]
                 row.append(f"{one[name]['mean']:+.3f}" + (" [{:+.3f}, {:+.3f}]".format(*interval) if interval else ""))
             shares = ("never" if share is None else f"{share:.0%}" for share in one.get("share_of_its_time", ()))
             rows.append([*row, ", ".join(shares)])
-    header = ["ours", "metric", "at equal time", "at equal tokens", "its final value reached in … of its time"]
+    header = ["ours", "metric", "at equal time", "at equal tokens", "half, at the ends"]
+    header.append("its final value reached in … of its time")
     return f"{first}\n\n{markdown_table(header, rows, 2)}"
 
 
@@ -639,7 +651,7 @@ def main() -> None:
     documents = write_documents(args)
     runs = run_all(args, documents)
     ours, *others = args.sides
-    comparisons = {side: compare(runs[ours], runs[side], args.minutes * 60) for side in others}
+    comparisons = {side: compare(runs[ours], runs[HALF], runs[side], args.minutes * 60) for side in others}
     print(tables(runs, comparisons, documents))
     for side, done in runs.items():
         print("\n".join(f"patched, {side}: {patch}" for patch in done[0]["patched"]))

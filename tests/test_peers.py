@@ -116,9 +116,10 @@ def test_figures_of_two_curves():
     assert peers.at(ours, "seconds", 15, "bits_per_byte_causal") == 3
     assert peers.seconds_to_reach(ours, "bits_per_byte_causal", 3) == 15
     assert peers.seconds_to_reach(ours, "bits_per_byte_causal", 1) is None
-    found = peers.compare([{"curve": ours}] * 2, [{"curve": theirs}] * 2, 20)["bits_per_byte_causal"]
+    found = peers.compare(*([{"curve": one}] * 2 for one in (ours, curve(8, 1), theirs)), 20)["bits_per_byte_causal"]
     assert found["equal_time"]["mean"] == -1
     assert found["equal_tokens"]["mean"] == 0  # at 150 tokens both have 3
+    assert found["half_time"]["differences"] == [-2, -2]
     assert found["share_of_its_time"] == [0.75, 0.75]
 
 
@@ -132,13 +133,15 @@ def test_interval_over_seeds_is_students():
 def test_each_side_trains_at_its_best_rate(monkeypatch):
     def run(args, side, seed, rate, minutes, documents):
         loss = abs(rate - {"ours": 2, "stock": 0.5}[side])
-        return {"cell": {"side": side, "seed": seed, "rate": rate}, "curve": [{"bits_per_byte_causal": loss}]}
+        cell = {"side": side, "seed": seed, "rate": rate, "minutes": minutes}
+        return {"cell": cell, "curve": [{"bits_per_byte_causal": loss}]}
 
     monkeypatch.setattr(peers, "run", run)
     args = SimpleNamespace(workers=2, sweep_minutes=1, minutes=2, sides=["ours", "stock"], seeds=2)
-    for side, rate in (("ours", 2), ("stock", 0.5)):
-        done = [one["cell"] for one in peers.run_all(args, {})[side]]
-        assert done == [{"side": side, "seed": seed, "rate": rate} for seed in range(2)]
+    runs = peers.run_all(args, {})
+    for key, side, rate, minutes in (("ours", "ours", 2, 2), ("stock", "stock", 0.5, 2), ("half", "ours", 2, 1)):
+        wanted = {"side": side, "rate": rate, "minutes": minutes}
+        assert [one["cell"] for one in runs[key]] == [wanted | {"seed": seed} for seed in range(2)]
 
 
 def test_a_finished_run_is_not_run_again(monkeypatch, tmp_path):
