@@ -58,10 +58,10 @@ class Encoder:
                 source = source[where[read]] if is_first else source[read]
             query = _normalize(linear[attention.q_proj](source).unflatten(-1, shape), attention.q_norm)
             if is_last:
-                query = _rotate(query, cos[columns], sin[columns])
+                query = rotate(query, cos[columns], sin[columns])
             else:
-                query = _rotate(query[where] if is_first else query, cos, sin)
-            heads = (part.transpose(1, 2) for part in (query, _rotate(key, cos, sin), value))
+                query = rotate(query[where] if is_first else query, cos, sin)
+            heads = (part.transpose(1, 2) for part in (query, rotate(key, cos, sin), value))
             mixed = F.scaled_dot_product_attention(
                 *heads, scale=attention.scaling, enable_gqa=attention.num_key_value_groups > 1
             )
@@ -100,7 +100,7 @@ def _normalize(hidden: torch.Tensor, norm) -> torch.Tensor:
     return (hidden * scale).mul_(norm.weight)
 
 
-def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary positions, as `apply_rotary_pos_emb`: `heads` are `(rows, positions, heads, head_dim)`."""
     half = heads.shape[-1] // 2
     rotated = heads * cos

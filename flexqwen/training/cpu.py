@@ -10,6 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from flexqwen.evaluation.bidirectional import rotate
 from modeling_flexqwen import compute_dtype
 
 LONGEST = 512  # tokens of a row whose attention is kept whole; it grows with their square
@@ -91,23 +92,15 @@ class _NormAndRotation(Function):
         wide = states.to(torch.float32, copy=True)
         scale = _scale(wide, eps)
         ctx.save_for_backward(states, weight, scale, cos, sin)
-        return _rotate(wide.mul_(scale).mul_(weight), cos, sin).transpose(1, 2).to(states.dtype).contiguous()
+        return rotate(wide.mul_(scale).mul_(weight), cos, sin).transpose(1, 2).to(states.dtype).contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         states, weight, scale, cos, sin = ctx.saved_tensors
-        gradient = _rotate(gradient.transpose(1, 2).float().contiguous(), cos, -sin)  # back
+        gradient = rotate(gradient.transpose(1, 2).float().contiguous(), cos, -sin)  # back
         grad_states, grad_weight = _norm_gradients(states.float(), weight, scale, gradient)
         return grad_states.to(states.dtype), grad_weight, None, None, None
-
-
-def _rotate(states, cos, sin):
-    half = states.shape[-1] // 2
-    rotated = states * cos
-    rotated[..., :half].addcmul_(states[..., half:], sin[..., :half], value=-1)
-    rotated[..., half:].addcmul_(states[..., :half], sin[..., half:])
-    return rotated
 
 
 def _attend(attention, plain, hidden_states, position_embeddings, attention_mask, cache=None, **kwargs):

@@ -169,7 +169,9 @@ def start_run(folder: Path, description: dict, trainer, checkpoint: Path | None)
     steps = f"{training.max_steps:,} steps of up to {last.tokens_per_step:,} tokens"
     data = f"{passes:.2f} passes over {last.rows.info['documents']:,} documents"
     resuming = f", resuming from {checkpoint.name}" if checkpoint else ""
-    print(f"run: {folder}, on {description['hardware']}, {parameters:,} parameters, {steps}, {data}{resuming}")
+    average = " (their average is evaluated and saved)" if training.ema_decay else ""
+    size = f"{parameters:,} parameters{average}"
+    print(f"run: {folder}, on {description['hardware']}, {size}, {steps}, {data}{resuming}")
 
 
 def finish_run(folder: Path, trainer) -> None:
