@@ -80,7 +80,7 @@ def format_comparison(differences: list[Result]) -> str:
         (low, high), (a, b, verdict, name) = row.interval, row.details.values()
         figures = [f"{a:.3f}", f"{name} {b:.3f}", f"{row.value:+.3f} [{low:+.3f}, {high:+.3f}]", row.n]
         rows.append([row.task, row.subset, row.mode, row.metric, verdict, *figures])
-    columns = ["task", "items", "mode", "metric", "", "A", "other", "other − A [95 %]", "n"]
+    columns = ["task", "items", "mode", "metric", "verdict", "A", "other", "other − A [95 %]", "n"]
     return markdown_table(columns, rows, text_columns=5)
 
 
