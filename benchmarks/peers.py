@@ -13,9 +13,9 @@ All have the same documents, tokenizer, tokens of a step, longest row, parameter
 fitted), precision and time, and one thread. Time is the run's processor time without that of evaluation: what a clock
 shows on an idle machine, and still fair on a busy one. The peers' schedules follow the share of the time that is over;
 `ours` and `stock` get as many steps as fit. `half` is `ours` with a schedule of half of the time. With
-`--sweep_minutes`, each side first tries half, once and twice its own learning rate. flexqwen/evaluation scores every
-side on the same held-out documents, masking groups and minimal pairs. The result says what was patched in a peer. A
-finished run is not run again.
+`--sweep_minutes`, each side first tries half, once and twice its own learning rate, and goes on from an end that is
+best. flexqwen/evaluation scores every side on the same held-out documents, masking groups and minimal pairs. The result
+says what was patched in a peer. A finished run is not run again.
 """
 
 import argparse
@@ -52,7 +52,7 @@ ROOT = Path(__file__).resolve().parents[1]
 METRICS = [f"{figure}_{mode}" for figure in ("bits_per_byte", "pairs") for mode in heldout.MODES]
 RECIPE = '--causal_fraction 0.75 --phases {"until":0.5,"sequence_length":64} {"until":0.8,"sequence_length":128} '
 RECIPE += '{"until":1.0,"sequence_length":256}'  # short rows first, and the share of configs/small.yaml
-RATES = (1.0, 0.5, 2.0)  # of the sweep, times a side's own learning rate
+RATES = (1.0, 0.5, 2.0)  # that the sweep begins with, times a side's own learning rate
 STEPS = 100_000  # of the peers' schedules, which are walked through as time passes
 CALIBRATION = 20  # steps that tell how many fit into the time
 FORMAT = 2  # of a run's file
@@ -516,29 +516,38 @@ def run(args, side: str, seed: int, rate: float, minutes: float, documents: dict
     return read_json(file)
 
 
-def run_all(args, documents: dict) -> dict[str, list[dict]]:
-    """The runs of every side, one of each seed, at the best rate of the sweep or at the side's own; last `HALF`'s."""
+def try_rates(args, side: str, documents: dict) -> dict[float, float]:
+    """The loss by multiple of a side's own learning rate: `RATES`, and on from an end as long as that is best."""
+    how = argparse.Namespace(**vars(args) | {"limit": 0, "marks": 1})  # only the loss at its end counts
+    losses, rates = {}, RATES
+    while rates:
+        for rate in rates:
+            end = run(how, side, 0, rate, args.sweep_minutes, documents)["curve"][-1]
+            loss = np.mean([end[metric] for metric in METRICS[:2] if metric in end])
+            losses[rate] = loss if np.isfinite(loss) else math.inf
+        best = min(losses, key=losses.get)
+        rates = [rate for rate in (best / 2, best * 2) if rate not in losses]
+    return losses
+
+
+def run_all(args, documents: dict) -> tuple[dict[str, list[dict]], dict[str, dict[float, float]]]:
+    """The runs of every side and last of `HALF`, one of each seed, at the best rate or a side's own; and the sweep."""
     with ThreadPoolExecutor(args.workers) as pool:
 
-        def together(args, cells: list[tuple]) -> list[dict]:
+        def together(cells: list[tuple]) -> list[dict]:
             return list(pool.map(lambda cell: run(args, *cell, documents), cells))
 
-        def loss(trial: dict) -> float:
-            end = trial["curve"][-1]
-            return np.mean([end[metric] for metric in METRICS[:2] if metric in end])
-
-        rates = RATES if args.sweep_minutes else RATES[:1]
-        minutes, how = args.sweep_minutes or args.minutes, args
-        if args.sweep_minutes:  # only the loss at its end counts
-            how = argparse.Namespace(**vars(args) | {"limit": 0, "marks": 1})
-        trials = together(how, [(side, 0, rate, minutes) for side in args.sides for rate in rates])
-        tried = [trials[first : first + len(rates)] for first in range(0, len(trials), len(rates))]
-        best = {side: min(of_side, key=loss)["cell"]["rate"] for side, of_side in zip(args.sides, tried, strict=True)}
+        if args.sweep_minutes:
+            tried = list(pool.map(lambda side: try_rates(args, side, documents), args.sides))
+        else:
+            tried = [{1.0: None}] * len(args.sides)
+        best = {side: min(losses, key=losses.get) for side, losses in zip(args.sides, tried, strict=True)}
         cells = [(side, seed, best[side], args.minutes) for seed in range(args.seeds) for side in args.sides]
-        done = together(args, cells)
+        done = together(cells)
         ours = args.sides[0]
-        halves = together(args, [(ours, seed, best[ours], args.minutes / 2) for seed in range(args.seeds)])
-    return {side: done[number :: len(args.sides)] for number, side in enumerate(args.sides)} | {HALF: halves}
+        halves = together([(ours, seed, best[ours], args.minutes / 2) for seed in range(args.seeds)])
+    runs = {side: done[number :: len(args.sides)] for number, side in enumerate(args.sides)} | {HALF: halves}
+    return runs, dict(zip(args.sides, tried, strict=True))
 
 
 def at(curve: list[dict], axis: str, place: float, metric: str) -> float:
@@ -649,7 +658,7 @@ def main() -> None:
         if name in PEERS and not getattr(args, name):
             parser.error(f"{name} needs --{name} <checkout>")
     documents = write_documents(args)
-    runs = run_all(args, documents)
+    runs, sweep = run_all(args, documents)
     ours, *others = args.sides
     comparisons = {side: compare(runs[ours], runs[HALF], runs[side], args.minutes * 60) for side in others}
     print(tables(runs, comparisons, documents))
@@ -657,7 +666,7 @@ def main() -> None:
         print("\n".join(f"patched, {side}: {patch}" for patch in done[0]["patched"]))
     if args.output:
         made_by = {"versions": versions("torch", "transformers", "numpy"), "recipe": args.recipe, "bf16": args.bf16}
-        found = {"made_by": made_by, "documents": documents, "comparisons": comparisons, "runs": runs}
+        found = {"made_by": made_by, "documents": documents, "sweep": sweep, "comparisons": comparisons, "runs": runs}
         write_json(args.output, without_paths(found))
 
 

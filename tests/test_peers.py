@@ -132,14 +132,15 @@ def test_interval_over_seeds_is_students():
 
 def test_each_side_trains_at_its_best_rate(monkeypatch):
     def run(args, side, seed, rate, minutes, documents):
-        loss = abs(rate - {"ours": 2, "stock": 0.5}[side])
+        loss = abs(rate - {"ours": 2, "stock": 0.125}[side])
         cell = {"side": side, "seed": seed, "rate": rate, "minutes": minutes}
         return {"cell": cell, "curve": [{"bits_per_byte_causal": loss}]}
 
     monkeypatch.setattr(peers, "run", run)
     args = SimpleNamespace(workers=2, sweep_minutes=1, minutes=2, sides=["ours", "stock"], seeds=2)
-    runs = peers.run_all(args, {})
-    for key, side, rate, minutes in (("ours", "ours", 2, 2), ("stock", "stock", 0.5, 2), ("half", "ours", 2, 1)):
+    runs, sweep = peers.run_all(args, {})
+    assert sorted(sweep["stock"]) == [0.0625, 0.125, 0.25, 0.5, 1.0, 2.0]  # beyond 0.5, as far as it gets better
+    for key, side, rate, minutes in (("ours", "ours", 2, 2), ("stock", "stock", 0.125, 2), ("half", "ours", 2, 1)):
         wanted = {"side": side, "rate": rate, "minutes": minutes}
         assert [one["cell"] for one in runs[key]] == [wanted | {"seed": seed} for seed in range(2)]
 
