@@ -54,7 +54,7 @@ RECIPE = '--causal_fraction 0.75 --phases {"until":0.5,"sequence_length":64} {"u
 RECIPE += '{"until":1.0,"sequence_length":256}'  # short rows first, and the share of configs/small.yaml
 RATES = (1.0, 0.5, 2.0)  # that the sweep begins with, times a side's own learning rate
 STEPS = 100_000  # of the peers' schedules, which are walked through as time passes
-CALIBRATION = 20  # steps that tell how many fit into the time
+CALIBRATION = 40  # steps that tell how many fit into the time
 FORMAT = 2  # of a run's file
 HALF = "half"  # the side that is ours in half of the time
 
@@ -367,27 +367,26 @@ def check_scoring(peer, model: Peer, pieces: list) -> dict:
 
 
 class Marks(TrainerCallback):
-    """Records the run of a Trainer; without a recorder, only the time of each step."""
+    """Records the run of a Trainer, and the time of each step."""
 
-    def __init__(self, recorder: Recorder | None, tokens, wrap=lambda model: model):
+    def __init__(self, recorder: Recorder, tokens, wrap=lambda model: model):
         self.recorder, self.tokens, self.wrap, self.clock, self.times = recorder, tokens, wrap, Clock(), []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if self.recorder:
-            self.recorder.record(self.wrap(model), 0)
+        self.recorder.record(self.wrap(model), 0)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.times.append(self.clock.read()[0])
-        if self.recorder:
-            is_last = state.global_step >= state.max_steps
-            record = self.recorder.record if is_last else self.recorder.record_if_due
-            record(self.wrap(model), self.tokens(state.global_step))
+        is_last = state.global_step >= state.max_steps
+        record = self.recorder.record if is_last else self.recorder.record_if_due
+        record(self.wrap(model), self.tokens(state.global_step))
 
 
 def run_for(seconds: float, run, recorder: Recorder):
     """Calls `run(max_steps, recorder)` with as many steps as fit; it returns its Marks and the model."""
-    times = run(CALIBRATION, None)[0].times
-    return run(max(1, round(seconds * (len(times) - 5) / (times[-1] - times[4]))), recorder)[1]
+    times = run(CALIBRATION, recorder)[0].times[CALIBRATION // 4 :]  # the first steps take longer
+    recorder.curve.clear()  # made all the same: after scoring, the allocator keeps more, and stock's steps are faster
+    return run(max(1, round(seconds * (len(times) - 1) / (times[-1] - times[0]))), recorder)[1]
 
 
 def train_ours(cell: dict, recorder: Recorder, options: list[str], learning_rate: float) -> dict:
@@ -397,7 +396,7 @@ def train_ours(cell: dict, recorder: Recorder, options: list[str], learning_rate
 
     made, trainer_class = [], trainer.FlexQwenTrainer
 
-    def run(max_steps: int, recorder: Recorder | None):
+    def run(max_steps: int, recorder: Recorder):
         def make(*args):
             made.append(trainer_class(*args))
             made[-1].marks = Marks(recorder, made[-1].metrics.tokens_seen)
@@ -434,7 +433,7 @@ def train_stock(cell: dict, recorder: Recorder, tokenizer, shape, training) -> d
 
         return Peer(model, encode, model.lm_head, shape.vocab_size, length, modes=("causal",))
 
-    def run(max_steps: int, recorder: Recorder | None):
+    def run(max_steps: int, recorder: Recorder):
         set_seed(cell["seed"])
         model, training.max_steps = Qwen3ForCausalLM(shape), max_steps
         marks = Marks(recorder, lambda step: step * cell["tokens_per_step"], wrap)

@@ -145,6 +145,16 @@ def test_each_side_trains_at_its_best_rate(monkeypatch):
         assert [one["cell"] for one in runs[key]] == [wanted | {"seed": seed} for seed in range(2)]
 
 
+def test_as_many_steps_as_fit_are_trained():
+    def run(max_steps, recorder):
+        recorder.curve.append(max_steps)
+        return SimpleNamespace(times=[9 + step if step < 5 else 20 + step / 2 for step in range(max_steps)]), "model"
+
+    recorder = SimpleNamespace(curve=[])
+    assert peers.run_for(100, run, recorder) == "model"
+    assert recorder.curve == [200]  # half a second each, but for the first; the steps that told are not in the curve
+
+
 def test_a_finished_run_is_not_run_again(monkeypatch, tmp_path):
     started = []
 
