@@ -17,6 +17,7 @@ from flexqwen.study import grid, report, runner
 from flexqwen.study.cells import load
 from flexqwen.study.grid import Cell, Study
 from flexqwen.study.surface import fit_law, rank_values
+from flexqwen.training.arguments import read_yaml
 from tests.helpers.runs import CONFIG, ROOT
 
 PARAMETERS, TOKENS = 1000, 65_536
@@ -232,14 +233,22 @@ def test_holms_correction():
     assert correct_p_values([0.6, 0.9]) == [1, 1] and correct_p_values([]) == []
 
 
-def test_the_surface_is_planned_and_goes_on_on_a_gpu():
-    study, larger = (grid.read(str(ROOT / f"configs/{name}.yaml")) for name in ("study-surface", "study-gpu"))
-    plan = (ROOT / study.plan).read_text()
-    named = [row.split(" | ")[1] for row in plan.splitlines() if row.startswith("| H")]
+@pytest.mark.parametrize("name", ["study-surface", "study-gpu"])
+def test_what_counts_was_planned(name):
+    study = grid.read(str(ROOT / f"configs/{name}.yaml"))
+    named = [row.split(" | ")[1] for row in (ROOT / study.plan).read_text().splitlines() if row.startswith("| H")]
     assert sorted(named) == sorted(one.name for one in study.planned)
+
+
+def test_the_surface_is_run_seed_by_seed():
+    study = grid.read(str(ROOT / "configs/study-surface.yaml"))
     assert len(study.cells) == 126 and {cell.seed for cell in study.cells[:33]} == {0}
-    repetitions = [{one.value(point, "repetitions") for point in one.points} for one in (study, larger)]
-    assert repetitions == [{1, 4, 8, 12, 16, 64}, {16, 64, 256}]
-    for name in ("causal_fraction", "dataset_config", "mask_schedule"):
-        assert study.values(name) == larger.values(name)
-    assert {dict(point)["unique_tokens"] for point in larger.points} < set(study.values("unique_tokens"))
+    assert {study.value(point, "repetitions") for point in study.points} == {1, 4, 8, 12, 16, 64}
+
+
+def test_the_gpu_study_has_the_model_of_small():
+    small, larger = read_yaml(ROOT / "configs/small.yaml"), grid.read(str(ROOT / "configs/study-gpu.yaml"))
+    rates = grid.read(str(ROOT / "configs/study-gpu-rates.yaml"))
+    shape = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim", "tokenizer"]
+    assert all(small[name] == larger.training[name] == rates.training[name] for name in shape)
+    assert {one.value(point, "repetitions") for one in (larger, rates) for point in one.points} == {16}
