@@ -10,6 +10,7 @@ What has a file is finished. Cells of another machine are taken over by copying 
 
 import contextlib
 import fcntl
+import gc
 import json
 import multiprocessing
 import os
@@ -181,6 +182,7 @@ def make_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
     code = find_commit()
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         runpy.run_path(str(ROOT / "train.py"))["main"]([str(write_config(study, cell))])
+    gc.collect()  # the trainer: torch has a process fail that ends before the workers which load its data
     run = run_folder(arguments.parse([str(write_config(study, cell))]))
     last, described = list_checkpoints(run)[-1], read_json(run / "run.json")
     if problem := find_defect(last):

@@ -32,9 +32,10 @@ def keep_losses_whole(accelerator) -> None:
 
 
 def compile_layers(model, training) -> None:
-    """Compiles a model layer by layer, one graph each, for every shape; the rest and all names stay as they are.
+    """Compiles a model layer by layer; the rest and all names stay as they are.
 
-    accelerate would compile the whole, whose masks and losses break the graph and have other shapes at each step.
+    For every shape there is one graph, and another of the last layer, which leaves tokens out. accelerate would compile
+    the whole, whose masks and losses break the graph and have other shapes at each step.
     """
     torch._dynamo.config.recompile_limit = 64  # a run has a few phases of rows and mixtures of modes
     for layer in model.model.layers:

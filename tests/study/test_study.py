@@ -1,10 +1,12 @@
 """A study from its config to its report: a tiny grid that is really trained, and results whose answer is known."""
 
+import gc
 import json
 import os
 import shutil
 import subprocess
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +164,29 @@ def test_a_cell_of_a_wrong_figure_or_a_changed_model_is_refused(wrong, ran, tmp_
     message = {"figure": "bits_per_byte, causal: .* has value nan", "model": "changed while it was evaluated"}[wrong]
     with pytest.raises(InputError, match=message):
         runner.measure(study, study.cells[0], str(tmp_path / "step"))
+
+
+def test_the_trainer_of_a_cell_is_gone_before_it_is_measured(monkeypatch):
+    """And the processes that load its data with it."""
+
+    class Trainer:
+        def __init__(self):
+            self.cycle, trainers[:] = self, [weakref.ref(self)]
+
+    def describe_run(_):
+        raise InputError("gone" if trainers[0]() is None else "there")
+
+    trainers = []
+    monkeypatch.setattr(runner.runpy, "run_path", lambda path: {"main": lambda argv: bool(Trainer())})
+    monkeypatch.setattr(runner, "write_config", lambda study, cell: "cell.yaml")
+    monkeypatch.setattr(runner, "run_folder", describe_run)
+    monkeypatch.setattr(runner.arguments, "parse", lambda argv: None)
+    gc.disable()
+    try:
+        with pytest.raises(InputError, match="gone"):
+            runner.make_cell(None, None, {})
+    finally:
+        gc.enable()
 
 
 def test_a_cell_whose_last_checkpoint_is_damaged_is_not_measured(ran, tmp_path, monkeypatch):
