@@ -141,7 +141,9 @@ def digest_plan(study: Study, commit: str | None = None) -> dict[str, str] | Non
         run_git(path.parent, "show", f"{commit}:./{path.name}") if commit else path.read_text(encoding="utf-8").strip()
         for path in (study.path, study.plan)
     )
-    return None if None in (config, plan) else {"config": digest(config), "plan": digest(plan.partition(AMENDMENTS)[0])}
+    if None in (config, plan):
+        return None
+    return {"config": digest(config), "plan": digest(plan.partition(AMENDMENTS)[0].rstrip("\n") + "\n")}
 
 
 def read_cell(study: Study, cell: Cell, digests: dict[str, str] | None = None) -> dict | None:

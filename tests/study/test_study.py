@@ -463,10 +463,11 @@ def test_a_difference_of_differences_is_the_first_less_the_second():
     assert cells.difference([np.array(value) for value in (9, 4, 3, 1)]) == (9 - 4) - (3 - 1)
 
 
-def test_a_planned_study_begins_with_a_commit_and_owns_up_to_changes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("amendments", ["\n## Amendments\n\nNone.\n", ""])
+def test_a_planned_study_begins_with_a_commit_and_owns_up_to_changes(amendments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path, plan = write_config(tmp_path, plan="plan.md"), tmp_path / "plan.md"
-    plan.write_text("The plan.\n\n## Amendments\n\nNone.\n")
+    plan.write_text(f"The plan.\n{amendments}")
     study = grid.read("tiny.yaml")
     git = ["git", "-c", "user.name=a", "-c", "user.email=b"]
     subprocess.run([*git, "init", "-q"], check=True)
@@ -475,6 +476,8 @@ def test_a_planned_study_begins_with_a_commit_and_owns_up_to_changes(tmp_path, m
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-qm", "x"], check=True)
     runner.register(study)
+    report.check_plan(study)
+    plan.write_text(plan.read_text() + ("" if amendments else "\n## Amendments\n\n"))
     report.check_plan(study)
     for changed, name in ((plan, "plan"), (path, "config")):
         changed.write_text("# other\n" + changed.read_text())
