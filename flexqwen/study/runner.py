@@ -48,7 +48,7 @@ from flexqwen.training.runs import run_folder
 
 ROOT = Path(__file__).parents[2]
 ITEMS, OVERLAP, REGISTERED = "items.json", "overlap.json", "registered.json"
-AMENDMENTS = "\n## Amendments\n"  # what stands below it in a plan may be written when the study has begun
+AMENDMENTS = "\n## Amendments"  # what stands below it in a plan may be written when the study has begun
 
 
 def run(study: Study, workers: int = 1, seeds: Collection[int] | None = None) -> None:
