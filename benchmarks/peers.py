@@ -55,7 +55,7 @@ RECIPE += '{"until":1.0,"sequence_length":256}'  # short rows first, and the sha
 RATES = (1.0, 0.5, 2.0)  # that the sweep begins with, times a side's own learning rate
 STEPS = 100_000  # of the peers' schedules, which are walked through as time passes
 CALIBRATION = 40  # steps that tell how many fit into the time
-FORMAT = 2  # of a run's file
+FORMAT = 3  # of a run's file
 HALF = "half"  # the side that is ours in half of the time
 
 
@@ -370,13 +370,13 @@ class Marks(TrainerCallback):
     """Records the run of a Trainer, and the time of each step."""
 
     def __init__(self, recorder: Recorder, tokens, wrap=lambda model: model):
-        self.recorder, self.tokens, self.wrap, self.clock, self.times = recorder, tokens, wrap, Clock(), []
+        self.recorder, self.tokens, self.wrap, self.times = recorder, tokens, wrap, []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.recorder.record(self.wrap(model), 0)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.times.append(self.clock.read()[0])
+        self.times.append(self.recorder.clock.read()[0])  # which stands still while a mark is scored
         is_last = state.global_step >= state.max_steps
         record = self.recorder.record if is_last else self.recorder.record_if_due
         record(self.wrap(model), self.tokens(state.global_step))
@@ -546,7 +546,7 @@ def run_all(args, documents: dict) -> tuple[dict[str, list[dict]], dict[str, dic
         ours = args.sides[0]
         halves = together([(ours, seed, best[ours], args.minutes / 2) for seed in range(args.seeds)])
     runs = {side: done[number :: len(args.sides)] for number, side in enumerate(args.sides)} | {HALF: halves}
-    return runs, dict(zip(args.sides, tried, strict=True))
+    return runs, dict(zip(args.sides, tried, strict=True)) if args.sweep_minutes else {}
 
 
 def at(curve: list[dict], axis: str, place: float, metric: str) -> float:

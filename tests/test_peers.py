@@ -155,6 +155,24 @@ def test_as_many_steps_as_fit_are_trained():
     assert recorder.curve == [200]  # half a second each, but for the first; the steps that told are not in the curve
 
 
+def test_a_mark_is_no_part_of_the_time_of_a_step(monkeypatch):
+    seconds = iter(range(100))
+    monkeypatch.setattr(peers.time, "process_time", lambda: next(seconds))
+    recorder = object.__new__(peers.Recorder)
+    recorder.clock, recorder.curve = peers.Clock(), []
+
+    def record(model, tokens):
+        with recorder.clock.paused():
+            for _ in range(10):
+                next(seconds)
+
+    recorder.record = recorder.record_if_due = record
+    marks = peers.Marks(recorder, lambda step: step)
+    for step in range(1, 4):
+        marks.on_step_end(None, SimpleNamespace(global_step=step, max_steps=3), None)
+    assert np.diff(marks.times).max() < 10
+
+
 def test_a_finished_run_is_not_run_again(monkeypatch, tmp_path):
     started = []
 

@@ -143,7 +143,8 @@ def digest_plan(study: Study, commit: str | None = None) -> dict[str, str] | Non
     )
     if None in (config, plan):
         return None
-    return {"config": digest(config), "plan": digest(plan.partition(AMENDMENTS)[0].rstrip("\n") + "\n")}
+    before = plan.partition(AMENDMENTS)[0].rstrip("\n") + "\n"  # the same whether amendments follow or not
+    return {"config": digest(config), "plan": digest(before)}
 
 
 def read_cell(study: Study, cell: Cell, digests: dict[str, str] | None = None) -> dict | None:
@@ -184,7 +185,7 @@ def make_cell(study: Study, cell: Cell, digests: dict[str, str]) -> None:
     code = find_commit()
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         runpy.run_path(str(ROOT / "train.py"))["main"]([str(write_config(study, cell))])
-    gc.collect()  # the trainer: torch has a process fail that ends before the workers which load its data
+    gc.collect()  # frees the trainer, whose data is loaded by workers: torch has a process fail that ends before them
     run = run_folder(arguments.parse([str(write_config(study, cell))]))
     last, described = list_checkpoints(run)[-1], read_json(run / "run.json")
     if problem := find_defect(last):

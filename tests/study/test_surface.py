@@ -250,5 +250,7 @@ def test_the_gpu_study_has_the_model_of_small():
     small, larger = read_yaml(ROOT / "configs/small.yaml"), grid.read(str(ROOT / "configs/study-gpu.yaml"))
     rates = grid.read(str(ROOT / "configs/study-gpu-rates.yaml"))
     shape = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim", "tokenizer"]
+    shape += ["num_key_value_heads"]
     assert all(small[name] == larger.training[name] == rates.training[name] for name in shape)
+    assert small["learning_rate"] == larger.training["learning_rate"]
     assert {one.value(point, "repetitions") for one in (larger, rates) for point in one.points} == {16}
