@@ -12,7 +12,7 @@ from flexqwen import subsampling
 from flexqwen.cli import InputError
 from flexqwen.data import passages
 from flexqwen.data.texts import dataset_digest
-from flexqwen.evaluation import MODES, likelihood
+from flexqwen.evaluation import MODES, likelihood, sources
 from flexqwen.evaluation.options import Options, default_folder
 from flexqwen.evaluation.results import RESULTS, Result, read_results, write_results
 from flexqwen.evaluation.tasks import NAMES, OPTIONAL, Item, Task, load_task
@@ -123,6 +123,8 @@ def load_items(tasks: list[Task], options: Options, notes: list[str]) -> dict[Ta
     items = {}
     for task in tasks:
         try:
+            if task.fine_tune:  # its data are read when it runs; what is missing is said before anything is measured
+                sources.fetch(task.sources)
             items[task] = [] if task.fine_tune else task.load_items(options)
         except InputError as error:
             if task.name not in OPTIONAL or options.tasks != "all":

@@ -84,6 +84,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FLEXQWEN_CACHE") or Path.home() / ".cache" / "flexqwen")
 
 
+def fetch(folder: str) -> None:
+    """Has all files of a folder of the layout at hand, verified."""
+    for name in SOURCES:
+        if name.startswith(f"{folder}/"):
+            read(name)
+
+
 def read(name: str) -> bytes:
     """The content of a file of the layout, uncompressed and verified."""
     source, given = SOURCES[name], os.environ.get("FLEXQWEN_EVAL_DATA")

@@ -10,6 +10,7 @@ from datasets import Dataset
 import eval as evaluation
 from flexqwen import subsampling
 from flexqwen.data.texts import read_texts
+from flexqwen.cli import InputError
 from flexqwen.evaluation import sources
 from flexqwen.evaluation.results import read_results
 from flexqwen.evaluation.tasks import Context, Task, load_task
@@ -105,6 +106,22 @@ def test_results_table_and_figures(checkpoints, built, data, tmp_path, capsys, r
     write_json(file, {**header, "results": read_json(file)["results"]})
     evaluation.main(options)
     assert "has wsc_pt, arc_pt, mpararel_pt, of the same checkpoint and settings; reused" in capsys.readouterr().out
+
+
+def test_missing_data_of_a_fine_tuned_task_are_told_before_anything_is_measured(
+    checkpoints, built, data, tmp_path, monkeypatch, capsys
+):
+    def read(name):
+        if name.startswith("assin2/"):
+            raise InputError(f"{name} is missing")
+        return data[name].encode()
+
+    monkeypatch.setattr(sources, "read", read)
+    options = ["--model", checkpoints[0], "--dataset", str(built), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        evaluation.main([*options, "--tasks", "wsc_pt,assin2"])
+    assert "assin2-dev.xml is missing" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "results.json").exists()
 
 
 def test_results_accumulate(checkpoints, built, data, tmp_path, monkeypatch, capsys):

@@ -94,6 +94,7 @@ class Task:
     groups: Sequence[str] = ("all",)  # the order in which subsets of items are shown; others follow, by the alphabet
     has_limit: bool = True  # `Context.limit` holds for it
     by_kind: bool = False  # a model that is no FlexQwen is scored otherwise
+    sources: str = ""  # the folder of what it is fine-tuned on, in the layout of the sources
     settings: Sequence[str] = ()  # names in `Context` that decide its figures, besides those that always do
 
     def find_modes(self, modes: Sequence[str]) -> list[str]:

@@ -96,7 +96,7 @@ def run(model_folder: str, context: Context) -> list[Result]:
     return entailment + fine_tune_similarity(model_folder, splits["sts"], context)
 
 
-ASSIN2 = Task("assin2", 3, fine_tune=run)
+ASSIN2 = Task("assin2", 3, fine_tune=run, sources="assin2")
 
 
 def load_pairs(context: Context) -> list[Item]:

@@ -99,4 +99,4 @@ def run(model_folder: str, context: Context) -> list[Result]:
     ]
 
 
-BOSQUE_POS = Task("bosque_pos", 3, fine_tune=run)
+BOSQUE_POS = Task("bosque_pos", 3, fine_tune=run, sources="ud_bosque")

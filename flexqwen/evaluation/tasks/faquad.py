@@ -171,4 +171,4 @@ def run(model_folder: str, context: Context) -> list[Result]:
     return results
 
 
-FAQUAD = Task("faquad", 4, fine_tune=run)
+FAQUAD = Task("faquad", 4, fine_tune=run, sources="faquad")

@@ -90,4 +90,9 @@ def fine_tune_scenario(scenario: str, model_folder: str, context: Context) -> Re
     return finetuning.seeds_result(HAREM, "entity_f1", lambda _, drawn: entity_f1(drawn), counts[0], counts, **fields)
 
 
-HAREM = Task("harem", 2, fine_tune=lambda *where: [fine_tune_scenario(scenario, *where) for scenario in SCENARIOS])
+HAREM = Task(
+    "harem",
+    2,
+    fine_tune=lambda *where: [fine_tune_scenario(scenario, *where) for scenario in SCENARIOS],
+    sources="harem",
+)

@@ -34,5 +34,15 @@ def read_toldbr() -> dict[str, list[Example]]:
     return {"train": splits["train"], "dev": splits["validation"], "test": test}
 
 
-HATEBR = Task("hatebr", 2, fine_tune=lambda folder, context: classify(HATEBR, folder, read_hatebr(), context, 4))
-TOLDBR = Task("toldbr", 2, fine_tune=lambda folder, context: classify(TOLDBR, folder, read_toldbr(), context, 3))
+HATEBR = Task(
+    "hatebr",
+    2,
+    fine_tune=lambda folder, context: classify(HATEBR, folder, read_hatebr(), context, 4),
+    sources="hatebr",
+)
+TOLDBR = Task(
+    "toldbr",
+    2,
+    fine_tune=lambda folder, context: classify(TOLDBR, folder, read_toldbr(), context, 3),
+    sources="toldbr",
+)
