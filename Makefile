@@ -38,6 +38,7 @@ CORPUS ?= sample_corpus
 .PHONY: demo test test-slow test-compat test-clients test-cluster test-vllm test-transformers4 space test-space
 
 demo: $(VENV)/installed
+	@echo "Where other programs run too, OMP_WAIT_POLICY=PASSIVE before the command makes it faster."
 ifeq ($(CORPUS),sample_corpus)
 	@echo "[1/5] sample corpus"
 	@$(RUN) python carolina_originality.py sample $(CORPUS)
@@ -51,11 +52,12 @@ endif
 	@mkdir -p runs && cp carolina_originality/manifest.json runs/demo-manifest.json
 	@echo "[3/5] tokenizer"
 	@$(RUN) python -m flexqwen tokenizer --vocab_size 4096 --output $(OUTPUT)/tokenizer --overwrite
-	@echo "[4/5] training (where other programs run too, OMP_WAIT_POLICY=PASSIVE before the command makes it faster)"
+	@echo "[4/5] training"
 	@$(RUN) python train.py $(CONFIG) --output_dir $(OUTPUT) --tokenizer $(OUTPUT)/tokenizer \
 		--token_stores $(OUTPUT)/tokens --overwrite
 	@echo "[5/5] evaluation"
 	@$(RUN) python eval.py --model $(OUTPUT)/hybrid-shift-256/best --overwrite
+	@echo "Next: make space, a page to try this model"
 
 test: $(VENV)/installed
 	@# Files of tests over processes of one thread each: the models are too small for several.

@@ -59,7 +59,7 @@ def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int)
     held_pairs = min(held, len(pairs) // 10)
     if held_pairs == 0:
         what = f"pairs of documents of {MIN_TOKENS} tokens or more have one length and a different originality"
-        raise InputError(f"only {len(pairs)} {what}, of {documents} documents; give more shards or more --documents")
+        raise InputError(f"only {len(pairs)} {what}, of {documents} documents; give more text, less original text too")
     # A random part of the pairs is held out, so that it is like the part that trains.
     pairs = pairs[: round(SPARE * (size["gold"] + 2 * held_pairs))]
     chosen = np.random.default_rng([seed, 3]).permutation(len(pairs))

@@ -75,7 +75,10 @@ def read_file(file: Path) -> Iterator[tuple[str, str]]:
     import pyarrow.parquet as pq
 
     with explain_failure(f"{file} is damaged", REMEDY):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "text"], batch_size=4096):
+        content = pq.ParquetFile(file)
+        if "text" not in content.schema_arrow.names:
+            raise InputError(f"{file} holds no text; name another config than {file.parent.name}")
+        for batch in content.iter_batches(columns=["id", "text"], batch_size=4096):
             for document, text in zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True):
                 if not (isinstance(document, str) and isinstance(text, str)):
                     raise ValueError("a document has no id or no text")

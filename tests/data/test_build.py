@@ -251,5 +251,5 @@ def test_held_out_passages_are_looked_for_in_what_is_written(sample_corpus, tmp_
 def test_too_small_a_corpus(tmp_path, capsys):
     call(capsys, "sample", tmp_path / "tiny", "--documents", 12)
     words = ("build", "--corpus", tmp_path / "tiny", "--output", tmp_path / "out", "--workers", 1)
-    assert "give more shards" in call(capsys, *words, expected=2)
+    assert "give more text" in call(capsys, *words, expected=2)
     assert visible(tmp_path) == ["tiny"]

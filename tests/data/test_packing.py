@@ -154,6 +154,11 @@ def test_a_store_whose_info_was_changed_is_refused(change, store, tmp_path):
     assert len(PackedRows(copy)) == len(store)
 
 
+def test_a_config_without_text_is_told_from_a_damaged_one(built):
+    with pytest.raises(InputError, match=r"index/train.* holds no text; name another config than index"):
+        list(read_texts(built, "index", "train"))
+
+
 def test_a_dataset_that_lacks_documents_of_its_manifest_is_not_packed(built, tokenizer, tokenizer_folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(built, copy)

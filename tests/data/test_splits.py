@@ -144,5 +144,5 @@ def test_limits_are_told():
 
 
 def test_nothing_to_pair_is_an_error():
-    with pytest.raises(InputError, match=r"only 0 pairs .* give more shards"):
+    with pytest.raises(InputError, match=r"only 0 pairs .* give more text"):
         splits.propose(np.full(500, 30), np.full(500, 100.0), np.zeros(500, int), 0)

@@ -9,8 +9,8 @@ from datasets import Dataset
 
 import eval as evaluation
 from flexqwen import subsampling
-from flexqwen.data.texts import read_texts
 from flexqwen.cli import InputError
+from flexqwen.data.texts import read_texts
 from flexqwen.evaluation import sources
 from flexqwen.evaluation.results import read_results
 from flexqwen.evaluation.tasks import Context, Task, load_task
