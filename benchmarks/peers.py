@@ -47,6 +47,7 @@ from flexqwen.evaluation.tasks import Context, load_task
 from flexqwen.files import atomic_write, digest, file_digest, read_json, versions, write_json
 from flexqwen.tables import markdown_table
 from flexqwen.training.arguments import parse
+from flexqwen.training.cpu import has_bfloat16
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = [f"{figure}_{mode}" for figure in ("bits_per_byte", "pairs") for mode in heldout.MODES]
@@ -648,7 +649,7 @@ def main() -> None:
     parser.add_argument("--marks", type=int, default=10, help="points of a curve")
     parser.add_argument("--documents", type=int, default=300, help="held-out documents")
     parser.add_argument("--limit", type=int, default=500, help="minimal pairs; 0: none")
-    parser.add_argument("--bf16", type=int, default=torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    parser.add_argument("--bf16", type=int, default=has_bfloat16())
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument("--runs", default="runs/peers", help="folder of the runs")
     parser.add_argument("--output", help="JSON file to write")

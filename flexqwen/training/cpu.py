@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+import platform
 
 import torch
 from torch import nn
@@ -14,6 +15,16 @@ from flexqwen.evaluation.bidirectional import rotate
 from modeling_flexqwen import compute_dtype
 
 LONGEST = 512  # tokens of a row whose attention is kept whole; it grows with their square
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16 itself.
+
+    On x86, oneDNN's own check is also true of AVX-512 without that, where it emulates it, slower than float32.
+    """
+    if platform.machine() in ("x86_64", "AMD64"):
+        return torch.cpu._is_avx512_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def keep_freed_memory() -> None:

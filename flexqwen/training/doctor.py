@@ -34,6 +34,7 @@ from flexqwen.tables import plain_table
 from flexqwen.training.arguments import Arguments, parse
 from flexqwen.training.average import WeightAverage
 from flexqwen.training.compat import compile_layers, fuse_norms
+from flexqwen.training.cpu import has_bfloat16
 from flexqwen.training.flops import GPUS, Count, find_gpu, model_flops
 from flexqwen.training.metrics import attended_length
 from flexqwen.training.model import make_config
@@ -126,7 +127,8 @@ def count_step(config: FlexQwenConfig, args: Arguments, phase: Phase, is_gpu: bo
     config = copy.deepcopy(config)
     if config._attn_implementation != "eager":
         config._attn_implementation = "varlen"  # keeps as much as any other kernel does, and runs without a device
-    with mock.patch.multiple(modeling_flexqwen, **told), FakeTensorMode() as fake, Count() as count:
+    bf16 = mock.patch("flexqwen.training.optimizer.has_bfloat16", lambda: is_gpu or has_bfloat16())
+    with mock.patch.multiple(modeling_flexqwen, **told), bf16, FakeTensorMode() as fake, Count() as count:
         model = FlexQwenForCausalLM(config).train()
         if is_gpu:
             fuse_norms(model, _CountedNorm.apply)
@@ -234,7 +236,7 @@ def estimate(args: Arguments, vocab_size: int, gpu: str, price: float | None) ->
 def describe_machine() -> list[list[str]]:
     """Rows of a table: versions, processor and GPU."""
     found = [[name, version] for name, version in versions("torch", "transformers", "accelerate").items()]
-    bf16 = "has" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
+    bf16 = "has" if has_bfloat16() else "no"
     found.append(["processor", f"{platform.machine()}, {torch.get_num_threads()} threads, {bf16} bfloat16"])
     if shutil.which("nvidia-smi"):
         asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -1,10 +1,13 @@
 """Muon against torch's own, and the optimizer that joins it with AdamW."""
 
 import copy
+import platform
+from pathlib import Path
 
 import pytest
 import torch
 
+from flexqwen.training.cpu import has_bfloat16
 from flexqwen.training.optimizer import BatchedMuon, MuonWithAdamW, orthogonalize
 from tests.helpers.tiny import make_model
 
@@ -39,6 +42,13 @@ def test_orthogonal_factors_have_singular_values_near_one(shape):
     assert factors.shape == matrices.shape and values.min() > 0.5 and values.max() < 1.3
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     assert (factors * (u @ v)).sum() > 0.95 * factors.norm() * (u @ v).norm()  # the same directions
+
+
+def test_bfloat16_that_a_library_emulates_is_not_the_processors():
+    flags = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not flags.is_file():
+        pytest.skip("needs Linux's list of what an x86 processor has")
+    assert has_bfloat16() == ("avx512_bf16" in flags.read_text().split())
 
 
 def test_matrices_of_the_layers_go_to_muon_and_a_state_resumes_exactly():
