@@ -19,7 +19,7 @@ def run_build(args) -> None:
     from flexqwen.data.collection import FIELDS
     from flexqwen.data.inspection import describe_dataset
 
-    parameters = Parameters(args.seed, args.documents, args.measure, args.skip_bad_shards)
+    parameters = Parameters(args.seed, args.documents, args.measure, args.skip_bad_shards, args.with_all)
     columns = {field: value for field in FIELDS if (value := getattr(args, f"{field}_column"))}
     options = (args.output, parameters, args.workers, args.memory, args.overwrite, columns)
     manifest = build(args.corpus, *options)
@@ -94,6 +94,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--documents", type=int, help="use so many documents only, a random sample; all shards are read all the same")
     add("--seed", type=int, default=0)
     add("--measure", choices=("header", "ngram"), default="header", help="originality that makes the splits")
+    add(
+        "--with_all", action="store_true", help="add a config `all`, of all documents but the held-out and their copies"
+    )
     add("--workers", type=int, default=os.cpu_count(), help="processes")
     add("--memory", type=float, default=2, help="GiB that scoring may take, all processes together")
     add("--skip_bad_shards", action="store_true", help="leave bad shards out and list them in the manifest")

@@ -50,6 +50,11 @@ class Parameters:
     documents: int | None = None  # use only so many, a random sample over all shards
     measure: str = "header"  # the originality that makes the splits: the corpus's own, or "ngram", recomputed
     skip_bad_shards: bool = False  # leave out and list what cannot be trusted, instead of stopping there
+    with_all: bool = False  # a config of all documents but the held-out ones, too
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest; `with_all` only where it is set, so that other builds are what they were before it."""
+        return {name: value for name, value in asdict(self).items() if name != "with_all" or value}
 
 
 def build(
@@ -82,7 +87,7 @@ def build(
     described = {name: getattr(corpus, name) for name in ("absent", "strays", "generated")}
     described |= {} if corpus.columns is None else {"columns": corpus.columns}
     described["shards"] = {shard.name: [shard.sha256, shard.size] for shard in corpus.shards}
-    described |= {"parameters": asdict(parameters), "formats": [documents.FORMAT, ngrams.FORMAT, FORMAT]}
+    described |= {"parameters": parameters.describe(), "formats": [documents.FORMAT, ngrams.FORMAT, FORMAT]}
     inputs = digest(described)
     try:
         with lock_work_folder(output) as work:
@@ -162,7 +167,7 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
         "dataset": NAME,
         "generated": corpus.generated,
         "inputs": inputs,
-        "parameters": asdict(parameters),
+        "parameters": parameters.describe(),
         "versions": versions("lxml", "matplotlib", "numpy", "pyarrow", "scipy"),
         "documents": {"read": sum(r["read"] for r in reports), "kept": len(in_use), "dropped": dropped},
         "splits": describe_splits(in_use, chosen, bytes_),
@@ -184,7 +189,8 @@ def make_dataset(corpus: Corpus, work: Path, inputs: str, parameters: Parameters
 def choose_splits(scored: Documents, parameters: Parameters, heldout_file: Path, pool: Pool) -> splits.Splits:
     """The splits. Leaves the hashes of the held-out documents' 13-grams in `heldout_file` (uint64, ascending)."""
     tokens = scored.tokens
-    proposed = splits.propose(tokens, getattr(scored, parameters.measure), scored.typology, parameters.seed)
+    columns = tokens, getattr(scored, parameters.measure), scored.typology
+    proposed = splits.propose(*columns, parameters.seed, parameters.with_all)
     heldout = np.unique(np.concatenate(list(proposed.heldout.values())))
     hashes = pool.map(hash_stored_passages, scored.group_by_shard(heldout), "Held-out passages")
     np.save(heldout_file, np.unique(np.concatenate(hashes)))

@@ -16,7 +16,7 @@ from jinja2 import StrictUndefined, Template
 from flexqwen.data.corpus import MIN_TOKENS
 from flexqwen.data.documents import BEYOND, encode_column, header_originality
 from flexqwen.data.ngrams import mean_known
-from flexqwen.data.splits import MIN_GAP, PAIRS, TOLERANCE
+from flexqwen.data.splits import ALL, MIN_GAP, PAIRS, TOLERANCE
 from flexqwen.data.texts import read_manifest
 from flexqwen.drawing import save_figure, to_words
 from flexqwen.files import write_text
@@ -45,13 +45,15 @@ def write_card(folder: Path) -> None:
 
 def list_cautions(manifest: dict[str, Any]) -> list[str]:
     """What has to be known before anything else of a build that is a sample, or a small one of real text."""
-    cautions, kept, gold = [], manifest["documents"]["kept"], manifest["splits"]["gold/train"]
+    cautions, kept = [], manifest["documents"]["kept"]
+    name = ALL if f"{ALL}/train" in manifest["splits"] else "gold"
+    most = manifest["splits"][f"{name}/train"]
     if left := manifest["documents"]["dropped"].get(BEYOND):
         what = "copies in the others are not seen, so n-gram originality is overstated"
         cautions.append(f"a sample, {kept:,} of {kept + left:,} documents: {what}")
-    if gold["tokens"] < SMALL and not manifest["generated"]:
-        size = f"{gold['tokens']:,} tokens, {gold['size'].split(' (')[0]} documents asked for"
-        cautions.append(f"gold is too small to train a model on: {size}; take more")
+    if most["tokens"] < SMALL and not manifest["generated"]:
+        size = f"{most['tokens']:,} tokens, {most['size'].split(' (')[0]} documents asked for"
+        cautions.append(f"{name} is too small to train a model on: {size}; take more")
     return cautions
 
 
@@ -113,7 +115,7 @@ def _fill_card(folder: Path, manifest: dict[str, Any], index: pa.Table, pairs: d
         "texts": texts,
         "cautions": list_cautions(manifest),
         "size": _SIZES[bisect([10**power for power in range(3, 8)], manifest["documents"]["kept"])],
-        "configs": TEXTS["configs"],
+        "configs": {name: text for name, text in TEXTS["configs"].items() if name in sizes},
         "columns": [(name, *column) for name, column in (TEXTS["columns"] | texts.get("columns", {})).items()],
         "downloads": downloads,
         "sizes": sizes,

@@ -1,4 +1,4 @@
-"""Gold, its matched controls, tokenizer and held-out documents: chosen, disjoint within a pair, described.
+"""Gold, its matched controls, tokenizer, held-out and all documents: chosen, disjoint within a pair, described.
 
 Arrays have one entry a document. Every choice among equals follows one random order drawn from the seed.
 """
@@ -25,6 +25,7 @@ KS_LIMIT, TOKENS_LIMIT = 0.01, 0.005
 
 PAIRS = (("gold", "matched"), ("gold_typology", "matched_typology"))
 TRAINING = (*PAIRS[0], *PAIRS[1], "tokenizer")
+ALL = "all"  # a training config of every document but the held-out ones, where it is asked for
 
 
 @dataclass
@@ -37,14 +38,15 @@ class Splits:
 
     def parts(self) -> dict[str, ndarray]:
         """All splits by `<config>/<split>`, as the dataset names them."""
-        training = {f"{config}/train": self.training[config] for config in TRAINING}
+        training = {f"{config}/train": part for config, part in self.training.items()}
         return training | {f"heldout/{split}": part for split, part in self.heldout.items()}
 
 
-def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int) -> Splits:
+def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int, with_all: bool = False) -> Splits:
     """Chooses the splits. Training configs hold some more than is asked for; `decontaminate` cuts them to size.
 
     Of each document: its `tokens` (int), `originality` (0-100, NaN where undefined), `typology` (a code, -1 for none).
+    Too few pairs are an error, but not `with_all`: then all else may stay empty.
     """
     documents = len(tokens)
     order = np.random.default_rng([seed, 1]).permutation(documents)  # place of each document in a random order
@@ -57,20 +59,25 @@ def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int)
 
     pairs = match(eligible, tokens, originality, order)
     held_pairs = min(held, len(pairs) // 10)
-    if held_pairs == 0:
+    if held_pairs == 0 and not with_all:
         what = f"pairs of documents of {MIN_TOKENS} tokens or more have one length and a different originality"
-        raise InputError(f"only {len(pairs)} {what}, of {documents} documents; give more text, less original text too")
+        what += f", of {documents} documents; give more text, less original text too, or pass --with_all"
+        raise InputError(f"only {len(pairs)} {what}")
     # A random part of the pairs is held out, so that it is like the part that trains.
     pairs = pairs[: round(SPARE * (size["gold"] + 2 * held_pairs))]
     chosen = np.random.default_rng([seed, 3]).permutation(len(pairs))
     is_held = np.zeros(len(pairs), bool)
     for split, part in (("validation", chosen[:held_pairs]), ("test", chosen[held_pairs : 2 * held_pairs])):
-        heldout[f"{split}_original"], heldout[f"{split}_unoriginal"] = pairs[part].T
+        if held_pairs:
+            heldout[f"{split}_original"], heldout[f"{split}_unoriginal"] = pairs[part].T
         is_held[part] = True
     left = np.setdiff1d(eligible, pairs[is_held], assume_unique=True)
     typology_pairs = match(left[typology[left] >= 0], tokens, originality, order, typology)
     columns = (*pairs[~is_held].T, *typology_pairs.T, tokenizer)
-    return Splits(dict(zip(TRAINING, columns, strict=True)), heldout)
+    training = dict(zip(TRAINING, columns, strict=True))
+    if with_all:
+        training[ALL] = np.setdiff1d(np.arange(documents), np.concatenate(list(heldout.values())))
+    return Splits(training, heldout)
 
 
 def sizes(documents: int) -> dict[str, int]:
@@ -150,9 +157,9 @@ def _balance(pairs: ndarray, tokens: ndarray) -> ndarray:
 def decontaminate(splits: Splits, contaminated: ndarray, tokens: ndarray, seed: int) -> Splits:
     """Leaves out of training what is `contaminated` (bool, one entry a document), with its partner; cuts; shuffles."""
     size = sizes(len(tokens))
-    wanted = size | {"gold_typology": size["gold"]}
+    wanted = size | {"gold_typology": size["gold"], ALL: len(splits.training.get(ALL, ()))}
     training, notes = {}, {}
-    for name, partner in (*PAIRS, ("tokenizer", None)):
+    for name, partner in (*PAIRS, *((key, None) for key in ("tokenizer", ALL) if key in splits.training)):
         rows = np.stack([splits.training[key] for key in (name, partner) if key])
         clean = rows[:, ~contaminated[rows].any(axis=0)]
         shuffle = np.random.default_rng([seed, 2]).permutation(clean.shape[1])
@@ -205,8 +212,9 @@ def check(
     is_other = (typology[a] != typology[b]) | (typology[a] < 0)
     add("gold_typology: pairs of different typology", is_other.sum(), 0)
     others = np.concatenate([training[name] for pair in PAIRS for name in pair])
-    add("documents in both tokenizer and another training split", len(np.intersect1d(training["tokenizer"], others)), 0)
-    everything = np.concatenate([others, training["tokenizer"]])
+    shared = len(np.intersect1d(training["tokenizer"], others))
+    add(f"documents in both tokenizer and another training split{' but all' if ALL in training else ''}", shared, 0)
+    everything = np.concatenate(list(training.values()))
     add("documents in both training and held-out", len(np.intersect1d(everything, heldout)), 0)
     twice = sum(len(part) - len(np.unique(part)) for part in splits.parts().values())
     add("documents that stand twice in a split", twice, 0)

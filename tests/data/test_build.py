@@ -1,6 +1,7 @@
 """A build is never half done, the same inputs give the same bytes, and wrong use is one line."""
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -15,7 +16,7 @@ from flexqwen.data import build as build_module
 from flexqwen.data import card, corpus, documents, ngrams
 from flexqwen.data.build import Parameters, build, lock_work_folder
 from flexqwen.data.texts import read_manifest
-from tests.helpers.datasets import call, files, run, visible
+from tests.helpers.datasets import call, files, read_split, run, visible
 from tests.helpers.runs import fork
 
 
@@ -33,6 +34,28 @@ def test_bytes_do_not_depend_on_workers_or_memory(built, sample_corpus, tmp_path
         else:
             assert found.pop(name) == content
     assert not found
+
+
+def test_all_is_every_document_that_is_not_held_out_nor_a_copy_of_such(
+    built, sample_corpus, sample_documents, tmp_path
+):
+    found = build(sample_corpus, tmp_path / "out", Parameters(with_all=True), workers=1)
+    assert found["parameters"]["with_all"] and "with_all" not in read_manifest(built)["parameters"]
+    splits = {name: content for name, content in files(tmp_path / "out").items() if name.startswith("data/")}
+    del splits["data/all/train-00000-of-00001.parquet"]
+    assert splits == {name: content for name, content in files(built).items() if name.startswith("data/")}
+
+    def passages(text: str) -> list[tuple[str, ...]]:
+        words = re.findall(r"\w+", text.lower())
+        return [tuple(words[place : place + 13]) for place in range(len(words) - 12)]
+
+    heldout = {name for part in (built / "data/heldout").iterdir() for name in pq.read_table(part)["id"].to_pylist()}
+    grams = {document.id: passages(document.text) for document in sample_documents}
+    known = {gram for name in heldout for gram in grams[name]}
+    copies = {name for name, own in grams.items() if own and sum(gram in known for gram in own) >= len(own) / 2}
+    assert copies - heldout
+    made = read_split(tmp_path / "out", "all")["id"].to_pylist()
+    assert sorted(made) == sorted(grams.keys() - heldout - copies)
 
 
 def test_reuse_refuse_overwrite(sample_corpus, tmp_path, capsys):

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -275,3 +276,18 @@ def test_a_folder_without_texts_is_named(tmp_path):
     (tmp_path / "notes.pdf").write_bytes(b"%PDF")
     with pytest.raises(InputError, match="and no shard of Corpus Carolina"):
         open_collection([str(tmp_path)], {})
+
+
+def test_text_that_is_all_of_one_originality_can_be_trained_on_as_a_whole(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    texts = [
+        " ".join(f"w{word}" for word in random.integers(0, 3000, length)) for length in random.integers(30, 300, 200)
+    ]
+    write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    words = ("build", "--corpus", tmp_path / "texts.jsonl", "--output", tmp_path / "out", "--workers", 1)
+    assert "or pass --with_all" in call(capsys, *words, expected=2)
+    call(capsys, *words, "--with_all")
+    found = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    heldout = datasets.load_dataset(str(tmp_path / "out"), "heldout", cache_dir=str(tmp_path / "cache"))
+    assert set(heldout) == {"validation", "test"}
+    assert sorted([*found["text"], *heldout["validation"]["text"], *heldout["test"]["text"]]) == sorted(texts)
