@@ -1,6 +1,6 @@
 # make demo                    the whole way, from a sample corpus to an evaluated model; replaces what is in runs/quickstart
 # make demo CORPUS=<folder>    the same from Corpus Carolina, or files of .parquet, .jsonl or .txt in any language (DOCUMENTS=<n> at most)
-# make demo DATASET_CONFIG=all  trains on all of it, not on its most original part
+# make demo DATASET_CONFIG=all  trains on all but the held-out documents, not on the most original ones
 # make test                    style and tests (CAROLINA_CORPUS=<folder>: also on a real copy of the corpus)
 # make test-slow               tests that it leaves out: all shards of the real copy, more of what torch compiles
 # make test-compat             the model's and the trainer's tests with the oldest transformers that is supported
@@ -17,7 +17,6 @@ VENV ?= .venv
 export CAROLINA_CORPUS FLEXQWEN_EVAL_DATA
 RUN = . $(VENV)/bin/activate &&
 CONFIG ?= configs/quickstart.yaml
-DATASET_CONFIG ?= gold
 SPACE_VENV ?= .venv-space
 CLIENTS_VENV ?= .venv-clients
 CLUSTER_VENV ?= .venv-cluster
@@ -56,7 +55,7 @@ endif
 	@$(RUN) python -m flexqwen tokenizer --vocab_size 4096 --output $(OUTPUT)/tokenizer --overwrite
 	@echo "[4/5] training"
 	@$(RUN) python train.py $(CONFIG) --output_dir $(OUTPUT) --tokenizer $(OUTPUT)/tokenizer \
-		--dataset_config $(DATASET_CONFIG) --token_stores $(OUTPUT)/tokens --overwrite
+		$(if $(DATASET_CONFIG),--dataset_config $(DATASET_CONFIG)) --token_stores $(OUTPUT)/tokens --overwrite
 	@echo "[5/5] evaluation"
 	@$(RUN) python eval.py --model $(OUTPUT)/hybrid-shift-256/best --overwrite
 	@echo "Next: make space, a page to try this model"

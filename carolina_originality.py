@@ -95,7 +95,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=int, default=0)
     add("--measure", choices=("header", "ngram"), default="header", help="originality that makes the splits")
     add(
-        "--with_all", action="store_true", help="add a config `all`, of all documents but the held-out and their copies"
+        "--with_all",
+        action="store_true",
+        help="add a config `all`: every document but the held-out ones and what has half its 13-grams there",
     )
     add("--workers", type=int, default=os.cpu_count(), help="processes")
     add("--memory", type=float, default=2, help="GiB that scoring may take, all processes together")

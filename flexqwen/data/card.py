@@ -46,14 +46,14 @@ def write_card(folder: Path) -> None:
 def list_cautions(manifest: dict[str, Any]) -> list[str]:
     """What has to be known before anything else of a build that is a sample, or a small one of real text."""
     cautions, kept = [], manifest["documents"]["kept"]
-    name = ALL if f"{ALL}/train" in manifest["splits"] else "gold"
-    most = manifest["splits"][f"{name}/train"]
     if left := manifest["documents"]["dropped"].get(BEYOND):
         what = "copies in the others are not seen, so n-gram originality is overstated"
         cautions.append(f"a sample, {kept:,} of {kept + left:,} documents: {what}")
-    if most["tokens"] < SMALL and not manifest["generated"]:
-        size = f"{most['tokens']:,} tokens, {most['size'].split(' (')[0]} documents asked for"
-        cautions.append(f"{name} is too small to train a model on: {size}; take more")
+    for name in ("gold", ALL):
+        split = manifest["splits"].get(f"{name}/train")
+        if split and split["tokens"] < SMALL and not manifest["generated"]:
+            size = f"{split['tokens']:,} tokens, {split['size'].split(' (')[0]} documents asked for"
+            cautions.append(f"{name} is too small to train a model on: {size}; take more")
     return cautions
 
 
@@ -116,6 +116,7 @@ def _fill_card(folder: Path, manifest: dict[str, Any], index: pa.Table, pairs: d
         "cautions": list_cautions(manifest),
         "size": _SIZES[bisect([10**power for power in range(3, 8)], manifest["documents"]["kept"])],
         "configs": {name: text for name, text in TEXTS["configs"].items() if name in sizes},
+        "default": "gold" if manifest["splits"]["gold/train"]["documents"] or ALL not in sizes else ALL,
         "columns": [(name, *column) for name, column in (TEXTS["columns"] | texts.get("columns", {})).items()],
         "downloads": downloads,
         "sizes": sizes,

@@ -153,6 +153,8 @@ def make_token_store(
         where = "" if dataset is None else f" in {dataset}"
         raise InputError(f"no dataset{where}, and no token store {folder}; {remedy}")
     check_whole(dataset, config, "train")
+    if not count_texts(dataset, config, "train"):
+        raise InputError(f"{config}/train in {dataset} holds no document; train on another --dataset_config")
     check_whole(dataset, "heldout", "validation")
     with atomic_write(folder) as partial:
         partial.mkdir()

@@ -50,7 +50,7 @@ def find_seen_shares(texts: Sequence[str], dataset: str | Path, progress: bool =
     wanted = Passages(np.unique(hash_passages(texts)[0]))
     is_seen = np.zeros(len(wanted.hashes), bool)
     configs = {path.parent.name for path in Path(dataset).glob("data/*/train-*.parquet")}
-    for config in sorted(configs - {"tokenizer", "index"}):  # no model is trained on these
+    for config in sorted(configs - {"tokenizer", "index"}):  # no model is trained on these; `all` holds its own
         trained = (text for _, text in read_texts(dataset, config, "train"))
         bar = tqdm(trained, f"13-grams of {config}", count_texts(dataset, config, "train"), disable=not progress)
         for batch in cut_batches(bar, _BATCH_CHARACTERS):

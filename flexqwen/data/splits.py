@@ -1,4 +1,4 @@
-"""Gold, its matched controls, tokenizer, held-out and all documents: chosen, disjoint within a pair, described.
+"""Gold, its matched controls, tokenizer and held-out documents, and `all`: chosen, disjoint within a pair, described.
 
 Arrays have one entry a document. Every choice among equals follows one random order drawn from the seed.
 """
@@ -46,12 +46,13 @@ def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int,
     """Chooses the splits. Training configs hold some more than is asked for; `decontaminate` cuts them to size.
 
     Of each document: its `tokens` (int), `originality` (0-100, NaN where undefined), `typology` (a code, -1 for none).
-    Too few pairs are an error, but not `with_all`: then all else may stay empty.
+    `with_all`, too few pairs are no error: the paired configs may be empty, and the paired strata be missing.
     """
     documents = len(tokens)
     order = np.random.default_rng([seed, 1]).permutation(documents)  # place of each document in a random order
     size = sizes(documents)
-    held = size["heldout"]
+    if not (held := size["heldout"]):
+        raise InputError(f"{documents} documents are too few to hold any of them out; give more text")
     edges = [held, 2 * held, 2 * held + size["tokenizer"]]
     validation, test, tokenizer, free = np.split(np.argsort(order), edges)
     heldout = {"validation": validation, "test": test}
@@ -61,8 +62,10 @@ def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int,
     held_pairs = min(held, len(pairs) // 10)
     if held_pairs == 0 and not with_all:
         what = f"pairs of documents of {MIN_TOKENS} tokens or more have one length and a different originality"
-        what += f", of {documents} documents; give more text, less original text too, or pass --with_all"
-        raise InputError(f"only {len(pairs)} {what}")
+        what += (
+            f", of {documents} documents; give more text, less original text too, or build --with_all and train with"
+        )
+        raise InputError(f"only {len(pairs)} {what} --dataset_config all")
     # A random part of the pairs is held out, so that it is like the part that trains.
     pairs = pairs[: round(SPARE * (size["gold"] + 2 * held_pairs))]
     chosen = np.random.default_rng([seed, 3]).permutation(len(pairs))
@@ -213,7 +216,7 @@ def check(
     add("gold_typology: pairs of different typology", is_other.sum(), 0)
     others = np.concatenate([training[name] for pair in PAIRS for name in pair])
     shared = len(np.intersect1d(training["tokenizer"], others))
-    add(f"documents in both tokenizer and another training split{' but all' if ALL in training else ''}", shared, 0)
+    add(f"documents in both tokenizer and {'a paired' if ALL in training else 'another training'} split", shared, 0)
     everything = np.concatenate(list(training.values()))
     add("documents in both training and held-out", len(np.intersect1d(everything, heldout)), 0)
     twice = sum(len(part) - len(np.unique(part)) for part in splits.parts().values())

@@ -40,7 +40,7 @@ class BatchedMuon(torch.optim.Muon):
 def orthogonalize(matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float):
     """The orthogonal factor of each of `(number, rows, columns)`, about, by Newton-Schulz iterations.
 
-    In bfloat16 where the hardware has it, else in float32, which is then 4 to 20 times as fast.
+    In bfloat16 where the hardware has it, else in float32, which is then 3 to 20 times as fast.
     """
     a, b, c = coefficients
     has_bf16 = matrices.device.type != "cpu" or has_bfloat16()

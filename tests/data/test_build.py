@@ -16,6 +16,7 @@ from flexqwen.data import build as build_module
 from flexqwen.data import card, corpus, documents, ngrams
 from flexqwen.data.build import Parameters, build, lock_work_folder
 from flexqwen.data.texts import read_manifest
+from flexqwen.files import digest
 from tests.helpers.datasets import call, files, read_split, run, visible
 from tests.helpers.runs import fork
 
@@ -37,10 +38,14 @@ def test_bytes_do_not_depend_on_workers_or_memory(built, sample_corpus, tmp_path
 
 
 def test_all_is_every_document_that_is_not_held_out_nor_a_copy_of_such(
-    built, sample_corpus, sample_documents, tmp_path
+    built, sample_corpus, sample_documents, tmp_path, monkeypatch
 ):
     found = build(sample_corpus, tmp_path / "out", Parameters(with_all=True), workers=1)
     assert found["parameters"]["with_all"] and "with_all" not in read_manifest(built)["parameters"]
+    seen = []  # what a build without it is known by has no word of it, so that it stays what it was
+    monkeypatch.setattr(build_module, "digest", lambda content: seen.append(str(content)) or digest(content))
+    build(sample_corpus, built, Parameters())
+    assert len(seen) == 1 and "measure" in seen[0] and "with_all" not in seen[0]
     splits = {name: content for name, content in files(tmp_path / "out").items() if name.startswith("data/")}
     del splits["data/all/train-00000-of-00001.parquet"]
     assert splits == {name: content for name, content in files(built).items() if name.startswith("data/")}
@@ -77,7 +82,7 @@ def test_a_changed_card_is_written_anew_and_no_shard_is_read(built, sample_corpu
     output = shutil.copytree(built, tmp_path / "out")
     words = ("build", "--corpus", sample_corpus, "--output", output, "--workers", 1)
     monkeypatch.setitem(card.TEXTS["generated"], "caution", "A mended sentence.")
-    monkeypatch.setattr(corpus, "read_shard", None)
+    monkeypatch.setattr(corpus.Shard, "read_batches", None)
     assert "reused" in call(capsys, *words)
     assert files(output) == files(built)
     assert "reused" in call(capsys, *words, "--overwrite")

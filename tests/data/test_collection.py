@@ -278,16 +278,18 @@ def test_a_folder_without_texts_is_named(tmp_path):
         open_collection([str(tmp_path)], {})
 
 
-def test_text_that_is_all_of_one_originality_can_be_trained_on_as_a_whole(tmp_path, capsys):
+def test_text_that_is_all_of_one_originality_can_be_built_as_a_whole(tmp_path, capsys):
     random = np.random.default_rng(0)
     texts = [
         " ".join(f"w{word}" for word in random.integers(0, 3000, length)) for length in random.integers(30, 300, 200)
     ]
     write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
     words = ("build", "--corpus", tmp_path / "texts.jsonl", "--output", tmp_path / "out", "--workers", 1)
-    assert "or pass --with_all" in call(capsys, *words, expected=2)
+    assert "or build --with_all" in call(capsys, *words, expected=2)
     call(capsys, *words, "--with_all")
     found = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
     heldout = datasets.load_dataset(str(tmp_path / "out"), "heldout", cache_dir=str(tmp_path / "cache"))
     assert set(heldout) == {"validation", "test"}
+    card = (tmp_path / "out/README.md").read_text()
+    assert '"all", split="train"' in card and "*_original" not in card and "all is too small" in card
     assert sorted([*found["text"], *heldout["validation"]["text"], *heldout["test"]["text"]]) == sorted(texts)

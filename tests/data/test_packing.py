@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -166,6 +167,17 @@ def test_a_dataset_that_lacks_documents_of_its_manifest_is_not_packed(built, tok
     manifest["splits"]["gold/train"]["documents"] += 1  # as if a second Parquet file had not been copied
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"gold/train in .* documents of its manifest; copy it again"):
+        make_token_store(str(copy), dataset_digest(copy), "gold", tokenizer, str(tokenizer_folder), 128, str(tmp_path))
+
+
+def test_a_config_that_is_empty_is_not_packed(built, tokenizer, tokenizer_folder, tmp_path):
+    copy = shutil.copytree(built, tmp_path / "copy")
+    file = next((copy / "data/gold").iterdir())
+    pq.write_table(pq.read_table(file)[:0], file)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["splits"]["gold/train"]["documents"] = 0
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"gold/train in .* holds no document; train on another --dataset_config"):
         make_token_store(str(copy), dataset_digest(copy), "gold", tokenizer, str(tokenizer_folder), 128, str(tmp_path))
 
 

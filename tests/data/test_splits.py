@@ -145,7 +145,7 @@ def test_limits_are_told():
 
 def test_nothing_to_pair_is_an_error_but_all_of_it_may_be_wanted():
     columns = np.full(500, 30), np.full(500, 100.0), np.zeros(500, int)
-    with pytest.raises(InputError, match=r"only 0 pairs .* give more text, .* or pass --with_all"):
+    with pytest.raises(InputError, match=r"only 0 pairs .* give more text, .* or build --with_all"):
         splits.propose(*columns, 0)
     found = splits.propose(*columns, 0, with_all=True)
     assert not len(found.training["gold"]) and set(found.heldout) == {"validation", "test"}

@@ -51,6 +51,12 @@ def test_bfloat16_that_a_library_emulates_is_not_the_processors():
     assert has_bfloat16() == ("avx512_bf16" in flags.read_text().split())
 
 
+@pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_matrices_are_made_orthogonal_in_bfloat16_where_the_processor_has_it(has, dtype, monkeypatch):
+    monkeypatch.setattr("flexqwen.training.optimizer.has_bfloat16", lambda: has)
+    assert orthogonalize(torch.eye(4)[None], (3.4445, -4.7750, 2.0315), 5, 1e-7).dtype == dtype
+
+
 def test_matrices_of_the_layers_go_to_muon_and_a_state_resumes_exactly():
     model = make_model()
     optimizer = MuonWithAdamW(model, 0.01, 0.1, (0.9, 0.95), 1e-8)
