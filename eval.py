@@ -54,9 +54,10 @@ def print_evaluation(options: Options) -> None:
     check_place(options.model)  # before what takes long to import
     from flexqwen.evaluation.figures import draw_evaluation
     from flexqwen.evaluation.results import RESULTS, format_results, split_breakdowns
-    from flexqwen.evaluation.run_tasks import evaluate
+    from flexqwen.evaluation.run_tasks import caution_dataset, evaluate
     from flexqwen.files import write_text
 
+    caution_dataset(options)
     results = evaluate(options)
     write_text(options.folder / "results.md", format_results(results) + "\n")
     main, breakdowns = split_breakdowns(results)

@@ -49,9 +49,10 @@ def list_cautions(manifest: dict[str, Any]) -> list[str]:
     if left := manifest["documents"]["dropped"].get(BEYOND):
         what = "copies in the others are not seen, so n-gram originality is overstated"
         cautions.append(f"a sample, {kept:,} of {kept + left:,} documents: {what}")
-    for name in ("gold", ALL):
-        split = manifest["splits"].get(f"{name}/train")
-        if split and split["tokens"] < SMALL and not manifest["generated"]:
+    found = {name: part for name in ("gold", ALL) if (part := manifest["splits"].get(f"{name}/train"))}
+    for name, split in found.items():
+        is_wanted = split["documents"] or len(found) == 1  # none is original where all are alike
+        if is_wanted and split["tokens"] < SMALL and not manifest["generated"]:
             size = f"{split['tokens']:,} tokens, {split['size'].split(' (')[0]} documents asked for"
             cautions.append(f"{name} is too small to train a model on: {size}; take more")
     return cautions

@@ -4,6 +4,7 @@ The checkpoint, the dataset, the settings and the versions of the tasks decide w
 written down and decide nothing.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,22 @@ from flexqwen.evaluation import MODES, likelihood, sources
 from flexqwen.evaluation.options import Options, default_folder
 from flexqwen.evaluation.results import RESULTS, Result, read_results, write_results
 from flexqwen.evaluation.tasks import NAMES, OPTIONAL, Item, Task, load_task
-from flexqwen.files import digest, read_json, remove_path, versions
+from flexqwen.files import digest, read_json, read_object, remove_path, versions
 from flexqwen.loading import check_unchanged, digest_checkpoint
 
 
 def find_results(folder: Path) -> Path:
     """A results folder itself, or that of the checkpoint in `folder`."""
     return folder if (folder / RESULTS).is_file() or not folder.is_dir() else default_folder(str(folder))
+
+
+def caution_dataset(options: Options) -> None:
+    """Says on stderr where a run's checkpoint is measured on another dataset than it was trained on."""
+    run = read_object(Path(options.model).parent / "run.json", "bring it back") or {}
+    trained, name = run.get("digests", {}).get("dataset"), run.get("settings", {}).get("dataset")
+    if trained and options.has_dataset and trained != dataset_digest(options.dataset):
+        what = f"held-out text of {options.dataset} is measured, and {options.model} was trained on {name}"
+        print(f"caution: {what}; --dataset {name} measures its own", file=sys.stderr)
 
 
 def evaluate(options: Options) -> list[Result]:

@@ -10,7 +10,7 @@ from datasets import Dataset
 import eval as evaluation
 from flexqwen import subsampling
 from flexqwen.cli import InputError
-from flexqwen.data.texts import read_texts
+from flexqwen.data.texts import dataset_digest, read_texts
 from flexqwen.evaluation import sources
 from flexqwen.evaluation.results import read_results
 from flexqwen.evaluation.tasks import Context, Task, load_task
@@ -200,6 +200,17 @@ def test_an_interrupted_evaluation_goes_on_after_the_last_finished_task(
     for name in ("results.json", "items.json"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not (tmp_path / "twice" / "unfinished").exists()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_another_dataset_than_that_of_the_training_is_told(same, checkpoints, built, data, tmp_path, capsys):
+    shutil.copytree(checkpoints[0], tmp_path / "best")
+    of_run = {"digests": {"dataset": dataset_digest(built) if same else "another"}, "settings": {"dataset": "mine"}}
+    write_json(tmp_path / "run.json", of_run)
+    options = ["--model", str(tmp_path / "best"), "--dataset", str(built), "--tasks", "wsc_pt", "--modes", "causal"]
+    evaluation.main(options)
+    told = f"caution: held-out text of {built} is measured, and {tmp_path / 'best'} was trained on mine; --dataset mine"
+    assert (told in capsys.readouterr().err) != same
 
 
 def test_a_checkpoint_that_training_replaces_meanwhile_gives_no_results(
