@@ -46,7 +46,7 @@ def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int,
     """Chooses the splits. Training configs hold some more than is asked for; `decontaminate` cuts them to size.
 
     Of each document: its `tokens` (int), `originality` (0-100, NaN where undefined), `typology` (a code, -1 for none).
-    `with_all`, too few pairs are no error: the paired configs may be empty, and the paired strata be missing.
+    With `with_all`, too few pairs are no error: the paired configs may be empty, and the paired strata be missing.
     """
     documents = len(tokens)
     order = np.random.default_rng([seed, 1]).permutation(documents)  # place of each document in a random order
@@ -62,10 +62,8 @@ def propose(tokens: ndarray, originality: ndarray, typology: ndarray, seed: int,
     held_pairs = min(held, len(pairs) // 10)
     if held_pairs == 0 and not with_all:
         what = f"pairs of documents of {MIN_TOKENS} tokens or more have one length and a different originality"
-        what += (
-            f", of {documents} documents; give more text, less original text too, or build --with_all and train with"
-        )
-        raise InputError(f"only {len(pairs)} {what} --dataset_config all")
+        remedy = "give more text, less original text too, or build --with_all and train with --dataset_config all"
+        raise InputError(f"only {len(pairs)} {what}, of {documents} documents; {remedy}")
     # A random part of the pairs is held out, so that it is like the part that trains.
     pairs = pairs[: round(SPARE * (size["gold"] + 2 * held_pairs))]
     chosen = np.random.default_rng([seed, 3]).permutation(len(pairs))
